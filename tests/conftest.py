@@ -1,0 +1,91 @@
+"""What all tests share: one thread, fixed seeds, a cache of their own, a tiny model and tiny pictures."""
+
+from __future__ import annotations
+
+import os
+import random
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from hypothesis import settings
+
+if TYPE_CHECKING:
+    from edgemae.model.vit import ViT
+
+# Before numpy, torch or OpenCV come in: they read these once. Sums stay in one order and two cores stay usable.
+for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "OPENCV_FOR_THREADS_NUM"):
+    os.environ[_name] = "1"
+# No test needs a network, a screen or colours.
+os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1", MPLBACKEND="Agg", NO_COLOR="1", COLUMNS="120")
+
+# The same examples on every run, and no deadline: a busy machine is not a bug.
+settings.register_profile("edgemae", derandomize=True, deadline=None, database=None)
+settings.load_profile("edgemae")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache_dir(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Keep what engines compile away from the user's cache."""
+    path = tmp_path_factory.mktemp("edgemae-cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("EDGEMAE_CACHE_DIR", str(path))
+        yield path
+
+
+@pytest.fixture(autouse=True)
+def _same_start() -> None:
+    """Seed what is loaded, and undo what an earlier test did to torch's threads."""
+    random.seed(0)
+    if "numpy" in sys.modules:
+        sys.modules["numpy"].random.seed(0)
+    if "torch" in sys.modules:
+        torch = sys.modules["torch"]
+        torch.manual_seed(0)
+        if torch.get_num_threads() != 1:
+            torch.set_num_threads(1)
+
+
+@pytest.fixture
+def tiny_vit() -> Callable[..., ViT]:
+    """Return a maker of ViTs with 32 px, patch 8, width 32, depth 2, 2 heads and 3 classes; any size can be changed."""
+    import torch
+
+    from edgemae.model.vit import ViT, ViTShape
+
+    def make(seed: int = 0, **changes: Any) -> ViT:
+        sizes: dict[str, Any] = {"image_px": 32, "patch_px": 8, "width": 32, "depth": 2, "heads": 2, "classes": 3}
+        torch.manual_seed(seed)
+        return ViT(ViTShape.uniform(**(sizes | changes))).eval()
+
+    return make
+
+
+@pytest.fixture
+def image_folder(tmp_path: Path) -> Callable[..., Path]:
+    """Return a maker of image folders: one sub-folder a class, or flat without classes; coloured noise in each."""
+    import cv2
+    import numpy as np
+
+    def make(
+        name: str = "images",
+        *,
+        classes: tuple[str, ...] = ("circle", "square"),
+        per_class: int = 4,
+        image_hw: tuple[int, int] = (36, 48),
+        suffix: str = ".png",
+        seed: int = 0,
+    ) -> Path:
+        rng = np.random.default_rng(seed)
+        root = tmp_path / name
+        for k, folder in enumerate(classes or ("",)):
+            (root / folder).mkdir(parents=True, exist_ok=True)
+            for i in range(per_class):
+                frame_bgr = rng.integers(0, 96, (*image_hw, 3), dtype=np.uint8)
+                frame_bgr[..., k % 3] += 128  # classes differ in colour: they can be learnt in a few steps
+                assert cv2.imwrite(str(root / folder / f"{i:03d}{suffix}"), frame_bgr)
+        return root
+
+    return make
