@@ -1,0 +1,129 @@
+"""The one error tree of edgemae. Every message says what happened, what was expected and what to do.
+
+EdgemaeError
+├── InputError                your input            exit 2
+│   ├── DataError             images, labels, calibration sets
+│   ├── CheckpointError       model files that cannot be imported
+│   ├── PlanError             a plan file, a flag or an override
+│   ├── TargetError           an unknown or malformed target
+│   └── BundleError           a bundle that cannot be opened
+│       ├── BundleCorruptError    bytes differ from what the manifest promises
+│       └── BundleSchemaError     a manifest this version cannot read
+├── GateError                 a limit you set was not met
+│   ├── AccuracyGateError     exit 3
+│   └── BudgetGateError       exit 4 (latency or size)
+├── MachineError              your machine          exit 5
+│   ├── EngineMissingError    no engine of the ladder is installed
+│   ├── EngineRuntimeError    an engine is installed but failed to build or to run
+│   ├── SelfCheckError        an engine here does not compute what was measured
+│   ├── CameraError           a frame source that cannot be opened
+│   └── StorageError          a full or read-only disk
+└── InternalError             our bug               exit 1
+"""
+
+from __future__ import annotations
+
+
+class EdgemaeError(Exception):
+    """Describe a failure in three parts: what happened, what was expected, what to do.
+
+    `code` is stable and machine-readable; `exit_code` is what the command line returns.
+    """
+
+    code = "internal"
+    exit_code = 1
+
+    def __init__(self, what: str, *, expected: str, fix: str) -> None:
+        super().__init__(what)
+        self.what, self.expected, self.fix = what, expected, fix
+
+    def __str__(self) -> str:
+        return f"{self.what}\n  expected: {self.expected}\n  fix: {self.fix}"
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # Keyword-only arguments do not survive the default reduction, and errors cross worker processes.
+        return (_rebuild, (type(self), self.what, self.expected, self.fix))
+
+
+def _rebuild(cls: type[EdgemaeError], what: str, expected: str, fix: str) -> EdgemaeError:
+    return cls(what, expected=expected, fix=fix)
+
+
+class InputError(EdgemaeError):
+    code, exit_code = "input", 2
+
+
+class DataError(InputError):
+    code = "data"
+
+
+class CheckpointError(InputError):
+    code = "checkpoint"
+
+
+class PlanError(InputError):
+    code = "plan"
+
+
+class TargetError(InputError):
+    code = "target"
+
+
+class BundleError(InputError):
+    code = "bundle"
+
+
+class BundleCorruptError(BundleError):
+    code = "bundle-corrupt"
+
+
+class BundleSchemaError(BundleError):
+    code = "bundle-schema"
+
+
+class GateError(EdgemaeError):
+    code, exit_code = "gate", 3
+
+
+class AccuracyGateError(GateError):
+    code, exit_code = "gate-accuracy", 3
+
+
+class BudgetGateError(GateError):
+    code, exit_code = "gate-budget", 4
+
+
+class MachineError(EdgemaeError):
+    code, exit_code = "machine", 5
+
+
+class EngineMissingError(MachineError):
+    code = "engine-missing"
+
+
+class EngineRuntimeError(MachineError):
+    code = "engine-runtime"
+
+
+class SelfCheckError(MachineError):
+    code = "self-check"
+
+
+class CameraError(MachineError):
+    code = "camera"
+
+
+class StorageError(MachineError):
+    code = "storage"
+
+
+class InternalError(EdgemaeError):
+    code, exit_code = "internal", 1
+
+
+def nearest(name: str, known: list[str]) -> str:
+    """Return a hint such as ` Did you mean 'x'?`, or an empty string when nothing is close."""
+    import difflib
+
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f" Did you mean '{close[0]}'?" if close else ""

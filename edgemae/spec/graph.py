@@ -1,0 +1,87 @@
+"""Graph: an ONNX model and the contract of what goes in and comes out.
+
+`PixelContract` is the only description of how a picture becomes a tensor. Training, calibration, evaluation and the
+device all hand it to the same function (`edgemae.device.preprocess.preprocess`), so they cannot disagree.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+KERNELS = ("area-linear", "linear", "cubic", "area")
+
+
+class PixelContract(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """State how a frame becomes the (1, C, H, W) float32 input of the graph.
+
+    Order of work: EXIF rotation (files only) -> colour -> resize -> centre crop -> scale to 0..1 -> (x - mean) / std.
+    `resize = "short-side"` scales the short side to `image_px / crop_fraction` and crops the centre;
+    `resize = "stretch"` maps the whole frame to `image_px` x `image_px`.
+    `kernel = "area-linear"`: OpenCV INTER_AREA when shrinking, INTER_LINEAR when growing.
+    """
+
+    image_px: int
+    channels: int = 3
+    color: str = "RGB"  # order of the tensor's channels; "GRAY" when channels == 1
+    resize: str = "short-side"
+    kernel: str = "area-linear"
+    crop_fraction: float = 1.0
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
+    exif: str = "apply"  # "apply" | "ignore"
+    rotation_deg: int = 0  # clockwise, applied after EXIF: 0, 90, 180 or 270
+
+
+class TensorSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Name, dtype and shape of one input or output; `-1` marks the batch axis of a dynamic graph."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+
+class IoContract(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Tensors of the graph: one input `pixels`; outputs `logits` (only with a head) and `embedding`."""
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+
+class Step(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """One line of provenance: what was done to a value, with what, and what came of it."""
+
+    stage: str
+    plan: dict[str, Any] = {}
+    scores: dict[str, Any] = {}
+    tools: dict[str, str] = {}
+    seed: int | None = None
+    data: str | None = None  # fingerprint of the images that were used
+    licence: str | None = None  # licence of a model that came in at this step
+
+
+@dataclass(frozen=True)
+class Graph:
+    """Hold one serialized network for engines that read ONNX, or OpenVINO IR as a second form.
+
+    `files` maps file names to bytes: {"model.onnx": ...} or {"model.xml": ..., "model.bin": ...}.
+    `precision` is one of fp32, fp16, int8; `scheme` names how int8 was reached ("" for float).
+    """
+
+    files: dict[str, bytes]
+    io: IoContract
+    precision: str = "fp32"
+    scheme: str = ""
+    history: tuple[Step, ...] = field(default=())
+
+    @property
+    def onnx(self) -> bytes:
+        return self.files["model.onnx"]
+
+    @property
+    def size_bytes(self) -> int:
+        return sum(len(data) for data in self.files.values())

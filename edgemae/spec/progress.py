@@ -1,0 +1,72 @@
+"""Progress of long work: a bar on a terminal, plain timestamped log lines elsewhere. Always on stderr."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+log = logging.getLogger("edgemae")
+LINE_EVERY_S = 15.0
+
+
+class Progress:
+    """Count units of work; `advance(n, loss=0.1, ...)` moves on and shows the newest figures."""
+
+    def __init__(self, label: str, total: int, done: int = 0) -> None:
+        self.label, self.total, self.done = label, total, done
+        self.figures: dict[str, float] = {}
+        self._start, self._from, self._last = time.monotonic(), done, time.monotonic()
+        self._bar = self._open_bar() if sys.stderr.isatty() else None
+
+    def advance(self, count: int = 1, **figures: float) -> None:
+        self.done += count
+        self.figures.update(figures)
+        if self._bar is not None:
+            self._bar.update(self._task, completed=self.done, figures=self._text())
+        elif time.monotonic() - self._last >= LINE_EVERY_S:
+            self._last = time.monotonic()
+            left = (self.total - self.done) / max(self.rate, 1e-9)
+            log.info("%s %d/%d  %s  %.0f s left", self.label, self.done, self.total, self._text(), left)
+
+    @property
+    def rate(self) -> float:
+        """Units a second since this process began."""
+        return (self.done - self._from) / max(time.monotonic() - self._start, 1e-9)
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+        log.info("%s done: %s in %.1f s", self.label, self._text() or self.done, time.monotonic() - self._start)
+
+    def _text(self) -> str:
+        return "  ".join(f"{name} {value:.4g}" for name, value in self.figures.items())
+
+    def _open_bar(self):  # type: ignore[no-untyped-def]  # rich is imported only where there is a terminal
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+        from rich.progress import Progress as Bar
+
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[figures]}"),
+        )
+        bar = Bar(*columns, console=Console(stderr=True), transient=True)
+        self._task = bar.add_task(self.label, total=self.total, completed=self.done, figures="")
+        bar.start()
+        return bar
+
+
+@contextmanager
+def progress(label: str, total: int, done: int = 0) -> Iterator[Progress]:
+    """Show the progress of a block of work, and close the bar whatever happens."""
+    shown = Progress(label, total, done)
+    try:
+        yield shown
+    finally:
+        shown.close()
