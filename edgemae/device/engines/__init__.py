@@ -1,0 +1,43 @@
+"""Inference engines. A new one is a file beside this one and a line in ENGINES.
+
+`open_session` is the way in: graph files -> compiled (from the cache when nothing changed) -> loaded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from edgemae.device.cache import compiled
+from edgemae.device.engines import onnxruntime, openvino, tensorrt
+from edgemae.device.session import Engine, Session
+from edgemae.spec.errors import InputError, nearest
+from edgemae.spec.target import Target
+
+__all__ = ["ENGINES", "Engine", "Session", "find_engine", "open_session"]
+
+ENGINES: dict[str, Engine] = {
+    "onnxruntime": onnxruntime.ENGINE,
+    "openvino": openvino.ENGINE,
+    "tensorrt": tensorrt.ENGINE,
+}
+
+
+def find_engine(name: str) -> Engine:
+    """Return an engine by name. Raises InputError with the nearest name."""
+    if name not in ENGINES:
+        raise InputError(
+            f"unknown engine '{name}'.{nearest(name, list(ENGINES))}",
+            expected=f"one of {', '.join(ENGINES)}",
+            fix="correct the name of the engine",
+        )
+    return ENGINES[name]
+
+
+def open_session(engine: str, files: Mapping[str, bytes], target: Target) -> Session:
+    """Return a running session for graph files such as {"int8.onnx": ...} or {"int8.xml": ..., "int8.bin": ...}.
+
+    Raises EngineMissingError when the engine is not installed, EngineRuntimeError when it cannot build or load.
+    """
+    chosen = find_engine(engine)
+    blob = compiled(chosen, files, target) if chosen.cached else chosen.compile(files, target)
+    return chosen.load(blob, target)

@@ -1,0 +1,185 @@
+"""Model: a bundle that was verified, loaded on the best engine of its ladder, and proved right on this machine."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgemae.device.engines import ENGINES, find_engine, open_session
+from edgemae.device.preprocess import as_bgr, preprocess
+from edgemae.device.selfcheck import Check, check
+from edgemae.device.session import Session
+from edgemae.spec.bundle import Bundle, Rung, open_bundle
+from edgemae.spec.errors import EdgemaeError, EngineMissingError, EngineRuntimeError, InputError
+from edgemae.spec.target import Target, find_target
+
+_log = logging.getLogger("edgemae.device")
+
+
+@dataclass(frozen=True)
+class Result:
+    """What the model says of one frame. Without a head `label`, `score` and `logits` are None and `topk` is empty."""
+
+    label: str | None
+    score: float | None  # softmax, 0..1
+    topk: list[tuple[str, float]]
+    embedding: NDArray[np.float32] | None  # (D,)
+    logits: NDArray[np.float32] | None  # (K,)
+    speed: dict[str, float]  # pre_ms, infer_ms, post_ms
+
+
+class Model:
+    """Run a loaded bundle frame by frame. Made by `load`; close it, or use it in a `with` block."""
+
+    def __init__(self, bundle: Bundle, target: Target, rung: Rung, session: Session, proof: Check) -> None:
+        self.manifest, self.path, self.sha256 = bundle.manifest, bundle.path, bundle.sha256
+        self.target, self.rung, self.session, self.check = target, rung, session, proof
+        self.pixel, self.labels = bundle.manifest.pixel, bundle.manifest.labels
+        self.skipped: tuple[tuple[str, str], ...] = ()  # (rung id, reason), in ladder order
+
+    def __call__(self, frame_bgr: NDArray[np.uint8], color: str = "BGR", top: int = 5) -> Result:
+        """Return the result for one (H, W), (H, W, 3) or (H, W, 4) uint8 frame whose channel order is `color`."""
+        start = time.perf_counter_ns()
+        pixels = preprocess(as_bgr(frame_bgr, color), self.pixel)
+        before = time.perf_counter_ns()
+        outputs = self.session(pixels)
+        after = time.perf_counter_ns()
+        logits, embedding = outputs.get("logits"), outputs.get("embedding")
+        topk = [] if logits is None else self._topk(logits[0], top)
+        label, score = topk[0] if topk else (None, None)
+        end = time.perf_counter_ns()
+        return Result(
+            label=label,
+            score=score,
+            topk=topk,
+            embedding=None if embedding is None else embedding[0],
+            logits=None if logits is None else logits[0],
+            speed={
+                "pre_ms": (before - start) / 1e6,
+                "infer_ms": (after - before) / 1e6,
+                "post_ms": (end - after) / 1e6,
+            },
+        )
+
+    def _topk(self, logits: NDArray[np.float32], top: int) -> list[tuple[str, float]]:
+        shares = np.exp(logits.astype(np.float64) - logits.max())
+        shares /= shares.sum()
+        best = np.argsort(-shares, kind="stable")[: max(top, 1)]
+        return [(self.labels[i] if i < len(self.labels) else str(i), float(shares[i])) for i in best]
+
+    def stream(self, source: Any, policy: str = "latest") -> Iterator[Any]:
+        """Yield results for the frames of a camera index, a video file, a URL or an image folder."""
+        from edgemae.device.stream import stream
+
+        yield from stream(self, source, policy)
+
+    @property
+    def info(self) -> dict[str, Any]:
+        """Return what runs here and why, JSON-ready."""
+        return {
+            "name": self.manifest.name,
+            "version": self.manifest.version,
+            "status": self.manifest.status,
+            "sha256": self.sha256,
+            "target": self.target.name,
+            "engine": self.rung.engine,
+            "engine_version": ENGINES[self.rung.engine].version(),
+            "precision": self.rung.precision,
+            "scheme": self.rung.scheme,
+            "reason": self.rung.reason,
+            "threads": self.target.threads,
+            "image_px": self.pixel.image_px,
+            "labels": list(self.labels),
+            "check": {"frames": self.check.frames, "cosine": self.check.cosine, "max_abs": self.check.max_abs},
+            "skipped": [{"rung": rung, "reason": reason} for rung, reason in self.skipped],
+        }
+
+    def close(self) -> None:
+        """Free the engine; a second call does nothing."""
+        self.session.close()
+
+    def __enter__(self) -> Model:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+
+def load(path: str | Path, target: str | Target | None = None, engine: str = "auto") -> Model:
+    """Verify a bundle, load it on the first engine of its ladder that works here, and prove it with the golden frames.
+
+    `target` defaults to the bundle's own; `engine` names one of the ladder instead of "auto". Engines that are not
+    installed, or that cannot build the graph, are skipped: each with a log line, kept in `Model.skipped`. An engine
+    that computes something else is never skipped over: SelfCheckError. A bundle that missed a gate loads with a
+    warning, because finding out why needs it running; `manifest.status` stays "failed".
+
+    Raises BundleError, InputError for an engine outside the ladder, EngineMissingError, EngineRuntimeError.
+    """
+    bundle = open_bundle(path)
+    manifest = bundle.manifest
+    goal = manifest.target if target is None else target if isinstance(target, Target) else find_target(target)
+    if manifest.status == "failed":
+        missed = ", ".join(gate.gate for gate in manifest.gates if not gate.passed)
+        _log.warning("'%s' missed its gates (%s): do not ship it", path, missed or "not listed")
+    failures: list[tuple[Rung, EdgemaeError]] = []
+    for rung in _rungs(bundle, engine):
+        try:
+            session = _open(bundle, rung, goal)
+        except (EngineMissingError, EngineRuntimeError) as error:
+            _log.warning("%s is skipped: %s (%s)", rung.id, error.what, error.fix)
+            failures.append((rung, error))
+            continue
+        try:
+            model = Model(bundle, goal, rung, session, check(session, bundle, rung))
+        except BaseException:
+            session.close()
+            raise
+        model.skipped = tuple((rung.id, error.what) for rung, error in failures)
+        return model
+    raise _nothing_left(bundle, failures)
+
+
+def _rungs(bundle: Bundle, engine: str) -> list[Rung]:
+    ladder = bundle.manifest.ladder
+    if engine == "auto":
+        return list(ladder)
+    find_engine(engine)
+    if not (rungs := [rung for rung in ladder if rung.engine == engine]):
+        raise InputError(
+            f"the bundle '{bundle.path}' has nothing for engine '{engine}'",
+            expected=f"one of {', '.join(sorted({rung.engine for rung in ladder}))}",
+            fix=f"choose one of those, or compile for a target that lists '{engine}'",
+        )
+    return rungs
+
+
+def _open(bundle: Bundle, rung: Rung, target: Target) -> Session:
+    if rung.engine not in ENGINES:
+        raise EngineMissingError(
+            f"this version does not know the engine '{rung.engine}'",
+            expected=f"one of {', '.join(ENGINES)}",
+            fix="update edgemae on this machine",
+        )
+    return open_session(rung.engine, bundle.rung_files(rung), target)
+
+
+def _nothing_left(bundle: Bundle, failures: list[tuple[Rung, EdgemaeError]]) -> EdgemaeError:
+    """Return the one error when there was one rung, else an error that lists every rung's reason."""
+    if len(failures) == 1:
+        return failures[0][1]
+    reasons = "; ".join(f"{rung.id}: {error.what}" for rung, error in failures)
+    fixes = list(dict.fromkeys(error.fix for _, error in failures))
+    kind = EngineMissingError if all(isinstance(e, EngineMissingError) for _, e in failures) else EngineRuntimeError
+    return kind(
+        f"no engine can run '{bundle.path}' here: {reasons or 'its ladder is empty'}",
+        expected="one engine of the ladder that is installed and works",
+        fix=" or ".join(fixes) or "compile the bundle again",
+    )

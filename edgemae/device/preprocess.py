@@ -1,0 +1,137 @@
+"""THE pixel definition: how a frame becomes a tensor. Training, calibration, evaluation and the device all use it.
+
+Nothing else in edgemae resizes, crops, reorders or normalises pixels. `cv2` is the only library involved, so the same
+bytes come out on a workstation and on a device (OpenCV's 8-bit INTER_AREA and INTER_LINEAR are integer-exact).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from edgemae.spec.errors import DataError, InputError
+from edgemae.spec.graph import PixelContract
+
+Frame = NDArray[np.uint8]
+_ROTATE: dict[int, int] = {
+    90: cv2.ROTATE_90_CLOCKWISE,
+    180: cv2.ROTATE_180,
+    270: cv2.ROTATE_90_COUNTERCLOCKWISE,
+}
+_TO_BGR: dict[str, int | None] = {
+    "BGR": None,
+    "RGB": cv2.COLOR_RGB2BGR,
+    "GRAY": cv2.COLOR_GRAY2BGR,
+    "BGRA": cv2.COLOR_BGRA2BGR,
+    "RGBA": cv2.COLOR_RGBA2BGR,
+}
+
+
+def decode(data: bytes, pixel: PixelContract) -> Frame | None:
+    """Return encoded image bytes as a BGR (H, W, 3) uint8 frame with EXIF applied, or None when they are no image."""
+    if not data:
+        return None
+    flags = cv2.IMREAD_COLOR
+    if pixel.exif == "ignore":
+        flags |= cv2.IMREAD_IGNORE_ORIENTATION
+    try:
+        return cv2.imdecode(np.frombuffer(data, np.uint8), flags)  # type: ignore[return-value]
+    except cv2.error:
+        return None
+
+
+def as_bgr(frame: NDArray[Any], color: str = "BGR") -> Frame:
+    """Return any uint8 frame as BGR (H, W, 3); `color` names its order: BGR, RGB, GRAY, BGRA or RGBA.
+
+    A two-dimensional frame is gray and a four-channel one has alpha (dropped), whatever `color` says of the order.
+    """
+    if not isinstance(frame, np.ndarray) or frame.dtype != np.uint8:
+        kind = getattr(frame, "dtype", type(frame).__name__)
+        raise InputError(
+            f"a frame of type {kind} was given",
+            expected="a numpy array of uint8 with shape (H, W), (H, W, 3) or (H, W, 4)",
+            fix="convert it, e.g. (x * 255).round().astype('uint8')",
+        )
+    if color not in _TO_BGR:
+        raise InputError(f"unknown colour order '{color}'", expected=", ".join(_TO_BGR), fix="pass one of those")
+    channels = 1 if frame.ndim == 2 else frame.shape[2] if frame.ndim == 3 else 0
+    if channels not in (1, 3, 4) or 0 in frame.shape:
+        raise InputError(
+            f"a frame of shape {frame.shape} was given",
+            expected="(H, W), (H, W, 1), (H, W, 3) or (H, W, 4), none of them zero",
+            fix="pass one picture at a time, rows first",
+        )
+    if channels == 1:
+        color = "GRAY"
+    elif channels == 4:
+        color = color.removesuffix("A") + "A"
+    elif color in ("GRAY", "BGRA", "RGBA"):
+        color = color.removesuffix("A").replace("GRAY", "BGR")
+    code = _TO_BGR[color]
+    return frame if code is None else cv2.cvtColor(frame, code)  # type: ignore[return-value]
+
+
+def crop(frame_bgr: Frame, pixel: PixelContract) -> Frame:
+    """Return the (image_px, image_px, C) uint8 picture that the model sees: 0..255, in `pixel.color` order."""
+    if pixel.rotation_deg:
+        frame_bgr = cv2.rotate(frame_bgr, _ROTATE[pixel.rotation_deg])  # type: ignore[assignment]
+    height, width = frame_bgr.shape[:2]
+    size = pixel.image_px
+    if pixel.resize == "stretch":
+        return recolor(resize(frame_bgr, (size, size), pixel), pixel)
+    short = round(size / pixel.crop_fraction)
+    scale = short / min(height, width)
+    new_hw = (max(size, round(height * scale)), max(size, round(width * scale)))
+    if new_hw != (height, width):
+        frame_bgr = resize(frame_bgr, new_hw, pixel)
+    top, left = (new_hw[0] - size) // 2, (new_hw[1] - size) // 2
+    return recolor(frame_bgr[top : top + size, left : left + size], pixel)
+
+
+def resize(frame: Frame, new_hw: tuple[int, int], pixel: PixelContract) -> Frame:
+    """Resize with the contract's kernel."""
+    kernel = pixel.kernel
+    if kernel == "area-linear":
+        kernel = "area" if new_hw[0] * new_hw[1] < frame.shape[0] * frame.shape[1] else "linear"
+    flag = {"area": cv2.INTER_AREA, "linear": cv2.INTER_LINEAR, "cubic": cv2.INTER_CUBIC}[kernel]
+    return cv2.resize(frame, (new_hw[1], new_hw[0]), interpolation=flag)  # type: ignore[return-value]
+
+
+def recolor(frame_bgr: Frame, pixel: PixelContract) -> Frame:
+    """Return (H, W, C) in the tensor's channel order."""
+    if pixel.channels == 1:
+        return cv2.cvtColor(frame_bgr, cv2.COLOR_BGR2GRAY)[:, :, None]  # type: ignore[return-value]
+    if pixel.color == "RGB":
+        return cv2.cvtColor(frame_bgr, cv2.COLOR_BGR2RGB)  # type: ignore[return-value]
+    return frame_bgr
+
+
+def normalise(picture: Frame, pixel: PixelContract) -> NDArray[np.float32]:
+    """Return an (H, W, C) uint8 picture as a contiguous (1, C, H, W) float32 tensor: (x / 255 - mean) / std."""
+    # One multiply-add per value: 0.15 ms at 224 px where the textbook order takes 0.6 ms.
+    scale = np.float32(1.0) / (np.float32(255.0) * np.asarray(pixel.std, np.float32))
+    shift = np.asarray(pixel.mean, np.float32) / np.asarray(pixel.std, np.float32)
+    planes = np.empty((1, pixel.channels, *picture.shape[:2]), np.float32)
+    for c in range(pixel.channels):
+        np.multiply(picture[:, :, c], scale[c], out=planes[0, c])
+        planes[0, c] -= shift[c]
+    return planes
+
+
+def preprocess(frame_bgr: Frame, pixel: PixelContract) -> NDArray[np.float32]:
+    """Return one BGR uint8 frame as the (1, C, H, W) float32 input of the graph."""
+    return normalise(crop(frame_bgr, pixel), pixel)
+
+
+def read_frame(path: str, pixel: PixelContract) -> Frame:
+    """Return an image file as a BGR frame. Raises DataError for a file that is no image."""
+    with open(path, "rb") as file:
+        frame = decode(file.read(), pixel)
+    if frame is None:
+        raise DataError(
+            f"'{path}' is not a readable image", expected="a jpg, png, webp or bmp file", fix="remove or replace it"
+        )
+    return frame

@@ -1,0 +1,138 @@
+"""Prove at load that pixels and engine still compute what was measured when the bundle was built."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from edgemae.device.preprocess import Frame, as_bgr, decode, preprocess
+from edgemae.device.session import Session
+from edgemae.spec.bundle import Bundle, Golden, Rung
+from edgemae.spec.errors import BundleCorruptError, InternalError, SelfCheckError
+from edgemae.spec.graph import PixelContract
+
+
+@dataclass(frozen=True)
+class Check:
+    """What the golden frames showed. `cosine` and `max_abs` are the worst of all frames."""
+
+    rung: str
+    frames: int
+    cosine: float
+    max_abs: float
+    labels_kept: int
+
+
+def golden_name(rung_id: str) -> str:
+    """Return the name of the reference outputs of one rung inside the bundle."""
+    return f"golden/{rung_id}.npy"
+
+
+def golden_files(
+    frames_bgr: Sequence[Frame], pixel: PixelContract, outputs: Mapping[str, NDArray[Any]]
+) -> tuple[Golden, dict[str, bytes]]:
+    """Return the golden set and its files: frames as PNG, their tensors, and outputs[rung id] of shape (frames, K).
+
+    The reference of a rung is its logits, or its embedding when the model has no head; see `golden_name`.
+    """
+    files: dict[str, bytes] = {}
+    frames, tensors = [], []
+    for i, frame_bgr in enumerate(frames_bgr):
+        done, png = cv2.imencode(".png", frame_bgr)
+        if not done:
+            raise InternalError("a golden frame cannot be stored", expected="a uint8 BGR frame", fix="report this")
+        frames.append(f"golden/frame-{i:02d}.png")
+        tensors.append(f"golden/frame-{i:02d}.npy")
+        files[frames[-1]] = png.tobytes()
+        files[tensors[-1]] = _dump(preprocess(frame_bgr, pixel))
+    for rung_id, rows in outputs.items():
+        if len(rows) != len(frames):
+            raise InternalError(
+                f"{len(rows)} reference outputs for rung '{rung_id}'", expected=f"{len(frames)}", fix="report this"
+            )
+        files[golden_name(rung_id)] = _dump(np.asarray(rows, np.float32))
+    return Golden(frames=tuple(frames), tensors=tuple(tensors)), files
+
+
+def check(session: Session, bundle: Bundle, rung: Rung) -> Check:
+    """Run the golden frames through pixels and engine. Raises SelfCheckError with the figures when either moved."""
+    manifest = bundle.manifest
+    output = "logits" if any(spec.name == "logits" for spec in manifest.io.outputs) else "embedding"
+    rows = []
+    for frame_name, tensor_name in zip(manifest.golden.frames, manifest.golden.tensors, strict=True):
+        tensor = _golden_tensor(bundle, frame_name, tensor_name)
+        rows.append(session(tensor)[output].reshape(-1).astype(np.float64))
+    reference = _array(bundle, rung.golden).astype(np.float64)
+    found = np.stack(rows) if rows else np.zeros((0, 0))
+    if not rows or reference.shape != found.shape:
+        raise SelfCheckError(
+            f"{rung.id} gave outputs of shape {found.shape}",
+            expected=f"{reference.shape}, and at least one golden frame",
+            fix="compile the bundle again",
+        )
+    return _compare(found, reference, rung, output)
+
+
+def _compare(found: NDArray[np.float64], reference: NDArray[np.float64], rung: Rung, output: str) -> Check:
+    limit = rung.tolerance
+    norms = np.linalg.norm(found, axis=1) * np.linalg.norm(reference, axis=1)
+    cosines = np.where(norms > 0, np.sum(found * reference, axis=1) / np.where(norms > 0, norms, 1), 0.0)
+    result = Check(
+        rung=rung.id,
+        frames=len(found),
+        cosine=float(cosines.min()),
+        max_abs=float(np.abs(found - reference).max()),
+        labels_kept=int((found.argmax(axis=1) == reference.argmax(axis=1)).sum()),
+    )
+    labels_fine = result.labels_kept == result.frames or not limit.top1 or output != "logits"
+    # Written so that NaN, which compares false with everything, fails.
+    if not (result.cosine >= limit.cosine_min and result.max_abs <= limit.max_abs and labels_fine):
+        raise SelfCheckError(
+            f"{rung.id} does not compute here what was measured: {output} of {result.frames} golden frames have cosine "
+            f"{result.cosine:.6f}, largest difference {result.max_abs:.3g}, {result.labels_kept} labels kept",
+            expected=f"cosine >= {limit.cosine_min}, difference <= {limit.max_abs:g}"
+            + (", every label kept" if limit.top1 and output == "logits" else ""),
+            fix="load it with another engine= of its ladder, or compile it for this machine",
+        )
+    return result
+
+
+def _golden_tensor(bundle: Bundle, frame_name: str, tensor_name: str) -> NDArray[np.float32]:
+    """Return the tensor of a golden frame, after showing that this machine makes the very same one."""
+    pixel = bundle.manifest.pixel
+    frame = decode(bundle.read(frame_name), pixel)
+    if frame is None:
+        raise BundleCorruptError(f"'{frame_name}' is no image", expected="a PNG", fix="compile the bundle again")
+    tensor = preprocess(as_bgr(frame, bundle.manifest.golden.color), pixel)
+    golden = _array(bundle, tensor_name)
+    if tensor.shape != golden.shape or not np.array_equal(tensor, golden):
+        moved = int((tensor != golden).sum()) if tensor.shape == golden.shape else tensor.size
+        raise SelfCheckError(
+            f"preprocessing differs on this machine: {moved} of {tensor.size} values of '{frame_name}', "
+            f"OpenCV {cv2.__version__}",
+            expected="exactly the golden tensor",
+            fix="use the OpenCV version that the manifest names, or compile the bundle on this machine",
+        )
+    return tensor
+
+
+def _array(bundle: Bundle, name: str) -> NDArray[Any]:
+    try:
+        array: NDArray[Any] = np.load(io.BytesIO(bundle.read(name)), allow_pickle=False)
+    except (ValueError, EOFError, OSError) as error:
+        raise BundleCorruptError(
+            f"'{name}' is not an array: {error}", expected="a .npy file of numbers", fix="compile the bundle again"
+        ) from error
+    return array
+
+
+def _dump(array: NDArray[Any]) -> bytes:
+    file = io.BytesIO()
+    np.save(file, array, allow_pickle=False)
+    return file.getvalue()

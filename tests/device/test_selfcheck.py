@@ -1,0 +1,161 @@
+"""The golden check: pixels to the last bit, outputs within the tolerance, figures in the message."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from edgemae.device.engines import open_session
+from edgemae.device.selfcheck import check, golden_files, golden_name
+from edgemae.device.session import Session
+from edgemae.spec.bundle import Bundle, Manifest, Tolerance, open_bundle
+from edgemae.spec.errors import BundleCorruptError, InternalError, SelfCheckError
+from edgemae.spec.graph import PixelContract
+from edgemae.spec.target import Target
+
+Outputs = dict[str, NDArray[Any]]
+
+
+def moved(bundle: Bundle, box: Target, change: Callable[[Outputs], Outputs]) -> Session:
+    """Return the bundle's own session with its outputs changed, as a miscompiling engine would."""
+    real = open_session("onnxruntime", bundle.rung_files(bundle.manifest.ladder[0]), box)
+    return Session("onnxruntime", lambda pixels: change(real(pixels)), real.close)
+
+
+def test_a_right_engine_passes_with_figures(make_bundle: Callable[..., Path], box: Target) -> None:
+    for head in (True, False):
+        bundle = open_bundle(make_bundle(head=head))
+        for rung in bundle.manifest.ladder:
+            with open_session(rung.engine, bundle.rung_files(rung), box) as session:
+                proof = check(session, bundle, rung)
+            assert (proof.rung, proof.frames) == (rung.id, 3)
+            assert proof.cosine > 0.99999
+            assert proof.max_abs < 1e-4
+            assert proof.labels_kept == 3
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda out: {"logits": out["logits"] + 0.01}, r"difference 0\.01"),
+        (lambda out: {"logits": -out["logits"]}, r"cosine -1\.0"),
+        (lambda out: {"logits": out["logits"] * 0}, r"cosine 0\.0"),
+        (lambda out: {"logits": out["logits"] * np.nan}, "largest difference nan"),
+        (lambda out: {"logits": out["logits"][:, ::-1]}, r"expected: cosine >= 0\.9999"),
+        (lambda out: {"logits": out["logits"][:, :4]}, r"outputs of shape \(3, 4\)"),
+    ],
+    ids=["shifted", "negated", "zero", "nan", "reversed", "cut"],
+)
+def test_an_engine_that_computes_something_else_is_refused(
+    change: Callable[[Outputs], Outputs], message: str, make_bundle: Callable[..., Path], box: Target
+) -> None:
+    bundle = open_bundle(make_bundle())
+    with (
+        moved(bundle, box, change) as session,
+        np.errstate(invalid="ignore"),
+        pytest.raises(SelfCheckError, match=message),
+    ):
+        check(session, bundle, bundle.manifest.ladder[0])
+
+
+def test_a_changed_label_is_refused_within_the_other_tolerances(make_bundle: Callable[..., Path], box: Target) -> None:
+    def swap(out: Outputs) -> Outputs:
+        logits = out["logits"].copy()
+        order = np.argsort(logits[0])
+        logits[0, order[[-1, -2]]] = logits[0, order[[-2, -1]]]
+        return {"logits": logits}
+
+    def edit(manifest: Manifest, files: dict[str, bytes]) -> Manifest:
+        wide = Tolerance(cosine_min=-1.0, max_abs=1e9)
+        loose = msgspec.structs.replace(wide, top1=False)
+        first, second = manifest.ladder
+        ladder = (msgspec.structs.replace(first, tolerance=wide), msgspec.structs.replace(second, tolerance=loose))
+        return msgspec.structs.replace(manifest, ladder=ladder)
+
+    bundle = open_bundle(make_bundle(edit=edit))
+    with moved(bundle, box, swap) as session:
+        with pytest.raises(SelfCheckError, match=r"0 labels kept\n.*every label kept"):
+            check(session, bundle, bundle.manifest.ladder[0])
+        assert check(session, bundle, bundle.manifest.ladder[1]).labels_kept == 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"kernel": "linear"}, "preprocessing differs on this machine"),
+        ({"color": "BGR"}, r"OpenCV \d"),
+        ({"image_px": 16}, r"768 of 768 values of 'golden/frame-00\.png'"),
+    ],
+)
+def test_pixels_that_differ_in_one_bit_are_refused(
+    changes: dict[str, Any], message: str, make_bundle: Callable[..., Path], box: Target
+) -> None:
+    """The manifest's contract is changed and the golden tensors are not: what another OpenCV would do."""
+
+    def edit(manifest: Manifest, files: dict[str, bytes]) -> Manifest:
+        return msgspec.structs.replace(manifest, pixel=msgspec.structs.replace(manifest.pixel, **changes))
+
+    bundle = open_bundle(make_bundle(edit=edit))
+    with moved(bundle, box, lambda out: out) as session, pytest.raises(SelfCheckError, match=message):
+        check(session, bundle, bundle.manifest.ladder[0])
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "message"),
+    [
+        ("golden/frame-01.png", b"no image", "is no image"),
+        ("golden/frame-00.npy", b"no array", "is not an array"),
+        ("golden/openvino-fp32.npy", b"", "is not an array"),
+    ],
+)
+def test_golden_files_that_cannot_be_read_are_named(
+    name: str, data: bytes, message: str, make_bundle: Callable[..., Path], box: Target
+) -> None:
+    def edit(manifest: Manifest, files: dict[str, bytes]) -> Manifest:
+        files[name] = data
+        return manifest
+
+    bundle = open_bundle(make_bundle(edit=edit))
+    with moved(bundle, box, lambda out: out) as session, pytest.raises(BundleCorruptError, match=message):
+        check(session, bundle, bundle.manifest.ladder[0])
+
+
+def test_pickled_arrays_are_refused(make_bundle: Callable[..., Path], box: Target, tmp_path: Path) -> None:
+    def edit(manifest: Manifest, files: dict[str, bytes]) -> Manifest:
+        np.save(tmp_path / "evil.npy", np.array([{"run": "me"}], dtype=object), allow_pickle=True)
+        files["golden/frame-00.npy"] = (tmp_path / "evil.npy").read_bytes()
+        return manifest
+
+    bundle = open_bundle(make_bundle(edit=edit))
+    with moved(bundle, box, lambda out: out) as session, pytest.raises(BundleCorruptError, match="allow_pickle=False"):
+        check(session, bundle, bundle.manifest.ladder[0])
+
+
+def test_a_bundle_without_golden_frames_proves_nothing(make_bundle: Callable[..., Path], box: Target) -> None:
+    def edit(manifest: Manifest, files: dict[str, bytes]) -> Manifest:
+        return msgspec.structs.replace(manifest, golden=msgspec.structs.replace(manifest.golden, frames=(), tensors=()))
+
+    bundle = open_bundle(make_bundle(edit=edit))
+    with (
+        moved(bundle, box, lambda out: out) as session,
+        pytest.raises(SelfCheckError, match="at least one golden frame"),
+    ):
+        check(session, bundle, bundle.manifest.ladder[0])
+
+
+def test_golden_files_are_the_same_every_time_and_complete() -> None:
+    frames = [np.full((9, 7, 3), value, np.uint8) for value in (0, 128, 255)]
+    pixel = PixelContract(image_px=8)
+    rows = np.arange(6, dtype=np.float64).reshape(3, 2)
+    golden, files = golden_files(frames, pixel, {"a": rows})
+    assert golden_files(frames, pixel, {"a": rows}) == (golden, files)
+    assert set(files) == {*golden.frames, *golden.tensors, golden_name("a")}
+    assert len(golden.frames) == len(golden.tensors) == 3
+    with pytest.raises(InternalError, match="2 reference outputs for rung 'a'"):
+        golden_files(frames, pixel, {"a": rows[:2]})
