@@ -1,0 +1,77 @@
+"""Student: a plain ViT with its pixels, labels and history. Pruning changes its shape and nothing else about it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import torch
+from torch import Tensor
+
+from edgemae.model.vit import ViT, ViTShape
+from edgemae.model.weights import FORMAT, broken, load_exactly, read_model, write_model
+from edgemae.spec.errors import CheckpointError
+from edgemae.spec.graph import PixelContract, Step
+
+
+@dataclass(frozen=True)
+class Student:
+    """Hold a small ViT and everything needed to use it. `labels` is empty for a model without a head."""
+
+    vit: ViT
+    pixel: PixelContract
+    labels: tuple[str, ...] = ()
+    history: tuple[Step, ...] = field(default=())
+
+    def save(self, path: Path) -> None:
+        """Write an edgemae model file."""
+        write_model(path, self.vit.state_dict(), header_of("student", self.vit, self.pixel, self.labels, self.history))
+
+
+def load_student(path: Path) -> Student:
+    """Read a student file. Raises CheckpointError for anything else."""
+    read = read_model(path)
+    if read is None or read[1].get("kind") != "student":
+        raise CheckpointError(
+            f"'{path}' is not an edgemae student",
+            expected="a student.safetensors",
+            fix="pass a teacher as SOURCE instead",
+        )
+    tensors, header = read
+    try:
+        return Student(vit_from(tensors, header, path), *common_fields(header))
+    except (KeyError, TypeError, ValueError, msgspec.ValidationError) as error:
+        raise broken(path, error) from error
+
+
+def vit_from(tensors: dict[str, Tensor], header: dict[str, Any], path: str | Path = "") -> ViT:
+    """Build the encoder that a header describes. Raises CheckpointError when the tensors do not fit it."""
+    with torch.device("meta"):  # no memory, no random numbers drawn: every value comes from the file
+        vit = ViT(ViTShape(**header["shape"]))
+    load_exactly(vit, tensors, f"the encoder of '{path}'")
+    return vit.eval()
+
+
+def header_of(
+    kind: str, vit: ViT, pixel: PixelContract, labels: tuple[str, ...], history: tuple[Step, ...]
+) -> dict[str, Any]:
+    """Return the header fields that teachers and students share."""
+    return {
+        "kind": kind,
+        "format": FORMAT,
+        "shape": vit.shape.as_dict(),
+        "pixel": msgspec.to_builtins(pixel),
+        "labels": list(labels),
+        "history": msgspec.to_builtins(history),
+    }
+
+
+def common_fields(header: dict[str, Any]) -> tuple[PixelContract, tuple[str, ...], tuple[Step, ...]]:
+    """Return (pixel, labels, history) of a header."""
+    return (
+        msgspec.convert(header["pixel"], PixelContract),
+        tuple(header["labels"]),
+        msgspec.convert(header["history"], tuple[Step, ...]),
+    )

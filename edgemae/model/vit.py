@@ -1,0 +1,264 @@
+"""A plain vision transformer (Dosovitskiy et al. 2021) whose shape is explicit in every layer.
+
+Shape letters: B batch, C channels, N tokens, D width, P patch, H W pixels.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+LAYER_NORM_EPS = 1e-6  # 1e-12 (the default of some libraries) underflows to zero in fp16
+
+
+@dataclass(frozen=True)
+class ViTShape:
+    """State every size of a ViT. `heads` and `mlp` hold one number a block, so pruned models are ordinary ones."""
+
+    image_px: int
+    patch_px: int
+    width: int
+    heads: tuple[int, ...]
+    head_dim: int
+    mlp: tuple[int, ...]
+    channels: int = 3
+    classes: int = 0
+    cls_token: bool = False
+    pool: str = "mean"  # mean (without cls) | cls
+    norm_after_pool: bool = True  # False: LayerNorm on all tokens, then pooling
+    learned_pos: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "heads", tuple(self.heads))
+        object.__setattr__(self, "mlp", tuple(self.mlp))
+        if len(self.heads) != len(self.mlp):
+            raise ValueError(f"heads has {len(self.heads)} blocks, mlp has {len(self.mlp)}")
+        if self.pool == "cls" and not self.cls_token:
+            raise ValueError("pool='cls' needs cls_token=True")
+
+    @classmethod
+    def uniform(
+        cls, *, image_px: int, patch_px: int, width: int, depth: int, heads: int, head_dim: int = 0,
+        mlp_ratio: float = 4.0, **rest: Any,
+    ) -> ViTShape:  # fmt: skip
+        """Return a shape whose blocks are all alike; head_dim 0 means width // heads."""
+        return cls(
+            image_px=image_px, patch_px=patch_px, width=width, heads=(heads,) * depth,
+            head_dim=head_dim or width // heads, mlp=(round(width * mlp_ratio),) * depth, **rest,
+        )  # fmt: skip
+
+    @property
+    def depth(self) -> int:
+        return len(self.heads)
+
+    @property
+    def grid(self) -> int:
+        return self.image_px // self.patch_px
+
+    @property
+    def patches(self) -> int:
+        return self.grid**2
+
+    @property
+    def tokens(self) -> int:
+        return self.patches + int(self.cls_token)
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def sincos_position(width: int, grid: int, cls_token: bool) -> Tensor:
+    """Return fixed 2-D sine-cosine positions (1, N, D), laid out [sin_w | cos_w | sin_h | cos_h]; the cls row is zero.
+
+    The horizontal half comes first, as in the MAE reference weights (He et al. 2022).
+    """
+    quarter = width // 4
+    omega = 1.0 / 10000 ** (torch.arange(quarter, dtype=torch.float64) / quarter)
+    axis = torch.arange(grid, dtype=torch.float64)
+    row, column = torch.meshgrid(axis, axis, indexing="ij")
+    parts = [f(p.reshape(-1, 1) * omega) for p in (column, row) for f in (torch.sin, torch.cos)]
+    position = torch.cat(parts, dim=1)
+    if cls_token:
+        position = torch.cat([torch.zeros(1, width, dtype=torch.float64), position])
+    return position.float()[None]
+
+
+def resample_position(position: Tensor, grid: int, cls_token: bool) -> Tensor:
+    """Resize learned positions (1, N, D) to another square grid: bicubic, cls row kept (ViT paper, section 3.2)."""
+    head, body = (position[:, :1], position[:, 1:]) if cls_token else (position[:, :0], position)
+    old = math.isqrt(body.shape[1])
+    if old == grid:
+        return position
+    body = body.reshape(1, old, old, -1).permute(0, 3, 1, 2)
+    body = F.interpolate(body, size=(grid, grid), mode="bicubic", align_corners=False)
+    return torch.cat([head, body.permute(0, 2, 3, 1).flatten(1, 2)], dim=1)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention with one fused qkv projection. `form` picks how it is written into a graph."""
+
+    def __init__(self, width: int, heads: int, head_dim: int) -> None:
+        super().__init__()
+        self.heads, self.head_dim = heads, head_dim
+        self.scale = head_dim**-0.5
+        self.form = "sdpa"  # sdpa | explicit (MatMul, Softmax, MatMul)
+        self.qkv = nn.Linear(width, 3 * heads * head_dim)
+        self.proj = nn.Linear(heads * head_dim, width)
+
+    def split(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return q, k, v, each (B, heads, N, head_dim)."""
+        b, n, _ = x.shape
+        q, k, v = self.qkv(x).reshape(b, n, 3, self.heads, self.head_dim).permute(2, 0, 3, 1, 4).unbind(0)
+        return q, k, v
+
+    def logits(self, x: Tensor) -> Tensor:
+        """Return scaled attention logits before the softmax, (B, heads, N, N)."""
+        q, k, _ = self.split(x)
+        return (q * self.scale) @ k.transpose(-2, -1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, n, _ = x.shape
+        q, k, v = self.split(x)
+        if self.form == "explicit":
+            y = ((q * self.scale) @ k.transpose(-2, -1)).softmax(-1) @ v
+        else:
+            y = F.scaled_dot_product_attention(q, k, v, scale=self.scale)
+        return self.proj(y.transpose(1, 2).reshape(b, n, self.heads * self.head_dim))
+
+
+class Mlp(nn.Module):
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(width, hidden)
+        self.fc2 = nn.Linear(hidden, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(F.gelu(self.fc1(x)))
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block with stochastic depth (Huang et al. 2016) while training."""
+
+    def __init__(self, width: int, heads: int, head_dim: int, hidden: int) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
+        self.attn = Attention(width, heads, head_dim)
+        self.norm2 = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
+        self.mlp = Mlp(width, hidden)
+        self.drop_path = 0.0
+
+    def _drop(self, x: Tensor) -> Tensor:
+        if not self.training or self.drop_path == 0.0:
+            return x
+        keep = 1.0 - self.drop_path
+        return x * (torch.rand(x.shape[0], 1, 1, device=x.device) < keep) / keep
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self._drop(self.attn(self.norm1(x)))
+        return x + self._drop(self.mlp(self.norm2(x)))
+
+
+class ViT(nn.Module):
+    """Encode (B, C, H, W) pixels; `forward` returns (logits, embedding), logits None without a head."""
+
+    blocks: Sequence[Block]  # a ModuleList, which has no element type
+
+    def __init__(self, shape: ViTShape) -> None:
+        super().__init__()
+        self.shape = shape
+        self.patch_embed = nn.Conv2d(shape.channels, shape.width, shape.patch_px, shape.patch_px)
+        self.cls = nn.Parameter(torch.zeros(1, 1, shape.width)) if shape.cls_token else None
+        self.pos = nn.Parameter(
+            sincos_position(shape.width, shape.grid, shape.cls_token), requires_grad=shape.learned_pos
+        )
+        self.blocks = nn.ModuleList(  # type: ignore[assignment]
+            Block(shape.width, heads, shape.head_dim, hidden)
+            for heads, hidden in zip(shape.heads, shape.mlp, strict=True)
+        )
+        self.norm = nn.LayerNorm(shape.width, eps=LAYER_NORM_EPS)
+        self.head = nn.Linear(shape.width, shape.classes) if shape.classes else None
+        self.apply(init_weights)
+        # Like a Linear over the flattened patch (He et al. 2022, appendix A.1).
+        nn.init.xavier_uniform_(self.patch_embed.weight.view(shape.width, -1))
+        if self.cls is not None:
+            nn.init.normal_(self.cls, std=0.02)
+
+    def embed(self, pixels: Tensor, keep: Tensor | None = None) -> Tensor:
+        """Return position-encoded tokens (B, N, D), cls first; `keep` (B, K) selects patches by index."""
+        x = self.patch_embed(pixels).flatten(2).transpose(1, 2)
+        skip = int(self.cls is not None)
+        x = x + self.pos[:, skip:]
+        if keep is not None:
+            x = x.gather(1, keep[:, :, None].expand(-1, -1, x.shape[2]))
+        if self.cls is not None:
+            x = torch.cat([(self.cls + self.pos[:, :1]).expand(x.shape[0], -1, -1), x], dim=1)
+        return x
+
+    def encode(self, pixels: Tensor, keep: Tensor | None = None, blocks: int | None = None) -> Tensor:
+        """Return tokens (B, N, D) after the first `blocks` blocks (all by default), before the final norm."""
+        x = self.embed(pixels, keep)
+        for block in self.blocks[:blocks]:
+            x = block(x)
+        return x
+
+    def pool(self, x: Tensor) -> Tensor:
+        """Return the embedding (B, D) of tokens from `encode`: normalised and pooled, patches only for the mean."""
+        if not self.shape.norm_after_pool:
+            x = self.norm(x)
+        x = x[:, 0] if self.shape.pool == "cls" else x[:, int(self.shape.cls_token) :].mean(dim=1)
+        return self.norm(x) if self.shape.norm_after_pool else x
+
+    def forward(self, pixels: Tensor, keep: Tensor | None = None) -> tuple[Tensor | None, Tensor]:
+        embedding = self.pool(self.encode(pixels, keep))
+        return (None if self.head is None else self.head(embedding)), embedding
+
+
+def init_weights(module: nn.Module) -> None:
+    """Initialise as MAE does: Xavier-uniform linears, zero biases, unit LayerNorms."""
+    if isinstance(module, nn.Linear):
+        nn.init.xavier_uniform_(module.weight)
+        nn.init.zeros_(module.bias)
+    elif isinstance(module, nn.LayerNorm):
+        nn.init.ones_(module.weight)
+        nn.init.zeros_(module.bias)
+
+
+def with_head(vit: ViT, classes: int, *, image_px: int | None = None) -> ViT:
+    """Return a copy for classification: fresh head and fresh post-pool norm, optionally at another resolution.
+
+    Mean pooling moves the norm behind the pool, with new weights (as MAE's fine-tuning does); sincos positions are
+    recomputed for another grid, learned ones resampled.
+    """
+    mean = vit.shape.pool == "mean"
+    shape = replace(vit.shape, classes=classes, image_px=image_px or vit.shape.image_px)
+    shape = replace(shape, norm_after_pool=True) if mean else shape
+    new = ViT(shape)
+    state = {k: v for k, v in vit.state_dict().items() if not k.startswith("head.")}
+    if mean and not vit.shape.norm_after_pool:
+        state = {k: v for k, v in state.items() if not k.startswith("norm.")}
+    state["pos"] = resample_position(vit.pos.data, shape.grid, shape.cls_token) if shape.learned_pos else new.pos.data
+    new.load_state_dict(state, strict=False)
+    if new.head is not None:
+        nn.init.trunc_normal_(new.head.weight, std=0.01)
+    return new
+
+
+def count_params(vit: ViT) -> int:
+    """Return the number of stored values, positions included."""
+    return sum(p.numel() for p in vit.parameters())
+
+
+def count_macs(shape: ViTShape) -> int:
+    """Return multiply-accumulates of one image: patch embedding, linears, both attention products, head."""
+    n, d = shape.tokens, shape.width
+    macs = shape.patches * shape.channels * shape.patch_px**2 * d + d * shape.classes
+    for heads, hidden in zip(shape.heads, shape.mlp, strict=True):
+        inner = heads * shape.head_dim
+        macs += n * d * (4 * inner + 2 * hidden) + 2 * n * n * inner
+    return macs

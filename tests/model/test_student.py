@@ -1,0 +1,66 @@
+"""Student files keep shape, weights, pixels, labels and history."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from edgemae.model.student import Student, load_student
+from edgemae.model.weights import read_model, write_model
+from edgemae.spec.errors import CheckpointError
+from edgemae.spec.graph import PixelContract, Step
+
+PIXEL = PixelContract(image_px=32, mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6), resize="stretch")
+HISTORY = (Step(stage="distill", plan={"epochs": 3}, scores={"top1": 0.5}, seed=1, licence="MIT"), Step(stage="prune"))
+
+
+@pytest.fixture
+def student(tiny) -> Student:
+    return Student(tiny(heads=(3, 1), mlp=(40, 8), classes=2), PIXEL, ("no", "yes"), HISTORY)
+
+
+def test_round_trip_of_a_pruned_student(tmp_path, student, pixels) -> None:
+    student.save(tmp_path / "student.safetensors")
+    back = load_student(tmp_path / "student.safetensors")
+    assert (back.pixel, back.labels, back.history) == (PIXEL, ("no", "yes"), HISTORY)
+    assert back.vit.shape == student.vit.shape
+    assert torch.equal(back.vit(pixels)[0], student.vit(pixels)[0])
+    assert not back.vit.training
+    flags = {k: p.requires_grad for k, p in back.vit.named_parameters()}
+    assert not flags.pop("pos")
+    assert all(flags.values())
+
+
+def test_loading_draws_no_random_numbers(tmp_path, student) -> None:
+    student.save(tmp_path / "s")
+    before = torch.random.get_rng_state()
+    load_student(tmp_path / "s")
+    assert torch.equal(before, torch.random.get_rng_state())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"kind": "teacher"}, "not an edgemae student"),
+        ({"shape": {"image_px": 32}}, "damaged header"),
+        ({"shape": None}, "damaged header"),
+        ({"pixel": {"image_px": "big"}}, "damaged header"),
+        ({"history": [{"stage": 3}]}, "damaged header"),
+    ],
+)
+def test_a_header_that_makes_no_sense(tmp_path, student, change: dict, message: str) -> None:
+    student.save(tmp_path / "s")
+    tensors, header = read_model(tmp_path / "s")
+    write_model(tmp_path / "s", tensors, header | change)
+    with pytest.raises(CheckpointError, match=message):
+        load_student(tmp_path / "s")
+
+
+def test_tensors_that_do_not_fit_the_header(tmp_path, student) -> None:
+    student.save(tmp_path / "s")
+    tensors, header = read_model(tmp_path / "s")
+    tensors["blocks.0.mlp.fc1.weight"] = torch.zeros(41, 32)
+    del tensors["norm.bias"]
+    write_model(tmp_path / "s", tensors, header)
+    with pytest.raises(CheckpointError, match=r"norm.bias is missing; blocks.0.mlp.fc1.weight is \(41, 32\)"):
+        load_student(tmp_path / "s")
