@@ -1,0 +1,78 @@
+"""Supervised training: fine-tuning a teacher, stage 2 of distillation, and healing after pruning are the same job."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from edgemae.data.augment import Augment
+from edgemae.data.images import ImageSet
+from edgemae.data.loader import Batch, Loader
+from edgemae.distill.losses import distillation, mix, smooth_targets, soft_cross_entropy
+from edgemae.distill.schedule import layer_decay_groups
+from edgemae.distill.train import Curve, Job, fit
+from edgemae.distill.view import TeacherView
+from edgemae.model.mae import make_keep
+from edgemae.model.vit import ViT
+from edgemae.spec.graph import PixelContract
+from edgemae.spec.plan import FinetunePlan
+
+
+@dataclass(frozen=True)
+class Run:
+    """State where a training reads from and writes to."""
+
+    images: ImageSet
+    pixel: PixelContract
+    seed: int = 0
+    workers: int = 0
+    checkpoint: Path | None = None
+    evaluation: ImageSet | None = None  # scored for the curve only; nothing is chosen by it
+
+
+def train_classifier(vit: ViT, plan: FinetunePlan, run: Run, teacher: TeacherView | None, name: str) -> Curve:
+    """Train `vit` in place on labels, half of the loss being the teacher's logits when there is one."""
+    for i, block in enumerate(vit.blocks):
+        block.drop_path = plan.drop_path * i / max(1, len(vit.blocks) - 1)
+    loader = Loader(
+        run.images, run.pixel, min(plan.batch, len(run.images)),
+        Augment(crop_min=plan.crop_min, flip=plan.flip), run.seed, run.workers,
+    )  # fmt: skip
+
+    def loss(batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
+        target = smooth_targets(batch.labels, vit.shape.classes, plan.label_smoothing)
+        pixels, target = mix(batch.pixels, target, plan.mixup, generator)
+        keep = None
+        if plan.token_keep < 1.0 and torch.rand((), generator=generator) < 0.5:
+            keep = make_keep(len(pixels), vit.shape.grid, 1 - plan.token_keep, "random", generator)
+        logits, _ = vit(pixels, keep)
+        if teacher is None:
+            return {"label": soft_cross_entropy(logits, target)}
+        share = plan.teacher_weight
+        return {
+            "label": (1 - share) * soft_cross_entropy(logits, target),
+            "teacher": share * distillation(logits, teacher.logits(pixels), plan.teacher_temperature),
+        }
+
+    job = Job(
+        name=name, module=vit, groups=layer_decay_groups(vit, plan.weight_decay, plan.layer_decay), loss=loss,
+        loader=loader, epochs=plan.epochs, lr=plan.lr, warmup_fraction=plan.warmup_fraction, seed=run.seed,
+        bf16=plan.bf16, betas=(0.9, 0.999), checkpoint=run.checkpoint,
+        validate=(lambda: top1(vit, run)) if run.evaluation is not None else None,
+    )  # fmt: skip
+    return fit(job)
+
+
+@torch.inference_mode()
+def top1(vit: ViT, run: Run) -> float:
+    """Return accuracy on `run.evaluation`, 0..1."""
+    assert run.evaluation is not None
+    vit.eval()
+    right = 0
+    for batch in Loader(run.evaluation, run.pixel, 64, workers=run.workers, train=False).epoch():
+        logits, _ = vit(batch.pixels)
+        right += int((logits.argmax(-1) == batch.labels).sum())
+    return right / len(run.evaluation)

@@ -1,0 +1,224 @@
+"""The training arrows: pretrain, finetune, distill, heal. Each takes a value and a plan and returns a new value."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from edgemae.data.augment import Augment
+from edgemae.data.images import ImageSet
+from edgemae.data.loader import Batch, Loader
+from edgemae.distill.classify import Run, train_classifier
+from edgemae.distill.recipes import RECIPES
+from edgemae.distill.schedule import param_groups
+from edgemae.distill.train import Curve, Job, fit
+from edgemae.distill.view import TeacherView
+from edgemae.model.mae import MAE, MASKS, DecoderShape, make_keep
+from edgemae.model.student import Student
+from edgemae.model.teacher import Teacher
+from edgemae.model.vit import ViT, ViTShape, with_head
+from edgemae.spec.errors import DataError, PlanError, nearest
+from edgemae.spec.graph import PixelContract, Step
+from edgemae.spec.plan import DistillPlan, FinetunePlan, Plan, ShapePlan, plan_tree
+
+
+@dataclass(frozen=True)
+class Images:
+    """Group the images of a training: `unlabelled` holds everything that may be seen without labels."""
+
+    unlabelled: ImageSet
+    labelled: ImageSet | None = None
+    evaluation: ImageSet | None = None
+
+
+def shape_of(plan: ShapePlan, **rest: object) -> ViTShape:
+    """Return the ViTShape that a plan's table describes."""
+    return ViTShape.uniform(
+        image_px=plan.image_px, patch_px=plan.patch_px, width=plan.width, depth=plan.depth, heads=plan.heads,
+        head_dim=plan.head_dim, mlp_ratio=plan.mlp_ratio, channels=plan.channels, **rest,
+    )  # fmt: skip
+
+
+def pretrain(plan: Plan, images: ImageSet, pixel: PixelContract, start: Teacher | None = None,
+             checkpoint: Path | None = None) -> tuple[Teacher, Curve]:  # fmt: skip
+    """Train an MAE without labels, from scratch or onwards from `start`, and return it with its loss curve."""
+    p = plan.pretrain
+    _known_mask(p.mask, "pretrain.mask")
+    torch.manual_seed(plan.seed)
+    encoder = copy.deepcopy(start.vit) if start else ViT(shape_of(plan.teacher, norm_after_pool=False))
+    decoder = DecoderShape(p.decoder_width, p.decoder_depth, p.decoder_heads)
+    kind = p.loss
+    if start is not None and start.mae is not None:
+        decoder, kind = start.mae.decoder.shape, start.mae.loss_kind
+    mae = MAE(encoder, decoder, loss_kind=kind, mean=pixel.mean, std=pixel.std)
+    if start is not None and start.mae is not None:
+        mae.decoder.load_state_dict(start.mae.decoder.state_dict())
+
+    def loss(batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
+        keep = make_keep(len(batch.pixels), encoder.shape.grid, p.mask_ratio, p.mask, generator)
+        return {"pixel": mae.loss(batch.pixels, keep)}
+
+    loader = _loader(plan, images, pixel, p.batch, Augment(crop_min=p.crop_min, flip=p.flip))
+    curve = fit(Job(
+        name="pretrain", module=mae, groups=param_groups(mae, p.weight_decay), loss=loss, loader=loader,
+        epochs=p.epochs, lr=p.lr, warmup_fraction=p.warmup_fraction, seed=plan.seed, bf16=p.bf16, checkpoint=checkpoint,
+    ))  # fmt: skip
+    step = _step("pretrain", plan, plan_tree(p), images, curve)
+    before = start.history if start else ()
+    licence = start.licence if start else "your own (trained from scratch)"
+    return Teacher(encoder.eval(), pixel, (), (*before, step), mae, licence), curve
+
+
+def finetune(teacher: Teacher, plan: Plan, images: Images, checkpoint: Path | None = None) -> tuple[Teacher, Curve]:
+    """Return the teacher with a classification head trained on labels, and the loss curve."""
+    labelled = _need_labels(images, "fine-tuning")
+    torch.manual_seed(plan.seed)
+    vit = with_head(teacher.vit, len(labelled.classes))
+    run = Run(labelled, teacher.pixel, plan.seed, plan.workers, checkpoint, images.evaluation)
+    curve = train_classifier(vit, plan.finetune, run, None, "finetune")
+    step = _step("finetune", plan, plan_tree(plan.finetune), labelled, curve)
+    tuned = replace(teacher, vit=vit, labels=labelled.classes, history=(*teacher.history, step), mae=None)
+    return tuned, curve
+
+
+def distill(teacher: Teacher, plan: Plan, images: Images, checkpoint: Path | None = None,
+            tuned: Teacher | None = None) -> tuple[Student, dict[str, Curve]]:  # fmt: skip
+    """Train a student: stage 1 by the plan's recipe without labels, stage 2 with labels when there are any.
+
+    `tuned` is the fine-tuned teacher whose logits guide stage 2 (and the `logit` recipe); without it `teacher` itself
+    is used when it has a head. A set without labels ends after stage 1 with a student that gives embeddings.
+    """
+    d = plan.distill
+    if d.recipe not in RECIPES:
+        raise PlanError(
+            f"unknown recipe '{d.recipe}'.{nearest(d.recipe, list(RECIPES))}",
+            expected=f"one of {', '.join(RECIPES)}",
+            fix="pass --set distill.recipe=relation",
+        )
+    _known_mask(d.mask, "distill.mask")
+    guide = tuned or (teacher if teacher.vit.head is not None else None)
+    recipe = RECIPES[d.recipe]
+    if recipe.needs_head and guide is None:
+        raise DataError(
+            f"recipe '{d.recipe}' needs a teacher with a classification head, and there are no labels to train one",
+            expected="a fine-tuned teacher, or labelled images",
+            fix="use --set distill.recipe=relation, or pass class folders",
+        )
+    pixel = student_pixel(teacher.pixel, plan)
+    torch.manual_seed(plan.seed)
+    classes = guide.vit.shape.classes if recipe.needs_head and guide else 0
+    vit = ViT(shape_of(plan.student, classes=classes))
+    curves = {
+        "distill": _stage_one(vit, recipe, guide if recipe.needs_head else teacher, plan, images, pixel, checkpoint)
+    }
+    history = (*teacher.history, _step("distill", plan, plan_tree(d), images.unlabelled, curves["distill"]))
+    student = Student(vit.eval(), pixel, guide.labels if classes and guide else (), history)
+    if images.labelled is None:
+        return student, curves
+    torch.manual_seed(plan.seed + 1)
+    keeps_head = classes == len(images.labelled.classes)
+    vit = copy.deepcopy(vit) if keeps_head else with_head(vit, len(images.labelled.classes))
+    student = replace(student, vit=vit, labels=images.labelled.classes)
+    student, curves["finetune-student"] = train_further(
+        student, d.finetune, plan, images, guide, _beside(checkpoint, "2")
+    )
+    return student, curves
+
+
+def train_further(student: Student, settings: FinetunePlan, plan: Plan, images: Images, guide: Teacher | None,
+                  checkpoint: Path | None = None, name: str = "finetune-student") -> tuple[Student, Curve]:  # fmt: skip
+    """Return the student trained on: with labels and the guide's logits, or towards `student`'s own embeddings.
+
+    Serves stage 2 and healing. The input is not changed.
+    """
+    vit = copy.deepcopy(student.vit)
+    labelled = _need_labels(images, "stage 2")
+    view = TeacherView(guide, student.pixel) if guide is not None and guide.vit.head is not None else None
+    run = Run(labelled, student.pixel, plan.seed, plan.workers, checkpoint, images.evaluation)
+    curve = train_classifier(vit, settings, run, view, name)
+    step = _step(name, plan, plan_tree(settings), labelled, curve)
+    return replace(student, vit=vit, history=(*student.history, step)), curve
+
+
+def heal_embedding(student: Student, original: Student, settings: FinetunePlan, plan: Plan, images: ImageSet,
+                   checkpoint: Path | None = None) -> tuple[Student, Curve]:  # fmt: skip
+    """Return a pruned student trained without labels to give the embeddings of the one before pruning."""
+    vit, reference = copy.deepcopy(student.vit), copy.deepcopy(original.vit).eval().requires_grad_(False)
+
+    def loss(batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
+        with torch.no_grad():
+            wanted = reference(batch.pixels)[1]
+        return {"embedding": F.mse_loss(vit(batch.pixels)[1].float(), wanted.float())}
+
+    loader = _loader(
+        plan, images, student.pixel, settings.batch, Augment(crop_min=settings.crop_min, flip=settings.flip)
+    )
+    curve = fit(Job(
+        name="heal", module=vit, groups=param_groups(vit, settings.weight_decay), loss=loss, loader=loader,
+        epochs=settings.epochs, lr=settings.lr, warmup_fraction=settings.warmup_fraction, seed=plan.seed,
+        bf16=settings.bf16, checkpoint=checkpoint,
+    ))  # fmt: skip
+    step = _step("heal", plan, plan_tree(settings), images, curve)
+    return replace(student, vit=vit, history=(*student.history, step)), curve
+
+
+def student_pixel(pixel: PixelContract, plan: Plan) -> PixelContract:
+    """Return the student's pixel contract: the teacher's at the student's size, unless the plan says otherwise."""
+    import msgspec
+
+    return msgspec.structs.replace(
+        pixel, image_px=plan.student.image_px, resize=plan.data.resize,
+        mean=plan.data.mean or pixel.mean, std=plan.data.std or pixel.std,
+    )  # fmt: skip
+
+
+def _stage_one(vit: ViT, recipe: type, teacher: Teacher | None, plan: Plan, images: Images, pixel: PixelContract,
+               checkpoint: Path | None) -> Curve:  # fmt: skip
+    d: DistillPlan = plan.distill
+    module = recipe(vit, teacher, pixel, d)
+    loader = _loader(plan, images.unlabelled, pixel, d.batch, Augment(crop_min=d.crop_min, flip=d.flip))
+    return fit(Job(
+        name=f"distill ({d.recipe})", module=module, groups=param_groups(module, d.weight_decay), loss=module.step,
+        loader=loader, epochs=d.epochs, lr=d.lr, warmup_fraction=d.warmup_fraction, seed=plan.seed, bf16=d.bf16,
+        checkpoint=_beside(checkpoint, "1"),
+    ))  # fmt: skip
+
+
+def _loader(plan: Plan, images: ImageSet, pixel: PixelContract, batch: int, augment: Augment) -> Loader:
+    return Loader(images, pixel, min(batch, len(images)), augment, plan.seed, plan.workers)
+
+
+def _beside(checkpoint: Path | None, suffix: str) -> Path | None:
+    return None if checkpoint is None else checkpoint.with_name(f"{checkpoint.stem}-{suffix}{checkpoint.suffix}")
+
+
+def _known_mask(pattern: str, name: str) -> None:
+    if pattern not in MASKS:
+        raise PlanError(
+            f"{name} is '{pattern}'.{nearest(pattern, list(MASKS))}",
+            expected=f"one of {', '.join(MASKS)}",
+            fix=f"pass --set {name}=random",
+        )
+
+
+def _need_labels(images: Images, purpose: str) -> ImageSet:
+    if images.labelled is None:
+        raise DataError(
+            f"{purpose} needs labels, and '{images.unlabelled.folder}' has none",
+            expected="one sub-folder for each class",
+            fix="sort the images into class folders",
+        )
+    return images.labelled
+
+
+def _step(stage: str, plan: Plan, settings: dict[str, object], images: ImageSet, curve: Curve) -> Step:
+    scores = {k: v for k, v in (curve[-1] if curve else {}).items() if k != "epoch"}
+    return Step(
+        stage=stage, plan=settings, scores=scores, tools={"torch": str(torch.__version__)}, seed=plan.seed,
+        data=images.fingerprint,
+    )  # fmt: skip
