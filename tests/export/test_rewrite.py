@@ -1,0 +1,119 @@
+"""Rewrites on small hand-made graphs: each changes what it should, keeps the numbers, and leaves its input alone."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+from onnx.reference import ReferenceEvaluator
+
+from edgemae.export.rewrite import REWRITES, rewrite
+
+X = np.random.default_rng(0).standard_normal((2, 4)).astype(np.float32)
+
+
+def model(
+    nodes: list[onnx.NodeProto], shape: tuple = (2, 4), rank: int = 2, **constants: np.ndarray
+) -> onnx.ModelProto:
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, (None,) * rank)],
+        [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+
+
+def node(kind: str, inputs: str, output: str, **attributes: object) -> onnx.NodeProto:
+    return helper.make_node(kind, inputs.split(), [output], name=output, **attributes)
+
+
+def ops(value: onnx.ModelProto) -> list[str]:
+    return [n.op_type for n in value.graph.node]
+
+
+def same(before: onnx.ModelProto, after: onnx.ModelProto) -> bool:
+    a, b = (ReferenceEvaluator(m).run(None, {"x": X})[0] for m in (before, after))
+    return bool(np.allclose(a, b, atol=1e-6))
+
+
+ZERO = np.float32(0)
+CASES = {
+    "nan-guard": (
+        [node("Softmax", "x", "p"), node("IsNaN", "p", "n"), node("Where", "n zero p", "w"), node("Relu", "w", "y")],
+        {"zero": ZERO},
+        ["Softmax", "Relu"],
+    ),
+    "other-where-stays": (
+        [node("IsNaN", "x", "n"), node("Where", "n zero x", "y")],
+        {"zero": ZERO},
+        ["IsNaN", "Where"],
+    ),
+    "constants": (
+        [node("Add", "a b", "c"), node("Mul", "x c", "y")],
+        {"a": np.ones(4, np.float32), "b": np.ones(4, np.float32)},
+        ["Mul"],
+    ),
+    "transposes-that-cancel": (
+        [node("Transpose", "x", "t", perm=[1, 0]), node("Transpose", "t", "u", perm=[1, 0]), node("Relu", "u", "y")],
+        {},
+        ["Relu"],
+    ),
+    "reshapes": (
+        [node("Reshape", "x s", "r"), node("Reshape", "r t", "u"), node("Relu", "u", "y")],
+        {"s": np.array([8]), "t": np.array([4, 2])},
+        ["Reshape", "Relu"],
+    ),
+    "no-ops": (
+        [node("Mul", "x one", "a"), node("Add", "a zero", "b"), node("Identity", "b", "c"), node("Relu", "c", "y")],
+        {"one": np.float32(1), "zero": ZERO},
+        ["Relu"],
+    ),
+    "scale-is-no-no-op": ([node("Mul", "x two", "y")], {"two": np.float32(2)}, ["Mul"]),
+    "unused": ([node("Sqrt", "x", "z"), node("Relu", "x", "y")], {}, ["Relu"]),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_case(case: str) -> None:
+    nodes, constants, expected = CASES[case]
+    before = model(nodes, **constants)
+    data = before.SerializeToString()
+    after = rewrite(before)
+    assert ops(after) == expected
+    assert same(before, after)
+    assert before.SerializeToString() == data
+
+
+def test_computed_shapes_become_constants() -> None:
+    nodes = [
+        node("Shape", "x", "s", start=0, end=1),
+        node("Concat", "s two two2", "shape", axis=0),
+        node("Reshape", "x shape", "r"),
+        node("Relu", "r", "y"),
+    ]
+    before = model(nodes, ("batch", 4), rank=3, two=np.array([2]), two2=np.array([2]))
+    before.graph.value_info.append(helper.make_tensor_value_info("r", TensorProto.FLOAT, ("batch", 2, 2)))
+    after = rewrite(before)
+    assert ops(after) == ["Reshape", "Relu"]
+    assert same(before, after)
+    assert [list(numpy_helper.to_array(i)) for i in after.graph.initializer] == [[-1, 2, 2]]
+
+
+def test_layers_are_named_by_their_module_and_traces_go() -> None:
+    gemm = node("Gemm", "x w", "y", transB=1)
+    gemm.metadata_props.add(key="pkg.torch.onnx.name_scopes", value="['', 'blocks.0.attn.qkv', 'linear']")
+    gemm.doc_string = "File /somewhere/vit.py"
+    after = rewrite(model([gemm], w=np.ones((3, 4), np.float32)))
+    assert after.graph.node[0].name == "blocks.0.attn.qkv"
+    assert after.graph.node[0].input[1] == "blocks.0.attn.qkv.weight"
+    assert b"somewhere" not in after.SerializeToString()
+
+
+def test_order_of_rewrites() -> None:
+    """Constants come first (others look for them), names last (they mark what remains)."""
+    names = list(REWRITES)
+    assert names[0] == "lift_constants"
+    assert names[-2:] == ["own_weights", "name_nodes"]
