@@ -22,7 +22,7 @@ def judge(
 
     Accuracy limits are judged on the stage of every chosen engine (the last stage when none is chosen) and pass only
     when the end of the interval at `gates.confidence` is within the limit. Latency is judged on every chosen engine.
-    `bundle_size` is in bytes.
+    `bundle_size` is in bytes, of what the device runs: the report is not in it, for it carries this verdict.
     """
     shipped = shipped_stages(stages, engines)
     verdicts = []
@@ -36,7 +36,7 @@ def judge(
     if gates.size_mib > 0:
         mib = bundle_size / 2**20
         passed = mib <= gates.size_mib
-        note = "size of the whole bundle"
+        note = "graphs and golden frames, without the report"
         verdicts.append(GateVerdict(gate="size_mib", limit=gates.size_mib, value=mib, passed=passed, note=note))
     return tuple(verdicts)
 

@@ -56,8 +56,8 @@ TABLE = [
     ({"p90_ms": 2.0}, [STUDENT], [engine(p90_ms=None)], 1, False, "not measured"),
     ({"p90_ms": 2.0}, [STUDENT], [engine(p90_ms=1.0, chosen=False)], 1, False, "nothing was measured"),
     ({"p90_ms": 2.0}, [STUDENT], [engine(p90_ms=1.0), engine("fp32", p90_ms=3.0)], 1, False, "fp32"),
-    ({"size_mib": 2.0}, [STUDENT], [], 2 * 2**20, True, "whole bundle"),
-    ({"size_mib": 2.0}, [STUDENT], [], 2 * 2**20 + 1, False, "whole bundle"),
+    ({"size_mib": 2.0}, [STUDENT], [], 2 * 2**20, True, "without the report"),
+    ({"size_mib": 2.0}, [STUDENT], [], 2 * 2**20 + 1, False, "without the report"),
 ]  # fmt: skip
 
 

@@ -1,0 +1,295 @@
+"""The whole way on one page: teacher -> student -> pruned -> graphs -> int8 -> measured -> chosen -> bundle."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import torch
+
+from edgemae.device.engines import ENGINES
+from edgemae.device.latency import fingerprint
+from edgemae.flow import Flow, distilled, finetuned, is_student, pretrained, pruned, read_curves, read_teacher
+from edgemae.inputs import gather
+from edgemae.ladder import choose, table
+from edgemae.measure.accuracy import Predictions, cosine, judge, score
+from edgemae.measure.per_op import PROFILERS, per_op
+from edgemae.measure.plots import reliability
+from edgemae.measure.report import write_report
+from edgemae.model.student import Student, load_student
+from edgemae.model.teacher import Teacher
+from edgemae.model.vit import ViT, count_macs, count_params
+from edgemae.model.weights import write_atomic
+from edgemae.pack import baseline_stats, bundle_readme, now, pack, report_files
+from edgemae.pictures import reconstructions
+from edgemae.spec.bundle import Manifest, write_bundle
+from edgemae.spec.graph import PixelContract
+from edgemae.spec.plan import Plan, plan_tree
+from edgemae.spec.report import EngineLatency, GateVerdict, Report, StageScore
+from edgemae.spec.target import Target
+from edgemae.trials import (
+    Candidate,
+    all_candidates,
+    engine_predictions,
+    latencies,
+    mismatch,
+    rehearsals,
+    torch_predictions,
+)
+from edgemae.workdir import Workdir
+
+log = logging.getLogger("edgemae")
+EXPECTED_GAIN = 2.0  # int8 over float on one engine; below it the report shows where the time goes
+
+
+@dataclass(frozen=True)
+class Models:
+    """Model files of one compile. `source` is the teacher as given, `tuned` the one with a head."""
+
+    source: Path | None
+    tuned: Path | None
+    student: Path
+    pruned: Path
+
+    @property
+    def files(self) -> list[Path]:
+        return list(dict.fromkeys(p for p in (self.source, self.tuned, self.student, self.pruned) if p is not None))
+
+
+@dataclass(frozen=True)
+class Built:
+    """One finished bundle with its report and verdicts."""
+
+    bundle: Path
+    report: Report
+    gates: tuple[GateVerdict, ...]
+
+
+def build(
+    plan: Plan, targets: list[Target], source: Path | None, output: Path, *, overwrite: bool = False
+) -> list[Built]:
+    """Go the whole way from a teacher (None: pretrain one), or from a student, to one bundle for each target.
+
+    Every stage is kept in `output` and is not done again. Raises the error tree of `edgemae.spec.errors`; missed gates
+    are no error here: they are in the result, and the bundle is marked failed.
+    """
+    torch.set_num_threads(plan.threads)
+    inputs = gather(plan)
+    work = Workdir(output, overwrite=overwrite)
+    write_atomic(output / "plan.toml", resolved(plan))
+    flow = Flow(plan, work, inputs)
+    multiple = max(target.width_multiple for target in targets)
+    models = train(flow, source, multiple)
+    return [finish(flow, models, target, output, alone=len(targets) == 1) for target in targets]
+
+
+def check(plan: Plan, targets: list[Target], source: Path | None) -> None:
+    """Find out what can be known before the first expensive step: data, checkpoint, engines, pruning budget."""
+    gather(plan)
+    if source is not None and not is_student(source):
+        read_teacher(source, plan)
+    for target in targets:
+        missing = [name for name in target.engines if ENGINES[name].version() is None]
+        log.info("%s: engines %s%s", target.name, ", ".join(target.engines),
+                 f"; not installed here: {', '.join(missing)}" if missing else "")  # fmt: skip
+
+
+def train(flow: Flow, source: Path | None, width_multiple: int) -> Models:
+    """Return the model files, training what is missing."""
+    if source is not None and is_student(source):
+        return Models(None, None, source, pruned(flow, source, None, width_multiple))
+    source = source or pretrained(flow, None)
+    teacher = read_teacher(source, flow.plan)
+    shape = teacher.vit.shape
+    log.info("teacher: %d blocks, width %d, licence of the weights: %s", shape.depth, shape.width, teacher.licence)
+    tuned = source if teacher.vit.head is not None and teacher.labels == flow.inputs.classes else None
+    if tuned is None and flow.inputs.labelled is not None:
+        tuned = finetuned(flow, source)
+    student = distilled(flow, source, tuned)
+    return Models(source, tuned, student, pruned(flow, student, tuned, width_multiple))
+
+
+def finish(flow: Flow, models: Models, target: Target, output: Path, *, alone: bool) -> Built:
+    """Measure candidates for one target, choose, judge the gates, and write report and bundle."""
+    plan = flow.plan
+    student = load_student(models.pruned)
+    found = all_candidates(flow, target, models.pruned)
+    stages, scores, predictions = evaluate(flow, models, target, found)
+    latency = latencies(flow, target, models.pruned, found)
+    ladder = choose(target, plan.quantize, found, scores, latency)
+    engines = table(ladder, scores, latency, len(target.engines))
+    stages = (*stages, *_int8_stage(ladder[0].candidate, found, scores, latency))
+    packed = pack(ladder, target, student.pixel, flow.inputs.calibration, plan.seed)
+    gates = judge(plan.gates, stages, _judged(engines, target), sum(map(len, packed.files.values())))
+    name = plan.name if alone else f"{plan.name}-{target.name}"
+    report = Report(
+        name=name, target=target.name, created=now(), stages=stages, engines=engines, gates=gates,
+        machine=fingerprint(), data=flow.inputs.summary(), curves=read_curves(*models.files),
+        history=[msgspec.to_builtins(step) for step in student.history], attention=_attention(found, latency),
+        int8_evidence=_evidence(target, found, latency),
+        notes=_notes(target, models) + rehearsals(flow, target, found),
+    )  # fmt: skip
+    folder = output if alone else output / target.name
+    write_report(report, folder, _pictures(flow, models, predictions))
+    manifest = Manifest(
+        name=name, version=plan.version, created=report.created, target=target, io=ladder[0].candidate.graph.io,
+        status="passed" if all(g.passed for g in gates) else "failed", pixel=student.pixel, ladder=packed.ladder,
+        golden=packed.golden, labels=student.labels, history=student.history, gates=gates, latency=engines,
+        machine=report.machine, licence=_licence(models, student, plan),
+        baseline_stats=baseline_stats(predictions["pruned"].logits, predictions["pruned"].embedding),
+    )  # fmt: skip
+    files = packed.files | report_files(folder) | {"README.md": bundle_readme(manifest)}
+    return Built(write_bundle(folder / f"{name}.edgemae", manifest, files), report, gates)
+
+
+def evaluate(
+    flow: Flow, models: Models, target: Target, found: list[Candidate]
+) -> tuple[tuple[StageScore, ...], dict[str, StageScore], dict[str, Predictions]]:
+    """Return the float stages in order, the score of every candidate by name, and the predictions behind them."""
+    predictions: dict[str, Predictions] = {}
+    stages: list[StageScore] = []
+    labels = flow.inputs.classes
+
+    def add(stage: str, path: Path, vit: ViT, pixel: PixelContract, reference: Predictions | None) -> Predictions:
+        predictions[stage] = torch_predictions(flow, stage, path, vit, pixel)
+        stages.append(score(
+            stage, predictions[stage], reference, params=count_params(vit), macs=count_macs(vit.shape),
+            size_bytes=4 * count_params(vit), label_names=labels, confidence=flow.plan.gates.confidence,
+        ))  # fmt: skip
+        return predictions[stage]
+
+    teacher_path = models.tuned or models.source
+    if teacher_path is not None:
+        teacher = read_teacher(teacher_path, flow.plan)
+        add("teacher", teacher_path, teacher.vit, teacher.pixel, None)
+    first, last = load_student(models.student), load_student(models.pruned)
+    reference = add("student", models.student, first.vit, first.pixel, None)
+    add("pruned", models.pruned, last.vit, last.pixel, reference)
+    scores = {}
+    for candidate in found:
+        said = engine_predictions(flow, candidate, target, last.pixel)
+        scores[candidate.name] = score(
+            "int8" if candidate.graph.precision == "int8" else "float", said, reference, params=count_params(last.vit),
+            macs=count_macs(last.vit.shape), size_bytes=candidate.graph.size_bytes, label_names=labels,
+            confidence=flow.plan.gates.confidence,
+        )  # fmt: skip
+        # Beside the stage's figures against the float student: how near the graph is to the weights it was made from.
+        nearness = float(cosine(said.embedding, predictions["pruned"].embedding).mean())
+        scores[candidate.name] = msgspec.structs.replace(scores[candidate.name], cosine=nearness)
+        predictions[candidate.name] = said
+    return tuple(stages), scores, predictions
+
+
+def resolved(plan: Plan) -> bytes:
+    """Return the plan as TOML, every field written out."""
+    lines: list[str] = []
+
+    def table_of(tree: dict[str, Any], path: str) -> None:
+        plain = {k: v for k, v in tree.items() if not isinstance(v, dict)}
+        if path:
+            lines.append(f"\n[{path}]")
+        lines.extend(f"{k} = {msgspec.json.encode(v).decode()}" for k, v in plain.items())
+        for key, value in tree.items():
+            if isinstance(value, dict):
+                table_of(value, f"{path}.{key}" if path else key)
+
+    table_of(plan_tree(plan), "")
+    return ("\n".join(lines) + "\n").encode()
+
+
+# ---------------------------------------------------------------- parts of the report
+
+
+def _int8_stage(
+    first: Candidate, found: list[Candidate], scores: dict[str, StageScore], latency: dict[str, EngineLatency]
+) -> tuple[StageScore, ...]:
+    """Return the stage row of the int8 graph that ships, or else of the fastest one of the first engine."""
+    eights = [c for c in found if c.graph.precision == "int8"]
+    if not eights:
+        return ()
+    mine = [c for c in eights if c.engine == first.engine] or eights
+    shown = first if first in mine else min(mine, key=lambda c: latency[c.name].p50_ms if c.name in latency else 0.0)
+    return (scores[shown.name],)
+
+
+def _judged(engines: tuple[EngineLatency, ...], target: Target) -> list[EngineLatency]:
+    """Return the rows that latency limits are judged on: those measured on arithmetic like the target's."""
+    unlike = mismatch(target)
+    return [msgspec.structs.replace(e, p90_ms=None) if unlike else e for e in engines]
+
+
+def _attention(found: list[Candidate], latency: dict[str, EngineLatency]) -> list[dict[str, Any]]:
+    """Return both exported forms of attention as measured on each engine, the faster one marked."""
+    floats = [c for c in found if c.graph.precision == "fp32" and c.name in latency]
+    fastest = {
+        e: min((c for c in floats if c.engine == e), key=lambda c: latency[c.name].p50_ms)
+        for e in {c.engine for c in floats}
+    }
+    return [
+        {
+            "engine": c.engine, "form": c.form, "p50_ms": latency[c.name].p50_ms, "n": latency[c.name].n,
+            "ratio_to_torch_eager": latency[c.name].ratio_to_torch_eager, "chosen": c is fastest[c.engine],
+        }
+        for c in floats
+    ]  # fmt: skip
+
+
+def _evidence(target: Target, found: list[Candidate], latency: dict[str, EngineLatency]) -> dict[str, Any]:
+    """Return shares of time by operator, float beside int8, for engines where int8 gains less than EXPECTED_GAIN."""
+    evidence: dict[str, Any] = {}
+    for engine in target.engines:
+        mine = [c for c in found if c.engine == engine and c.name in latency and engine in PROFILERS]
+        floats = [c for c in mine if c.graph.precision == "fp32"]
+        eights = [c for c in mine if c.graph.precision == "int8"]
+        if not floats or not eights:
+            continue
+        best, eight = (min(part, key=lambda c: latency[c.name].p50_ms) for part in (floats, eights))
+        gain = latency[best.name].p50_ms / latency[eight.name].p50_ms
+        if gain >= EXPECTED_GAIN:
+            continue
+        shape = best.graph.io.inputs[0].shape
+        pixels = torch.zeros(shape).numpy()
+        evidence[engine] = {
+            "int8_gain": round(gain, 3),
+            "why": mismatch(target) or "share of time by operator, float beside int8",
+            "float": per_op(engine, best.graph.files, target, pixels),
+            "int8": per_op(engine, eight.graph.files, target, pixels),
+        }
+    return evidence
+
+
+def _pictures(flow: Flow, models: Models, predictions: dict[str, Predictions]) -> list[tuple[str, bytes]]:
+    """Return reconstructions by the teacher's decoder and reliability diagrams, where there is what they need."""
+    shown: list[tuple[str, bytes]] = []
+    if models.source is not None:
+        teacher: Teacher = read_teacher(models.source, flow.plan)
+        if teacher.mae is not None:
+            shown.append(
+                ("Original, masked, reconstructed", reconstructions(teacher, flow.inputs.evaluation, flow.plan))
+            )
+    panels = [
+        (name, said.logits, said.labels)
+        for name, said in predictions.items()
+        if said.logits is not None and said.labels is not None and (name in ("student", "pruned") or "int8" in name)
+    ]
+    if panels:
+        shown.append(("Reliability before and after", reliability(panels[:4])))
+    return shown
+
+
+def _notes(target: Target, models: Models) -> list[str]:
+    notes = []
+    if unlike := mismatch(target):
+        notes.append(f"Latencies do not speak for {target.title}: {unlike}. Profile the bundle on the device.")
+    if models.pruned == models.student:
+        notes.append("Pruning was off: the pruned stage is the student itself.")
+    return notes
+
+
+def _licence(models: Models, student: Student, plan: Plan) -> str:
+    if models.source is not None:
+        return read_teacher(models.source, plan).licence
+    return next((step.licence for step in student.history if step.licence), "unknown")

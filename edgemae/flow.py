@@ -1,0 +1,206 @@
+"""The training half of a compile as cached stages: teacher -> fine-tuned teacher -> student -> pruned student.
+
+Each function takes and returns model files, so that a stage is known by the digest of what went into it.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import edgemae
+from edgemae.data.augment import Augment
+from edgemae.data.loader import Loader
+from edgemae.distill.losses import distillation
+from edgemae.distill.stages import Images, distill, finetune, heal_embedding, pretrain, train_further
+from edgemae.distill.train import Curve
+from edgemae.distill.view import TeacherView
+from edgemae.inputs import Inputs
+from edgemae.model.checkpoint import load_teacher
+from edgemae.model.student import Student, load_student
+from edgemae.model.teacher import Teacher
+from edgemae.model.vit import ViT
+from edgemae.model.weights import read_model, write_atomic
+from edgemae.prune import prune
+from edgemae.spec.errors import CheckpointError
+from edgemae.spec.graph import PixelContract
+from edgemae.spec.plan import Plan, plan_tree
+from edgemae.workdir import Workdir, file_digest
+
+TEACHER, STUDENT = "teacher.safetensors", "student.safetensors"
+
+
+@dataclass(frozen=True)
+class Flow:
+    """Bundle what every stage needs: the plan, the output folder and the images."""
+
+    plan: Plan
+    work: Workdir
+    inputs: Inputs
+
+    @property
+    def images(self) -> Images:
+        return Images(self.inputs.unlabelled, self.inputs.labelled, self.inputs.evaluation)
+
+    def key(self, **more: Any) -> dict[str, Any]:
+        """Return what decides any training stage: seed, data, versions, and `more`."""
+        return {
+            "seed": self.plan.seed,
+            "data": self.inputs.unlabelled.fingerprint,
+            "labels": self.inputs.labelled.fingerprint if self.inputs.labelled else "",
+            "evaluation": self.inputs.evaluation.fingerprint,  # scored along the way, for the curve
+            "tools": {"edgemae": edgemae.__version__, "torch": str(torch.__version__)},
+            **more,
+        }
+
+
+def is_student(path: Path) -> bool:
+    """Tell whether a file is an edgemae student."""
+    if path.suffix != ".safetensors" or not path.is_file():
+        return False
+    read = read_model(path)
+    return read is not None and read[1].get("kind") == "student"
+
+
+def read_teacher(path: Path, plan: Plan) -> Teacher:
+    """Read a teacher of any supported format. Raises CheckpointError for a missing path."""
+    if not path.exists():
+        raise CheckpointError(
+            f"checkpoint '{path}' does not exist",
+            expected="a .pth, .safetensors or .bin file, or a Hugging Face folder",
+            fix="check the path",
+        )
+    return load_teacher(path, heads=plan.teacher_heads)
+
+
+def pretrained(flow: Flow, start: Path | None) -> Path:
+    """Pretrain an MAE on all images without labels, from scratch or onwards from `start`; return its file."""
+    plan = flow.plan
+    key = {"pretrain": plan_tree(plan.pretrain), "start": file_digest(start) if start else plan_tree(plan.teacher)}
+
+    def make(folder: Path) -> None:
+        teacher = read_teacher(start, plan) if start else None
+        pixel = teacher.pixel if teacher else teacher_pixel(plan)
+        trained, curve = pretrain(plan, flow.inputs.unlabelled, pixel, teacher, folder / "train.ckpt")
+        trained.save(folder / TEACHER)
+        write_curves(folder, {"pretrain": curve})
+
+    return flow.work.run("pretrain", flow.key(**key), make) / TEACHER
+
+
+def finetuned(flow: Flow, source: Path) -> Path:
+    """Train a classification head and the whole teacher on labels; return its file."""
+
+    def make(folder: Path) -> None:
+        tuned, curve = finetune(read_teacher(source, flow.plan), flow.plan, flow.images, folder / "train.ckpt")
+        tuned.save(folder / TEACHER)
+        write_curves(folder, {"finetune": curve})
+
+    key = {"finetune": plan_tree(flow.plan.finetune), "from": file_digest(source), "heads": flow.plan.teacher_heads}
+    return flow.work.run("finetune", flow.key(**key), make) / TEACHER
+
+
+def distilled(flow: Flow, source: Path, guide: Path | None) -> Path:
+    """Distill a student from the teacher, stage 2 guided by the fine-tuned one; return its file."""
+    plan = flow.plan
+
+    def make(folder: Path) -> None:
+        tuned = read_teacher(guide, plan) if guide else None
+        student, curves = distill(read_teacher(source, plan), plan, flow.images, folder / "train.ckpt", tuned)
+        student.save(folder / STUDENT)
+        write_curves(folder, curves)
+
+    key = {"distill": plan_tree(plan.distill), "student": plan_tree(plan.student), "from": file_digest(source),
+           "guide": file_digest(guide) if guide else "", "heads": plan.teacher_heads, "pixels": plan_tree(plan.data)["resize"],
+           "mean": plan.data.mean, "std": plan.data.std}  # fmt: skip
+    return flow.work.run("student", flow.key(**key), make) / STUDENT
+
+
+def pruned(flow: Flow, source: Path, guide: Path | None, width_multiple: int) -> Path:
+    """Prune heads and MLP units, healing by distillation after each cut; return the student's file."""
+    plan = flow.plan
+    if plan.prune.keep_macs >= 1:
+        return source
+
+    def make(folder: Path) -> None:
+        student = load_student(source)
+        teacher = read_teacher(guide, plan) if guide else None
+        curves: dict[str, Curve] = {}
+
+        def heal(cut: Student, step: int) -> Student:
+            checkpoint = folder / f"heal-{step}.ckpt"
+            if flow.inputs.labelled is None:
+                healed, curve = heal_embedding(cut, student, plan.prune.heal, plan, flow.inputs.unlabelled, checkpoint)
+            else:
+                healed, curve = train_further(cut, plan.prune.heal, plan, flow.images, teacher, checkpoint, "heal")
+            curves[f"heal {step}"] = curve
+            return healed
+
+        small = prune(
+            student, plan.prune, width_multiple=width_multiple, batches=lambda: _score_batches(flow, student),
+            loss=_score_loss(student, teacher), heal=heal if plan.prune.heal.epochs else None,
+        )  # fmt: skip
+        small.save(folder / STUDENT)
+        write_curves(folder, curves)
+
+    key = {"prune": plan_tree(plan.prune), "from": file_digest(source), "multiple": width_multiple,
+           "guide": file_digest(guide) if guide else ""}  # fmt: skip
+    return flow.work.run("pruned", flow.key(**key), make) / STUDENT
+
+
+def teacher_pixel(plan: Plan) -> PixelContract:
+    """Return the pixel contract of a teacher that is trained from scratch."""
+    channels = plan.teacher.channels
+    rest = {"mean": plan.data.mean, "std": plan.data.std} if plan.data.mean and plan.data.std else {}
+    if channels == 1:
+        rest = rest or {"mean": (0.5,), "std": (0.5,)}
+    color = "GRAY" if channels == 1 else "RGB"
+    return PixelContract(
+        image_px=plan.teacher.image_px, channels=channels, color=color, resize=plan.data.resize, **rest
+    )
+
+
+def write_curves(folder: Path, curves: dict[str, Curve]) -> None:
+    write_atomic(folder / "curves.json", json.dumps(curves, indent=1).encode())
+
+
+def read_curves(*models: Path) -> dict[str, Curve]:
+    """Return the loss curves that lie beside model files, in order."""
+    curves: dict[str, Curve] = {}
+    for model in models:
+        file = model.parent / "curves.json"
+        if file.exists():
+            curves |= json.loads(file.read_bytes())
+    return curves
+
+
+def _score_batches(flow: Flow, student: Student) -> Any:
+    """Yield (pixels, labels or None) for scoring what to prune."""
+    images = flow.inputs.labelled or flow.inputs.unlabelled
+    loader = Loader(images, student.pixel, min(64, len(images)), Augment(), flow.plan.seed, flow.plan.workers)
+    for number, batch in enumerate(loader.epoch()):
+        if number == flow.plan.prune.score_batches:
+            return
+        yield batch.pixels, batch.labels if images.labels is not None else None
+
+
+def _score_loss(student: Student, teacher: Teacher | None) -> Any:
+    """Return the loss whose gradient says what matters: labels and teacher logits, or the embedding's own size.
+
+    Without labels the gradient of half the squared embedding is the embedding itself: what moves it most is kept.
+    """
+    view = TeacherView(teacher, student.pixel) if teacher is not None and teacher.vit.head is not None else None
+
+    def loss(vit: ViT, pixels: Tensor, labels: Tensor | None) -> Tensor:
+        logits, embedding = vit(pixels)
+        if labels is None or logits is None:
+            return embedding.square().mean() / 2
+        value = torch.nn.functional.cross_entropy(logits, labels)
+        return value if view is None else value + distillation(logits, view.logits(pixels), 1.0)
+
+    return loss

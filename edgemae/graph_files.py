@@ -1,0 +1,34 @@
+"""Graphs as files of a stage: the network's own files, and one JSON with everything else."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import msgspec
+
+from edgemae.model.weights import write_atomic
+from edgemae.spec.graph import Graph, IoContract, Step
+from edgemae.workdir import digest_of
+
+
+def save_graph(folder: Path, name: str, graph: Graph) -> None:
+    for file, data in graph.files.items():
+        write_atomic(folder / f"{name}.{file}", data)
+    rest = {"io": graph.io, "precision": graph.precision, "scheme": graph.scheme, "history": graph.history,
+            "files": sorted(graph.files)}  # fmt: skip
+    write_atomic(folder / f"{name}.graph.json", json.dumps(msgspec.to_builtins(rest)).encode())
+
+
+def load_graph(folder: Path, name: str) -> Graph:
+    rest = json.loads((folder / f"{name}.graph.json").read_bytes())
+    return Graph(
+        files={file: (folder / f"{name}.{file}").read_bytes() for file in rest["files"]},
+        io=msgspec.convert(rest["io"], IoContract), precision=rest["precision"], scheme=rest["scheme"],
+        history=msgspec.convert(rest["history"], tuple[Step, ...]),
+    )  # fmt: skip
+
+
+def graph_digest(graph: Graph) -> str:
+    return digest_of({name: hashlib.sha256(data).hexdigest() for name, data in graph.files.items()})

@@ -1,0 +1,95 @@
+"""The images of a compile: what trains, what calibrates, what judges; and proof that these do not overlap."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, replace
+from typing import Any
+
+from edgemae.data.images import ImageSet, require_disjoint, require_labels, same_classes, sample, scan, split
+from edgemae.spec.errors import DataError
+from edgemae.spec.plan import Plan
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Hold image sets. `labelled` is None when the training folder is flat; `evaluation` always exists."""
+
+    unlabelled: ImageSet  # everything that may be trained on, labels dropped
+    labelled: ImageSet | None
+    evaluation: ImageSet
+    calibration: ImageSet
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return self.labelled.classes if self.labelled else ()
+
+    def summary(self) -> dict[str, Any]:
+        """Return counts, fingerprints and skipped files for the report."""
+        sets = {
+            "training": self.labelled or self.unlabelled,
+            "without labels": self.unlabelled,
+            "calibration": self.calibration,
+            "evaluation": self.evaluation,
+        }
+        skipped = {path: why for images in sets.values() for path, why in images.skipped}
+        summary: dict[str, Any] = {
+            name: {"images": len(images), "fingerprint": images.fingerprint} for name, images in sets.items()
+        }
+        summary["classes"] = list(self.classes)
+        if self.evaluation.labels:
+            counts = Counter(self.evaluation.labels)
+            summary["evaluation"]["images of each class"] = {c: counts[i] for i, c in enumerate(self.classes)}
+        summary["skipped"] = {
+            "count": len(skipped),
+            "files": [f"{path}: {why}" for path, why in sorted(skipped.items())][:50],
+        }
+        return summary
+
+
+def gather(plan: Plan) -> Inputs:
+    """Scan the plan's folders, split where none is given, and refuse overlap between judging and everything else."""
+    if not plan.data.train:
+        raise DataError("no images were given", expected="--data DIR", fix="pass a folder of images")
+    train = scan(plan.data.train)
+    if train.labels is not None:
+        require_labels(train, "training a classifier")
+    if plan.data.eval:
+        evaluation = scan(plan.data.eval)
+        evaluation = same_classes(train, evaluation) if train.labels is not None else evaluation.unlabelled()
+        if train.labels is not None and evaluation.labels is None:
+            raise DataError(
+                f"--eval-data '{plan.data.eval}' has no class folders, and '{plan.data.train}' has",
+                expected="the same class folders in both",
+                fix="sort the evaluation images into class folders",
+            )
+    else:
+        train, evaluation = split(train, plan.data.eval_fraction, plan.seed)
+    unlabelled = train.unlabelled()
+    if plan.data.unlabelled:
+        unlabelled = _joined(unlabelled, scan(plan.data.unlabelled))
+    require_disjoint(unlabelled, evaluation)
+    return Inputs(
+        unlabelled=unlabelled,
+        labelled=train if train.labels is not None else None,
+        evaluation=evaluation,
+        calibration=calibration_of(plan, train, evaluation),
+    )
+
+
+def calibration_of(plan: Plan, train: ImageSet, evaluation: ImageSet | None) -> ImageSet:
+    """Return the calibration images: a folder of their own, or a sample of the training images; never evaluation ones."""
+    own = scan(plan.data.calib) if plan.data.calib else train
+    if evaluation is not None:
+        require_disjoint(own, evaluation)
+    return sample(own, plan.quantize.calibration_images, plan.seed)
+
+
+def _joined(a: ImageSet, b: ImageSet) -> ImageSet:
+    """Return two unlabelled sets as one; an image that is in both is taken once."""
+    new = [i for i, digest in enumerate(b.hashes) if digest not in set(a.hashes)]
+    b = b.pick(new)
+    return replace(
+        a, folder=f"{a.folder} and {b.folder}", paths=a.paths + b.paths, hashes=a.hashes + b.hashes,
+        skipped=a.skipped + b.skipped,
+    )  # fmt: skip

@@ -1,0 +1,298 @@
+"""The measuring half of a compile as cached stages: graphs, int8 candidates, their accuracy and their latency here."""
+
+from __future__ import annotations
+
+import logging
+import platform
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+import edgemae
+from edgemae.data.images import ImageSet
+from edgemae.data.loader import Loader
+from edgemae.device.engines import ENGINES, open_session
+from edgemae.device.isa import cpu_flags, machine_facts
+from edgemae.device.latency import fingerprint, interleave, ratio, summarise
+from edgemae.export.lint import lint
+from edgemae.export.to_onnx import ATTENTION_FORMS, both_forms
+from edgemae.flow import Flow
+from edgemae.graph_files import graph_digest, load_graph, save_graph
+from edgemae.measure.accuracy import Predictions, predict, score
+from edgemae.model.student import load_student
+from edgemae.model.vit import ViT, count_macs, count_params
+from edgemae.model.weights import write_atomic
+from edgemae.quantize.calibrate import Calibration
+from edgemae.quantize.half import to_fp16
+from edgemae.quantize.schemes import ENGINE_SCHEMES, SCHEMES, candidates
+from edgemae.spec.errors import EngineRuntimeError, MachineError
+from edgemae.spec.graph import Graph, PixelContract
+from edgemae.spec.plan import plan_tree
+from edgemae.spec.report import EngineLatency
+from edgemae.spec.target import Target
+from edgemae.workdir import digest_of, file_digest
+
+log = logging.getLogger("edgemae")
+EAGER = "torch-eager"
+ROUNDS = 12  # of ABBA blocks; at 20 ms a block and six candidates about 6 s
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One graph on one engine. `name` tells it apart; `form` is the exported form of attention."""
+
+    engine: str
+    graph: Graph
+    form: str
+    digest: str
+
+    @property
+    def name(self) -> str:
+        return "-".join(part for part in (self.engine, self.graph.precision, self.graph.scheme or self.form) if part)
+
+
+# ---------------------------------------------------------------- graphs
+
+
+def graphs(flow: Flow, student_path: Path) -> dict[str, Graph]:
+    """Return the student's float graph in every exported form of attention."""
+
+    def make(folder: Path) -> None:
+        student = load_student(student_path)
+        for form, graph in both_forms(student.vit, student.pixel, history=student.history).items():
+            save_graph(folder, form, graph)
+
+    key = {"from": file_digest(student_path), "tools": _versions("torch", "onnx")}
+    folder = flow.work.run("graph", key, make)
+    return {form: load_graph(folder, form) for form in ATTENTION_FORMS}
+
+
+def quantized(flow: Flow, graph: Graph, scheme: str, pixel: PixelContract) -> Graph:
+    """Return the int8 graph of one scheme, calibrated on the calibration images."""
+    plan = flow.plan.quantize
+
+    def make(folder: Path) -> None:
+        log.info("%s: %d calibration images", scheme, len(flow.inputs.calibration))
+        calibration = calibration_of(flow.inputs.calibration, pixel, flow.plan.workers)
+        save_graph(folder, "int8", SCHEMES[scheme](graph, calibration, plan))
+
+    key = {"scheme": scheme, "from": graph_digest(graph), "plan": plan_tree(plan), "seed": flow.plan.seed,
+           "calibration": flow.inputs.calibration.fingerprint, "pixel": msgspec.to_builtins(pixel),
+           "tools": _versions("onnxruntime", "openvino", "nncf")}  # fmt: skip
+    return load_graph(flow.work.run(f"int8-{scheme}", key, make), "int8")
+
+
+def calibration_of(images: ImageSet, pixel: PixelContract, workers: int) -> Calibration:
+    """Decode calibration images exactly as the device will."""
+    loader = Loader(images, pixel, 32, workers=workers, train=False)
+    return Calibration(np.concatenate([batch.pixels.numpy() for batch in loader.epoch()]), images.fingerprint)
+
+
+def all_candidates(flow: Flow, target: Target, student_path: Path) -> list[Candidate]:
+    """Return what can be tried for a target: every float form, then every int8 scheme that fits its engines."""
+    forms = graphs(flow, student_path)
+    pixel = load_student(student_path).pixel
+    found: list[Candidate] = []
+    for engine in target.engines:
+        if engine == "tensorrt":
+            half = to_fp16(forms["explicit"])
+            found.append(Candidate(engine, half, "explicit", graph_digest(half)))
+        else:
+            found += [Candidate(engine, graph, form, graph_digest(graph)) for form, graph in forms.items()]
+    if "int8" in target.precisions:
+        for scheme in candidates(target, flow.plan.quantize):
+            graph = quantized(flow, forms["explicit"], scheme, pixel)
+            found.append(Candidate(_owner(scheme), graph, "explicit", graph_digest(graph)))
+    return found
+
+
+def score_int8(flow: Flow, target: Target, student_path: Path) -> dict[str, Any]:
+    """Return, for every int8 scheme that fits the target, its file and what it scores through its engine."""
+    student = load_student(student_path)
+    shape = student.vit.shape
+    reference = torch_predictions(flow, "student", student_path, student.vit, student.pixel)
+    rows: dict[str, Any] = {}
+    for scheme in candidates(target, flow.plan.quantize):
+        graph = quantized(flow, graphs(flow, student_path)["explicit"], scheme, student.pixel)
+        said = engine_predictions(
+            flow, Candidate(_owner(scheme), graph, "explicit", graph_digest(graph)), target, student.pixel
+        )
+        row = score("int8", said, reference, params=count_params(student.vit), macs=count_macs(shape),
+                    size_bytes=graph.size_bytes, label_names=student.labels)  # fmt: skip
+        files = {f"{scheme}{Path(name).suffix}": data for name, data in graph.files.items()}
+        for name, data in files.items():
+            write_atomic(flow.work.folder / name, data)
+        rows[scheme] = {"files": sorted(files), "settings": graph.scheme, **msgspec.to_builtins(row)}
+    return rows
+
+
+def _owner(scheme: str) -> str:
+    return next(engine for engine, schemes in ENGINE_SCHEMES.items() if scheme in schemes)
+
+
+def rehearsals(flow: Flow, target: Target, found: list[Candidate]) -> list[str]:
+    """Return what lint and, where TensorRT is installed, an ahead-of-time build say of the graphs meant for a GPU."""
+    notes = []
+    for candidate in (c for c in found if c.engine == "tensorrt"):
+        notes += [f"{candidate.name}: {f.rule} at {f.node or 'the graph'}: {f.message}" for f in lint(candidate.graph)]
+        if (version := ENGINES["tensorrt"].version()) is None:
+            notes.append(f"{candidate.name}: not built here, TensorRT is not installed")
+            continue
+
+        def make(folder: Path, candidate: Candidate = candidate) -> None:
+            try:
+                said = f"{len(ENGINES['tensorrt'].compile(candidate.graph.files, target)) / 2**20:.2f} MiB plan built"
+            except EngineRuntimeError as error:
+                said = f"not built here: {error.what}"
+            write_atomic(folder / "said.txt", said.encode())
+
+        key = {"graph": candidate.digest, "target": msgspec.to_builtins(target), "tensorrt": version}
+        said = (flow.work.run(f"rehearsal-{candidate.name}", key, make) / "said.txt").read_text()
+        notes.append(f"{candidate.name}: {said} (TensorRT {version}, compute capability {target.compute_capability})")
+    return notes
+
+
+# ---------------------------------------------------------------- accuracy
+
+
+def torch_predictions(flow: Flow, name: str, model_path: Path, vit: ViT, pixel: PixelContract) -> Predictions:
+    """Return what a float model says about the evaluation images, run by torch."""
+
+    @torch.inference_mode()
+    def run(pixels: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
+        logits, embedding = vit.eval()(torch.from_numpy(pixels))
+        return {"embedding": embedding.numpy()} | ({} if logits is None else {"logits": logits.numpy()})
+
+    key = {"from": file_digest(model_path), "tools": _versions("torch")}
+    return _predictions(flow, name, key, lambda: run, pixel, 32)
+
+
+def engine_predictions(flow: Flow, candidate: Candidate, target: Target, pixel: PixelContract) -> Predictions:
+    """Return what a graph says through the engine that ships it; a TensorRT graph goes through ONNX Runtime here."""
+    engine = candidate.engine if runs_here(candidate.engine, target) else "onnxruntime"
+    key = {"graph": candidate.digest, "engine": engine, "target": msgspec.to_builtins(target),
+           "machine": machine_facts(), "tools": _versions(engine)}  # fmt: skip
+    return _predictions(
+        flow, candidate.name, key, lambda: open_session(engine, candidate.graph.files, target), pixel, 1
+    )
+
+
+def _predictions(
+    flow: Flow, name: str, key: dict[str, Any], run: Callable[[], Any], pixel: PixelContract, batch: int
+) -> Predictions:
+    images = flow.inputs.evaluation
+
+    def make(folder: Path) -> None:
+        def batches() -> Iterator[tuple[NDArray[Any], NDArray[Any] | None]]:
+            for item in Loader(images, pixel, 32, workers=flow.plan.workers, train=False).epoch():
+                labels = item.labels.numpy() if images.labels is not None else None
+                for i in range(0, len(item.pixels), batch):
+                    yield item.pixels[i : i + batch].numpy(), None if labels is None else labels[i : i + batch]
+
+        found = predict(run(), batches())
+        for part in ("logits", "embedding", "labels"):
+            if getattr(found, part) is not None:
+                np.save(folder / f"{part}.npy", getattr(found, part), allow_pickle=False)
+
+    key = {**key, "evaluation": images.fingerprint, "pixel": msgspec.to_builtins(pixel)}
+    folder = flow.work.run(f"scores-{name}", key, make)
+    parts = [np.load(f) if (f := folder / f"{p}.npy").exists() else None for p in ("logits", "embedding", "labels")]
+    return Predictions(*parts)  # type: ignore[arg-type]
+
+
+# ---------------------------------------------------------------- latency
+
+
+def runs_here(engine: str, target: Target) -> bool:
+    """Tell whether an engine is installed and can execute here (TensorRT needs its GPU)."""
+    if ENGINES[engine].version() is None:
+        return False
+    return engine != "tensorrt" or ENGINES[engine].facts().get("gpu", "none") != "none"
+
+
+def isa_class() -> str:
+    """Return this machine's class of integer arithmetic: vnni, avx512, avx2, dotprod or other."""
+    flags = cpu_flags()
+    if any("vnni" in flag for flag in flags):
+        return "vnni"
+    for name, flag in (("avx512", "avx512f"), ("avx2", "avx2"), ("dotprod", "asimddp")):
+        if flag in flags:
+            return name
+    return "other"
+
+
+def mismatch(target: Target) -> str:
+    """Return why latencies taken here do not speak for the target's processor, or an empty string."""
+    arch = platform.machine().lower().replace("amd64", "x86_64")
+    if arch != target.arch:
+        return f"this machine is {arch}, the target is {target.arch}"
+    wanted = next((c for c in ("vnni", "avx512", "avx2", "dotprod") if c in target.isa), "")
+    if wanted and wanted != isa_class():
+        return f"this machine has {isa_class()} arithmetic, the target has {target.isa}"
+    return ""
+
+
+def latencies(flow: Flow, target: Target, student_path: Path, found: list[Candidate]) -> dict[str, EngineLatency]:
+    """Measure every candidate that runs here, interleaved with torch eager fp32 on the same threads."""
+    here = [c for c in found if runs_here(c.engine, target)]
+
+    def make(folder: Path) -> None:
+        rows = _measure(target, load_student(student_path).vit, here)
+        write_atomic(folder / "latency.json", msgspec.json.format(msgspec.json.encode(rows), indent=1))
+
+    key = {"graphs": [[c.name, c.digest] for c in here], "student": file_digest(student_path),
+           "target": msgspec.to_builtins(target), "machine": digest_of(fingerprint())}  # fmt: skip
+    folder = flow.work.run(f"latency-{target.name}", key, make)
+    return msgspec.json.decode((folder / "latency.json").read_bytes(), type=dict[str, EngineLatency])
+
+
+def _measure(target: Target, vit: ViT, here: list[Candidate]) -> dict[str, EngineLatency]:
+    shape = vit.eval().shape
+    pixels = np.random.default_rng(0).standard_normal((1, shape.channels, shape.image_px, shape.image_px), np.float32)
+    tensor, before = torch.from_numpy(pixels), torch.get_num_threads()
+
+    def eager() -> None:
+        with torch.inference_mode():
+            vit(tensor)
+
+    sessions = {c.name: open_session(c.engine, c.graph.files, target) for c in here}
+    runs: dict[str, Callable[[], None]] = {EAGER: eager}
+    runs |= {name: (lambda s=session: s(pixels)) for name, session in sessions.items()}  # type: ignore[misc]
+    torch.set_num_threads(target.threads)
+    try:
+        samples = interleave(runs, ROUNDS)
+    finally:
+        torch.set_num_threads(before)
+        for session in sessions.values():
+            session.close()
+    rows = {}
+    for name, taken in samples.items():
+        candidate = next((c for c in here if c.name == name), None)
+        summary, gain = summarise(taken.ns), ratio(samples[EAGER], taken)
+        rows[name] = EngineLatency(
+            engine=candidate.engine if candidate else EAGER,
+            precision=candidate.graph.precision if candidate else "fp32",
+            scheme=(candidate.graph.scheme or candidate.form) if candidate else "", p50_ms=summary.p50_ms, n=summary.n,
+            p90_ms=summary.p90_ms, p99_ms=summary.p99_ms, ratio_to_torch_eager=gain.median, ratio_low=gain.low,
+            ratio_high=gain.high, size_bytes=candidate.graph.size_bytes if candidate else 0,
+            reason=taken.interference.verdict,
+        )  # fmt: skip
+    return rows
+
+
+def _versions(*libraries: str) -> dict[str, str]:
+    from importlib.metadata import PackageNotFoundError, version
+
+    versions = {"edgemae": edgemae.__version__}
+    for library in libraries:
+        try:
+            versions[library] = ENGINES[library].version() or "" if library in ENGINES else version(library)
+        except (PackageNotFoundError, MachineError):
+            versions[library] = ""
+    return versions
