@@ -76,8 +76,7 @@ def as_bgr(frame: NDArray[Any], color: str = "BGR") -> Frame:
 
 def crop(frame_bgr: Frame, pixel: PixelContract) -> Frame:
     """Return the (image_px, image_px, C) uint8 picture that the model sees: 0..255, in `pixel.color` order."""
-    if pixel.rotation_deg:
-        frame_bgr = cv2.rotate(frame_bgr, _ROTATE[pixel.rotation_deg])  # type: ignore[assignment]
+    frame_bgr = rotate(frame_bgr, pixel)
     height, width = frame_bgr.shape[:2]
     size = pixel.image_px
     if pixel.resize == "stretch":
@@ -89,6 +88,11 @@ def crop(frame_bgr: Frame, pixel: PixelContract) -> Frame:
         frame_bgr = resize(frame_bgr, new_hw, pixel)
     top, left = (new_hw[0] - size) // 2, (new_hw[1] - size) // 2
     return recolor(frame_bgr[top : top + size, left : left + size], pixel)
+
+
+def rotate(frame: Frame, pixel: PixelContract) -> Frame:
+    """Turn a frame by the contract's `rotation_deg`."""
+    return cv2.rotate(frame, _ROTATE[pixel.rotation_deg]) if pixel.rotation_deg else frame  # type: ignore[return-value]
 
 
 def resize(frame: Frame, new_hw: tuple[int, int], pixel: PixelContract) -> Frame:

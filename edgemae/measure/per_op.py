@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edgemae.device.engines.openvino import silence_telemetry
 from edgemae.spec.target import Target
 
 RUNS = 40
@@ -47,6 +48,7 @@ def _onnxruntime(files: Mapping[str, bytes], target: Target, pixels: NDArray[np.
 
 
 def _openvino(files: Mapping[str, bytes], target: Target, pixels: NDArray[np.float32]) -> dict[str, float]:
+    silence_telemetry()
     import openvino as ov
 
     parts = {Path(name).suffix: data for name, data in files.items()}

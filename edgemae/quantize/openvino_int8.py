@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
-import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
@@ -18,6 +17,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from edgemae.device.engines.openvino import silence_telemetry
 from edgemae.quantize.linear import find_linears
 from edgemae.spec.errors import EngineMissingError
 
@@ -25,12 +25,8 @@ Floats = NDArray[np.float32]
 
 
 def load_openvino() -> tuple[ModuleType, ModuleType]:
-    """Return the modules (openvino, nncf) with their telemetry cut off.
-
-    `import openvino` alone sends an event and writes an id below the home folder when its telemetry package is there;
-    a None in sys.modules makes both libraries take their own empty stand-in.
-    """
-    sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
+    """Return the modules (openvino, nncf) with their telemetry cut off: NNCF sends through OpenVINO's package."""
+    silence_telemetry()
     try:
         openvino, nncf = import_module("openvino"), import_module("nncf")
     except ImportError as error:

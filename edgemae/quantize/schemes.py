@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
 from importlib.metadata import version
 from typing import Any
 
@@ -58,7 +57,17 @@ def ort_dynamic(graph: Graph, calibration: Calibration, plan: QuantizePlan) -> G
     return _result(graph, calibration, {"model.onnx": data}, "ort-dynamic", [Choice(error, smooth.OFF, 100.0, None)])
 
 
-def static(graph: Graph, calibration: Calibration, plan: QuantizePlan, *, name: str, symmetric: bool) -> Graph:
+def ort_static(graph: Graph, calibration: Calibration, plan: QuantizePlan) -> Graph:
+    """Quantize with fixed ranges: uint8 activations with a zero point, 7-bit weights that saturate on no CPU."""
+    return _static(graph, calibration, plan, "ort-static", symmetric=False)
+
+
+def tensorrt_qdq(graph: Graph, calibration: Calibration, plan: QuantizePlan) -> Graph:
+    """Quantize with fixed ranges: int8 around zero on both sides, everything else fp16, as TensorRT builds it."""
+    return _static(graph, calibration, plan, "tensorrt-qdq", symmetric=True)
+
+
+def _static(graph: Graph, calibration: Calibration, plan: QuantizePlan, name: str, *, symmetric: bool) -> Graph:
     """Quantize with fixed ranges and Q/DQ. Of all smoothing alphas ("off" is one), each with activations clipped at the
     plan's percentile and not at all, the pair with the smallest output error wins.
     """
@@ -93,9 +102,9 @@ def openvino_static(graph: Graph, calibration: Calibration, plan: QuantizePlan) 
 
 SCHEMES: dict[str, Scheme] = {
     "ort-dynamic": ort_dynamic,
-    "ort-static": partial(static, name="ort-static", symmetric=False),
+    "ort-static": ort_static,
     "openvino-static": openvino_static,
-    "tensorrt-qdq": partial(static, name="tensorrt-qdq", symmetric=True),
+    "tensorrt-qdq": tensorrt_qdq,
 }
 ENGINE_SCHEMES: dict[str, tuple[str, ...]] = {
     "onnxruntime": ("ort-static", "ort-dynamic"),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+import os
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -589,3 +591,16 @@ def test_tensorrt_8_is_too_old(jetson: SimpleNamespace, block_onnx: Callable[...
     jetson.module.__version__ = "8.6.2"
     with pytest.raises(EngineRuntimeError, match=r"TensorRT 8\.6\.2 has no strongly typed"):
         ENGINES["tensorrt"].compile({"x.onnx": block_onnx()}, jetson.target)
+
+
+def test_openvino_writes_and_sends_nothing_below_the_home_folder(tmp_path: Path) -> None:
+    script = "from edgemae.device.engines import ENGINES; print(ENGINES['openvino'].version())"
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        env={**os.environ, "HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.strip() != "None"
+    assert list(tmp_path.iterdir()) == []

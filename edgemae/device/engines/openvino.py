@@ -8,6 +8,7 @@ flipped bits (18 of 24 trials); ours go through `edgemae.device.cache`.
 from __future__ import annotations
 
 import io
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -23,13 +24,23 @@ MODULES = ("openvino",)
 NEEDS = "pip install 'edgemae[openvino]'"
 
 
+def silence_telemetry() -> None:
+    """Keep `import openvino` from sending an event and writing an id below the home folder.
+
+    A None in sys.modules makes OpenVINO take its own empty stand-in for the package that does so.
+    """
+    sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
+
+
 def version() -> str | None:
     """Return the version of OpenVINO, or None when it cannot be imported."""
+    silence_telemetry()
     return library_version(NAME, MODULES, NEEDS)
 
 
 def build(files: Mapping[str, bytes], target: Target) -> bytes:
     """Return an exported blob of an IR pair (.xml and .bin) or of one .onnx file."""
+    silence_telemetry()
     openvino = library(NAME, MODULES, NEEDS)
     core = openvino.Core()
     if any(name.endswith(".xml") for name in files):
@@ -48,6 +59,7 @@ def build(files: Mapping[str, bytes], target: Target) -> bytes:
 
 def load(blob: bytes, target: Target) -> Session:
     """Return a session with one synchronous request on `target.threads` threads."""
+    silence_telemetry()
     openvino = library(NAME, MODULES, NEEDS)
     with engine_errors(NAME, "load the compiled graph"):
         request = openvino.Core().import_model(blob, "CPU", _options(target)).create_infer_request()

@@ -1,0 +1,79 @@
+"""The README says what is true: its table is the measured one, its commands and files exist."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from pathlib import Path
+from types import ModuleType
+
+import msgspec
+import pytest
+
+from edgemae.cli import app
+from edgemae.spec.plan import load_plan
+from edgemae.spec.report import Report
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text()
+RESULTS = sorted(path for path in (ROOT / "tools/results").glob("*.json") if f"<!-- table: {path.stem} -->" in README)
+
+
+def bench_compile() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("bench_compile", ROOT / "tools/bench_compile.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_code_comes_within_the_first_twenty_lines() -> None:
+    assert "```" in "\n".join(README.splitlines()[:20])
+
+
+def test_every_table_has_its_results() -> None:
+    assert [path.stem for path in RESULTS] == sorted(re.findall(r"<!-- table: (\S+) -->", README))
+
+
+@pytest.mark.parametrize("path", RESULTS, ids=lambda path: path.stem)
+def test_tables_are_the_measured_ones(path: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "README.md"
+    copy.write_text(README)
+    bench_compile().rewrite(copy, path)
+    assert copy.read_text() == README
+    raw = msgspec.json.decode(path.read_bytes())
+    assert raw["command"].startswith("python tools/bench_")
+    assert raw["machine"]
+    report = msgspec.convert({k: v for k, v in raw.items() if k not in ("command", "seconds")}, Report)
+    assert [stage.stage for stage in report.stages] == ["teacher", "student", "pruned", "int8"]
+    student, teacher = report.stages[1], report.stages[0]
+    assert student.macs * 4 <= teacher.macs
+
+
+def test_commands_exist() -> None:
+    verbs = {command.name or command.callback.__name__ for command in app.registered_commands if command.callback}
+    blocks = "".join(re.findall(r"```bash\n(.*?)```", README, flags=re.S))
+    used = set(re.findall(r"^ *(?:\.venv/bin/)?edgemae (\w+)", blocks, flags=re.M))
+    assert used
+    assert used <= verbs
+    rows = [line.split("|")[1] for line in README.splitlines() if line.startswith("| `")]
+    listed = set(re.findall(r"`(\w+)`", "".join(rows)))
+    assert listed == verbs - {"demo"}
+
+
+def test_linked_files_exist() -> None:
+    for target in re.findall(r"\]\((?!http)([^)#]+)\)", README):
+        assert (ROOT / target).is_file(), target
+
+
+def test_the_example_plan_is_a_plan() -> None:
+    plan = load_plan(ROOT / "examples/plan.toml")
+    assert plan.name == "clothing10"
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "tools").glob("bench_*.py")), ids=lambda path: path.stem)
+def test_benchmarks_take_quick_and_json(path: Path) -> None:
+    text = path.read_text()
+    assert '"--quick"' in text
+    assert '"--json"' in text
