@@ -25,6 +25,7 @@ import msgspec
 from edgemae.build import Built, build
 from edgemae.demo import PLAN, run_demo
 from edgemae.measure.report import markdown_table
+from edgemae.measure.tables import choices
 from edgemae.spec.errors import EdgemaeError
 from edgemae.spec.plan import load_plan
 from edgemae.spec.report import Report
@@ -32,7 +33,7 @@ from edgemae.spec.target import find_target
 
 ROOT = Path(__file__).resolve().parent.parent
 STAGE_COLUMNS = ("Model", "Top-1", "Drop (points)", "Parameters", "MACs", "Size")
-ENGINE_COLUMNS = ("Engine", "Precision", "p50", "× torch eager", "Cosine", "Choice")
+ENGINE_COLUMNS = ("Engine", "Precision", "p50", "× torch eager", "Cosine", "Top-1", "Size", "Choice")
 
 
 def main() -> int:
@@ -86,7 +87,8 @@ def full(args: argparse.Namespace) -> Built:
 def tables(report: Report) -> str:
     """Return both tables as Markdown."""
     stages = markdown_table(report, "stages", STAGE_COLUMNS)
-    return f"{stages}\n\n{markdown_table(report, 'engines', ENGINE_COLUMNS)}"
+    reasons = "\n".join(f"- {sentence}" for sentence in choices(report))
+    return f"{stages}\n\n{markdown_table(report, 'engines', ENGINE_COLUMNS)}\n\n{reasons}"
 
 
 def rewrite(readme: Path, results: Path) -> None:

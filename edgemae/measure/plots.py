@@ -59,16 +59,13 @@ def accuracy_latency(report: Report, dark: bool = False) -> bytes | None:
         )
         if engine.chosen:
             axes.plot(p50, percent, marker="o", color=colors["ink"], markersize=17, markerfacecolor="none", zorder=5)
-    for gate in report.gates:
-        if gate.gate == "p90_ms":
-            axes.axvline(gate.limit, color=colors["soft"], linestyle=(0, (5, 3)), linewidth=1.2)
-            text = f" limit p90 {gate.limit:g} ms"
-            spot: dict[str, Any] = {"xy": (gate.limit, 0.0), "xycoords": ("data", "axes fraction"), "xytext": (2, 5)}
-            axes.annotate(text, **spot, textcoords="offset points", color=colors["soft"], fontsize=9)
     confidence = next((stage.confidence for stage in report.stages), 0.95)
     y = f"top-1 (%), with {100 * confidence:g} % interval" if labelled else "agreement with the float student (%)"
     style(axes, dark, x="latency (ms): p50, line to p90", y=y, grid="both")
     _milliseconds(axes, [value for engine, *_ in points for value in (engine.p50_ms, engine.p90_ms) if value])
+    for gate in report.gates:
+        if gate.gate == "p90_ms":
+            _limit(axes, gate.limit, dark)
     _label_points(axes, [(engine, 100 * share) for engine, share, *_ in points], dark)
     return png(sheet)
 
@@ -97,6 +94,20 @@ def _milliseconds(axes: Axes, values: list[float]) -> None:
     axes.set_xscale("log")
     axes.set_xlim(low / 1.5, high * 1.6)
     plain_log(axes.xaxis)
+
+
+def _limit(axes: Axes, limit_ms: float, dark: bool) -> None:
+    """Draw a latency limit as a line; one that lies outside of the axis is written in the corner on its side."""
+    soft, (low, high) = theme(dark)[0]["soft"], axes.get_xlim()
+    text = f"limit p90 {limit_ms:g} ms"
+    if low <= limit_ms <= high:
+        axes.axvline(limit_ms, color=soft, linestyle=(0, (5, 3)), linewidth=1.2)
+        spot: dict[str, Any] = {"xy": (limit_ms, 0.0), "xycoords": ("data", "axes fraction"), "xytext": (4, 5)}
+        axes.annotate(text, **spot, textcoords="offset points", color=soft, fontsize=9)
+        return
+    right = limit_ms > high
+    place: dict[str, Any] = {"transform": axes.transAxes, "ha": "right" if right else "left", "va": "bottom"}
+    axes.text(0.99 if right else 0.01, 0.01, f"{text} →" if right else f"← {text}", color=soft, fontsize=9, **place)
 
 
 def _label_points(axes: Axes, points: list[tuple[EngineLatency, float]], dark: bool) -> None:

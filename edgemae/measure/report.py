@@ -15,7 +15,18 @@ import numpy as np
 
 from edgemae.measure import plots
 from edgemae.measure.gates import shipped_stages
-from edgemae.measure.tables import TABLES, WORDS, Table, class_change, mib, milliseconds, percent, signed, verdict
+from edgemae.measure.tables import (
+    TABLES,
+    WORDS,
+    Table,
+    choices,
+    class_change,
+    mib,
+    milliseconds,
+    percent,
+    signed,
+    verdict,
+)
 from edgemae.measure.tables import count as count_text
 from edgemae.spec.errors import InternalError, StorageError
 from edgemae.spec.report import Report, StageScore
@@ -139,6 +150,7 @@ def _markdown(report: Report, titles: dict[str, str]) -> str:
         table = TABLES[part](report)
         if table.rows:
             lines += [f"## {table.title}", "", _markdown_of(table), ""]
+    lines += [f"- {_plain(sentence)}" for sentence in choices(report)]
     lines += [f"- {_plain(note)}" for note in report.notes] + [""] * bool(report.notes)
     licences = sorted({step["licence"] for step in report.history if step.get("licence")})
     if licences:
@@ -159,7 +171,7 @@ def console_table(report: Report) -> Group:
     columns = {
         "gates": ("Limit", "Allowed", "Measured", "Verdict", "Evidence"),
         "stages": ("Model", "Top-1", "Drop (points)", "Agreement", "MACs", "Size"),
-        "engines": ("Engine", "Precision", "p50", "p90", "× torch eager", "Choice"),
+        "engines": ("Engine", "Precision", "p50", "p90", "× torch eager", "Top-1", "Choice"),
     }
     parts: list[Any] = []
     for part, names in columns.items():
@@ -172,6 +184,7 @@ def console_table(report: Report) -> Group:
         for row, mark in zip(table.rows, table.marks, strict=True):
             rich.add_row(*(Text(cell) for cell in row), style=styles[mark])
         parts += [rich, Text("")]
+    parts += [Text(sentence) for sentence in choices(report)]
     state, sentence = verdict(report)
     return Group(*parts, Text(sentence, style=styles.get(state, "")))
 
@@ -192,6 +205,7 @@ def _html(report: Report, pictures: Sequence[Picture], drawn: dict[str, tuple[by
         sentence=sentence,
         tiles=_tiles(report),
         tables={name: make(report) for name, make in TABLES.items()},
+        choices=choices(report),
         heat=_heat(report),
         drawn=drawn,
         losses=[value for name, value in drawn.items() if name.startswith("loss-")],

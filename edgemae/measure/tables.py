@@ -150,13 +150,23 @@ def engines_table(report: Report) -> Table:
     for engine in report.engines:
         precision = f"{engine.precision} ({engine.scheme})" if engine.scheme else engine.precision
         cosine = DASH if engine.cosine is None else f"{engine.cosine:.5f}"
-        choice = ": ".join(part for part in ("chosen" if engine.chosen else "", engine.reason) if part)
         rows.append((
             engine.engine, precision, milliseconds(engine.p50_ms), milliseconds(engine.p90_ms),
             milliseconds(engine.p99_ms), ratio_text(engine), str(engine.n), cosine, percent(engine.top1),
-            mib(engine.size_bytes) if engine.size_bytes else DASH, choice,
+            mib(engine.size_bytes) if engine.size_bytes else DASH,
+            "ships" if engine.chosen else "",
         ))  # fmt: skip
     return Table("Engines", header, tuple(rows), tuple("chosen" if engine.chosen else "" for engine in report.engines))
+
+
+def choices(report: Report) -> list[str]:
+    """Return sentences: why each chosen engine ships what it ships, then what else is known of the others."""
+    said = [f"{e.engine} ships {e.precision}: {e.reason}" for e in report.engines if e.chosen and e.reason]
+    others: dict[str, list[str]] = {}
+    for e in report.engines:
+        if e.reason and not e.chosen:
+            others.setdefault(e.reason, []).append(" ".join(part for part in (e.engine, e.precision, e.scheme) if part))
+    return said + [f"{reason}: {', '.join(names)}" for reason, names in others.items()]
 
 
 def classes_table(report: Report) -> Table:
