@@ -10,11 +10,21 @@ from typing import Any
 import msgspec
 import torch
 
-from edgemae.device.engines import ENGINES
+from edgemae.ahead import check_ahead, check_images
 from edgemae.device.latency import fingerprint
-from edgemae.flow import Flow, distilled, finetuned, is_student, pretrained, pruned, read_curves, read_teacher
+from edgemae.flow import (
+    Flow,
+    distilled,
+    finetuned,
+    is_student,
+    open_flow,
+    pretrained,
+    pruned,
+    read_curves,
+    read_teacher,
+)
 from edgemae.inputs import gather
-from edgemae.ladder import choose, table
+from edgemae.ladder import choose, table, unmeasured
 from edgemae.measure.accuracy import Predictions, cosine, judge, score
 from edgemae.measure.per_op import PROFILERS, per_op
 from edgemae.measure.plots import reliability
@@ -22,7 +32,6 @@ from edgemae.measure.report import write_report
 from edgemae.model.student import Student, load_student
 from edgemae.model.teacher import Teacher
 from edgemae.model.vit import ViT, count_macs, count_params
-from edgemae.model.weights import write_atomic
 from edgemae.pack import baseline_stats, bundle_readme, now, pack, report_files
 from edgemae.pictures import reconstructions
 from edgemae.spec.bundle import Manifest, write_bundle
@@ -39,7 +48,7 @@ from edgemae.trials import (
     rehearsals,
     torch_predictions,
 )
-from edgemae.workdir import Workdir
+from edgemae.workdir import check_output
 
 log = logging.getLogger("edgemae")
 EXPECTED_GAIN = 2.0  # int8 over float on one engine; below it the report shows where the time goes
@@ -69,32 +78,28 @@ class Built:
 
 
 def build(
-    plan: Plan, targets: list[Target], source: Path | None, output: Path, *, overwrite: bool = False
-) -> list[Built]:
+    plan: Plan, targets: list[Target], source: Path | None, output: Path, *, overwrite: bool = False,
+    resume: bool = False,
+) -> list[Built]:  # fmt: skip
     """Go the whole way from a teacher (None: pretrain one), or from a student, to one bundle for each target.
 
     Every stage is kept in `output` and is not done again. Raises the error tree of `edgemae.spec.errors`; missed gates
     are no error here: they are in the result, and the bundle is marked failed.
     """
-    torch.set_num_threads(plan.threads)
-    inputs = gather(plan)
-    work = Workdir(output, overwrite=overwrite)
-    write_atomic(output / "plan.toml", resolved(plan))
-    flow = Flow(plan, work, inputs)
-    multiple = max(target.width_multiple for target in targets)
-    models = train(flow, source, multiple)
+    begin = check_ahead(plan, targets, source)
+    flow = open_flow(plan, output, overwrite=overwrite, resume=resume)
+    check_images(plan, targets, begin, flow.inputs)
+    models = train(flow, source, max(target.width_multiple for target in targets))
     return [finish(flow, models, target, output, alone=len(targets) == 1) for target in targets]
 
 
-def check(plan: Plan, targets: list[Target], source: Path | None) -> None:
-    """Find out what can be known before the first expensive step: data, checkpoint, engines, pruning budget."""
-    gather(plan)
-    if source is not None and not is_student(source):
-        read_teacher(source, plan)
-    for target in targets:
-        missing = [name for name in target.engines if ENGINES[name].version() is None]
-        log.info("%s: engines %s%s", target.name, ", ".join(target.engines),
-                 f"; not installed here: {', '.join(missing)}" if missing else "")  # fmt: skip
+def dry_run(plan: Plan, targets: list[Target], source: Path | None, output: Path, **flags: bool) -> dict[str, Any]:
+    """Check all that can be known before the first expensive step and return it; nothing is written."""
+    begin = check_ahead(plan, targets, source)
+    check_output(output, **flags)
+    inputs = gather(plan)
+    check_images(plan, targets, begin, inputs)
+    return {"plan": plan_tree(plan), "targets": [target.name for target in targets], "data": inputs.summary()}
 
 
 def train(flow: Flow, source: Path | None, width_multiple: int) -> Models:
@@ -103,8 +108,6 @@ def train(flow: Flow, source: Path | None, width_multiple: int) -> Models:
         return Models(None, None, source, pruned(flow, source, None, width_multiple))
     source = source or pretrained(flow, None)
     teacher = read_teacher(source, flow.plan)
-    shape = teacher.vit.shape
-    log.info("teacher: %d blocks, width %d, licence of the weights: %s", shape.depth, shape.width, teacher.licence)
     tuned = source if teacher.vit.head is not None and teacher.labels == flow.inputs.classes else None
     if tuned is None and flow.inputs.labelled is not None:
         tuned = finetuned(flow, source)
@@ -123,7 +126,8 @@ def finish(flow: Flow, models: Models, target: Target, output: Path, *, alone: b
     engines = table(ladder, scores, latency, len(target.engines))
     stages = (*stages, *_int8_stage(ladder[0].candidate, found, scores, latency))
     packed = pack(ladder, target, student.pixel, flow.inputs.calibration, plan.seed)
-    gates = judge(plan.gates, stages, _judged(engines, target), sum(map(len, packed.files.values())))
+    rungs = (*engines, *unmeasured(ladder, latency, len(target.engines)))
+    gates = _verdicts(plan, stages, rungs, target, sum(map(len, packed.files.values())))
     name = plan.name if alone else f"{plan.name}-{target.name}"
     report = Report(
         name=name, target=target.name, created=now(), stages=stages, engines=engines, gates=gates,
@@ -183,23 +187,6 @@ def evaluate(
     return tuple(stages), scores, predictions
 
 
-def resolved(plan: Plan) -> bytes:
-    """Return the plan as TOML, every field written out."""
-    lines: list[str] = []
-
-    def table_of(tree: dict[str, Any], path: str) -> None:
-        plain = {k: v for k, v in tree.items() if not isinstance(v, dict)}
-        if path:
-            lines.append(f"\n[{path}]")
-        lines.extend(f"{k} = {msgspec.json.encode(v).decode()}" for k, v in plain.items())
-        for key, value in tree.items():
-            if isinstance(value, dict):
-                table_of(value, f"{path}.{key}" if path else key)
-
-    table_of(plan_tree(plan), "")
-    return ("\n".join(lines) + "\n").encode()
-
-
 # ---------------------------------------------------------------- parts of the report
 
 
@@ -215,10 +202,18 @@ def _int8_stage(
     return (scores[shown.name],)
 
 
-def _judged(engines: tuple[EngineLatency, ...], target: Target) -> list[EngineLatency]:
-    """Return the rows that latency limits are judged on: those measured on arithmetic like the target's."""
+def _verdicts(
+    plan: Plan, stages: tuple[StageScore, ...], engines: tuple[EngineLatency, ...], target: Target, size: int
+) -> tuple[GateVerdict, ...]:
+    """Return the gates' verdicts; a latency that was taken on other arithmetic than the target's shows nothing."""
     unlike = mismatch(target)
-    return [msgspec.structs.replace(e, p90_ms=None) if unlike else e for e in engines]
+    if not unlike:
+        return judge(plan.gates, stages, engines, size)
+    found = judge(plan.gates, stages, [msgspec.structs.replace(e, p90_ms=None) for e in engines], size)
+    return tuple(
+        msgspec.structs.replace(g, note=f"{g.note}: {unlike}; profile on the device") if g.gate == "p90_ms" else g
+        for g in found
+    )
 
 
 def _attention(found: list[Candidate], latency: dict[str, EngineLatency]) -> list[dict[str, Any]]:

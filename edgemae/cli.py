@@ -8,229 +8,204 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from edgemae.console import Verbs, emit, print_built, print_profile, run_app, start_logging, to_builtins
+from edgemae import console
+from edgemae.console import INTERRUPTED, Verbs, run_app, start_logging
+from edgemae.options import (
+    BundlePath,
+    CalibData,
+    DecoderHeads,
+    EngineName,
+    Heads,
+    Json,
+    Output,
+    PlanFlags,
+    Precisions,
+    RunFlags,
+    Schemes,
+    StudentPath,
+    TargetName,
+    TargetNames,
+    TeacherFlags,
+    TeacherPath,
+    Unlabelled,
+    Verbose,
+    Version,
+    find_targets,
+    unfold,
+)
 
 app = typer.Typer(
     name="edgemae", cls=Verbs, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
-    rich_markup_mode=None, context_settings={"help_option_names": ["-h", "--help"]},
-    help="Distill a masked autoencoder into a small model that is proved right and fast on one named device.",
+    rich_markup_mode=None,
+    # --max_drop is read as --max-drop: both spellings are in people's fingers.
+    context_settings={"help_option_names": ["-h", "--help"], "token_normalize_func": lambda t: t.replace("_", "-")},
 )  # fmt: skip
 
-# Typer reads these at run time, so they are spelled for Python 3.10.
-Output = Annotated[
-    Path, typer.Option("--output", "-o", help="Folder for stages, report and result; an earlier run goes on.")
-]
-Data = Annotated[str | None, typer.Option("--data", help="Images: one sub-folder a class, or a flat folder.")]
-Unlabelled = Annotated[str | None, typer.Option("--unlabelled", help="More images, used without labels.")]
-EvalData = Annotated[str | None, typer.Option("--eval-data", help="Images to judge by; default: a part of --data.")]
-CalibData = Annotated[
-    str | None, typer.Option("--calib-data", help="Images to calibrate int8 with; default: from --data.")
-]
-PlanFile = Annotated[Path | None, typer.Option("--plan", help="TOML plan; flags and --set go above it.")]
-Set = Annotated[list[str] | None, typer.Option("--set", help="Override one field, e.g. distill.epochs=50.")]
-Seed = Annotated[int | None, typer.Option("--seed", help="Seed of everything random.")]
-Workers = Annotated[int | None, typer.Option("--workers", help="Processes that decode images.")]
-Heads = Annotated[int | None, typer.Option("--teacher-heads", help="Attention heads, when the file cannot tell.")]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Drop finished stages and start anew.")]
-Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, nothing else.")]
-Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Say more on stderr.")]
-EngineName = Annotated[str, typer.Option("--engine", help="auto, openvino, onnxruntime or tensorrt.")]
-TargetName = Annotated[str | None, typer.Option("--target", help="Target name or TOML file; see `edgemae targets`.")]
-BundlePath = Annotated[Path, typer.Argument(help="A .edgemae bundle.", metavar="BUNDLE")]
+
+@app.callback()
+def root(version: Version = False) -> None:
+    """Distill a masked autoencoder into a small model that is proved right and fast on one named device."""
 
 
-def _plan(plan: Path | None, overrides: list[str] | None, **flags: Any) -> Any:
-    from edgemae.spec.plan import load_plan
-
-    return load_plan(plan, tuple(overrides or ()), {key.replace("__", "."): value for key, value in flags.items()})
-
-
-def _flow(plan: Any, output: Path, overwrite: bool) -> Any:
-    import torch
-
-    from edgemae.flow import Flow
-    from edgemae.inputs import gather
-    from edgemae.workdir import Workdir
-
-    torch.set_num_threads(plan.threads)
-    return Flow(plan, Workdir(output, overwrite=overwrite), gather(plan))
+# ---------------------------------------------------------------- arrows
 
 
 @app.command()
+@unfold
 def compile(
-    source: Annotated[Path | None, typer.Argument(help="Teacher (MAE .pth, Hugging Face folder, .safetensors) or student; none: pretrain one.")] = None,
-    data: Data = None, output: Output = Path("runs/compile"), target: Annotated[list[str] | None, typer.Option("--target", help="Target name or TOML; may be repeated.")] = None,
-    unlabelled: Unlabelled = None, eval_data: EvalData = None, calib_data: CalibData = None,
+    flags: TeacherFlags,
+    source: Annotated[Path | None, typer.Argument(
+        help="Teacher (MAE .pth, Hugging Face folder, .safetensors) or student; none: pretrain one.", metavar="SOURCE",
+    )] = None,
+    output: Output = Path("runs/compile"), target: TargetNames = None, precision: Precisions = None,
+    unlabelled: Unlabelled = None, calib_data: CalibData = None,
     max_drop: Annotated[float | None, typer.Option(help="Gate: points of top-1 below the float student.")] = None,
     max_latency_ms: Annotated[float | None, typer.Option(help="Gate: p90 of one inference.")] = None,
     max_size_mib: Annotated[float | None, typer.Option(help="Gate: size of the bundle.")] = None,
     name: Annotated[str | None, typer.Option(help="Name of the bundle.")] = None,
-    teacher_heads: Heads = None, plan: PlanFile = None, set_: Set = None, seed: Seed = None, workers: Workers = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything and print the resolved plan.")] = False,
-    overwrite: Overwrite = False, json: Json = False, verbose: Verbose = False,
 ) -> None:  # fmt: skip
     """Go the whole way: teacher and images in, a measured bundle for each target out."""
-    from edgemae.spec.target import find_target
-
-    start_logging(verbose)
-    targets = [find_target(t) for t in target or [default_target()]]
-    resolved = _plan(
-        plan, set_, data__train=data, data__unlabelled=unlabelled, data__eval=eval_data, data__calib=calib_data,
-        gates__max_drop_pts=max_drop, gates__p90_ms=max_latency_ms, gates__size_mib=max_size_mib, name=name,
-        teacher_heads=teacher_heads, seed=seed, workers=workers,
+    start_logging(flags.verbose)
+    targets = find_targets(target, precision)
+    plan = flags.resolve(
+        data__unlabelled=unlabelled, data__calib=calib_data, gates__max_drop_pts=max_drop,
+        gates__p90_ms=max_latency_ms, gates__size_mib=max_size_mib, name=name,
     )  # fmt: skip
     from edgemae import build
 
     if dry_run:
-        build.check(resolved, targets, source)
-        sys.stdout.write(build.resolved(resolved).decode())
-        return
-    print_built(build.build(resolved, targets, source, output, overwrite=overwrite), json=json)
+        console.print_dry_run(build.dry_run(plan, targets, source, **flags.at(output)), plan, json=flags.json)
+    else:
+        console.print_built(build.build(plan, targets, source, **flags.at(output)), json=flags.json)
 
 
 @app.command()
+@unfold
 def pretrain(
-    data: Data = None, output: Output = Path("runs/pretrain"), unlabelled: Unlabelled = None,
+    flags: TeacherFlags, output: Output = Path("runs/pretrain"), unlabelled: Unlabelled = None,
     start: Annotated[Path | None, typer.Option("--from", help="Go on from this MAE.")] = None,
-    plan: PlanFile = None, set_: Set = None, seed: Seed = None, workers: Workers = None, teacher_heads: Heads = None,
-    eval_data: EvalData = None, overwrite: Overwrite = False, json: Json = False, verbose: Verbose = False,
 ) -> None:  # fmt: skip
     """Train a masked autoencoder on images without labels, from scratch or onwards."""
-    from edgemae.flow import pretrained
+    start_logging(flags.verbose)
+    plan = flags.resolve(data__unlabelled=unlabelled)
+    from edgemae import arrows
 
-    start_logging(verbose)
-    resolved = _plan(plan, set_, data__train=data, data__unlabelled=unlabelled, data__eval=eval_data, seed=seed,
-                     workers=workers, teacher_heads=teacher_heads)  # fmt: skip
-    emit(
-        "teacher", pretrained(_flow(resolved, output, overwrite), start), output, "edgemae distill {0} --data ...", json
-    )
+    made = arrows.pretrain(plan, start, **flags.at(output))
+    console.emit("teacher", made, output, f"edgemae distill {{0}} --data {plan.data.train}", json=flags.json)
 
 
 @app.command()
-def finetune(
-    teacher: Annotated[Path, typer.Argument(help="MAE teacher.")], data: Data = None, output: Output = Path("runs/finetune"),
-    eval_data: EvalData = None, plan: PlanFile = None, set_: Set = None, seed: Seed = None, workers: Workers = None,
-    teacher_heads: Heads = None, overwrite: Overwrite = False, json: Json = False, verbose: Verbose = False,
-) -> None:  # fmt: skip
+@unfold
+def finetune(flags: TeacherFlags, teacher: TeacherPath, output: Output = Path("runs/finetune")) -> None:
     """Train a teacher's classification head, and the teacher with it, on labels."""
-    from edgemae.flow import finetuned, read_teacher
+    start_logging(flags.verbose)
+    plan = flags.resolve()
+    from edgemae import arrows
 
-    start_logging(verbose)
-    resolved = _plan(
-        plan, set_, data__train=data, data__eval=eval_data, seed=seed, workers=workers, teacher_heads=teacher_heads
-    )
-    read_teacher(teacher, resolved)
-    emit(
-        "teacher",
-        finetuned(_flow(resolved, output, overwrite), teacher),
-        output,
-        "edgemae distill {0} --data ...",
-        json,
-    )
+    made = arrows.finetune(plan, teacher, **flags.at(output))
+    console.emit("teacher", made, output, f"edgemae distill {{0}} --data {plan.data.train}", json=flags.json)
 
 
 @app.command()
+@unfold
 def distill(
-    teacher: Annotated[Path, typer.Argument(help="MAE teacher, with or without a head.")], data: Data = None,
-    output: Output = Path("runs/distill"), unlabelled: Unlabelled = None, eval_data: EvalData = None,
-    guide: Annotated[Path | None, typer.Option("--tuned-teacher", help="Fine-tuned teacher whose logits guide stage 2.")] = None,
+    flags: TeacherFlags, teacher: TeacherPath, output: Output = Path("runs/distill"), unlabelled: Unlabelled = None,
+    guide: Annotated[Path | None, typer.Option("--tuned-teacher", help="Fine-tuned teacher for stage 2.")] = None,
     recipe: Annotated[str | None, typer.Option(help="relation or logit.")] = None,
-    plan: PlanFile = None, set_: Set = None, seed: Seed = None, workers: Workers = None, teacher_heads: Heads = None,
-    overwrite: Overwrite = False, json: Json = False, verbose: Verbose = False,
 ) -> None:  # fmt: skip
     """Train a small student to do what the teacher does."""
-    from edgemae.flow import distilled, finetuned, read_teacher
+    start_logging(flags.verbose)
+    plan = flags.resolve(data__unlabelled=unlabelled, distill__recipe=recipe)
+    from edgemae import arrows
 
-    start_logging(verbose)
-    resolved = _plan(plan, set_, data__train=data, data__unlabelled=unlabelled, data__eval=eval_data, distill__recipe=recipe,
-                     seed=seed, workers=workers, teacher_heads=teacher_heads)  # fmt: skip
-    read = read_teacher(teacher, resolved)
-    flow = _flow(resolved, output, overwrite)
-    if guide is None and flow.inputs.labelled is not None:
-        guide = teacher if read.labels == flow.inputs.classes else finetuned(flow, teacher)
-    emit("student", distilled(flow, teacher, guide), output, "edgemae compile {0} --data ... --target ...", json)
+    made = arrows.distill(plan, teacher, guide, **flags.at(output))
+    console.emit("student", made, output, f"edgemae compile {{0}} --data {plan.data.train}", json=flags.json)
 
 
 @app.command()
+@unfold
 def prune(
-    student: Annotated[Path, typer.Argument(help="student.safetensors")], data: Data = None, output: Output = Path("runs/prune"),
-    teacher: Annotated[Path | None, typer.Option(help="Fine-tuned teacher that heals.")] = None,
+    flags: TeacherFlags, student: StudentPath, output: Output = Path("runs/prune"), target: TargetName = None,
+    guide: Annotated[Path | None, typer.Option("--tuned-teacher", help="Fine-tuned teacher that heals.")] = None,
     keep_macs: Annotated[float | None, typer.Option(help="Share of the MACs that stays.")] = None,
-    target: TargetName = None, eval_data: EvalData = None, plan: PlanFile = None, set_: Set = None, seed: Seed = None,
-    workers: Workers = None, overwrite: Overwrite = False, json: Json = False, verbose: Verbose = False,
 ) -> None:  # fmt: skip
     """Take whole heads and MLP units out of a student, and heal it by distillation."""
-    from edgemae.flow import pruned
-    from edgemae.model.student import load_student
-    from edgemae.spec.target import find_target
+    start_logging(flags.verbose)
+    (device,) = find_targets([target])
+    plan = flags.resolve(prune__keep_macs=keep_macs)
+    from edgemae import arrows
 
-    start_logging(verbose)
-    multiple = find_target(target or default_target()).width_multiple
-    load_student(student)
-    resolved = _plan(
-        plan, set_, data__train=data, data__eval=eval_data, prune__keep_macs=keep_macs, seed=seed, workers=workers
-    )
-    emit("student", pruned(_flow(resolved, output, overwrite), student, teacher, multiple), output,
-         "edgemae compile {0} --data ... --target ...", json)  # fmt: skip
+    made = arrows.prune(plan, student, guide, device.width_multiple, **flags.at(output))
+    following = f"edgemae compile {{0}} --data {plan.data.train} --target {device.name} --set prune.keep_macs=1"
+    console.emit("student", made, output, following, json=flags.json)
 
 
 @app.command()
+@unfold
 def quantize(
-    student: Annotated[Path, typer.Argument(help="student.safetensors")], data: Data = None, output: Output = Path("runs/quantize"),
-    target: TargetName = None, scheme: Annotated[list[str] | None, typer.Option(help="ort-static, ort-dynamic, openvino-static, tensorrt-qdq.")] = None,
-    eval_data: EvalData = None, calib_data: CalibData = None, plan: PlanFile = None, set_: Set = None, seed: Seed = None,
-    workers: Workers = None, overwrite: Overwrite = False, json: Json = False, verbose: Verbose = False,
+    flags: PlanFlags, student: StudentPath, output: Output = Path("runs/quantize"), target: TargetName = None,
+    scheme: Schemes = None, calib_data: CalibData = None,
 ) -> None:  # fmt: skip
     """Make int8 graphs of a student, calibrated on images, and score each through its engine."""
-    from edgemae.model.student import load_student
-    from edgemae.spec.target import find_target
-    from edgemae.trials import score_int8
+    start_logging(flags.verbose)
+    (device,) = find_targets([target])
+    plan = flags.resolve(data__calib=calib_data, quantize__schemes=scheme or None)
+    from edgemae import arrows
 
-    start_logging(verbose)
-    load_student(student)
-    resolved = _plan(plan, set_, data__train=data, data__eval=eval_data, data__calib=calib_data, seed=seed,
-                     workers=workers, quantize__schemes=scheme or None)  # fmt: skip
-    rows = score_int8(_flow(resolved, output, overwrite), find_target(target or default_target()), student)
-    from edgemae.console import print_rows
+    console.print_rows("int8 graphs", arrows.quantize(plan, student, device, **flags.at(output)), json=flags.json)
 
-    print_rows("int8 graphs", rows, json=json)
+
+@app.command()
+@unfold
+def demo(flags: RunFlags, output: Output = Path("runs/demo"), target: TargetName = None) -> None:
+    """Go the whole way on scikit-learn's bundled handwritten digits, in a few minutes on two cores."""
+    start_logging(flags.verbose)
+    (device,) = find_targets([target])
+    from edgemae.demo import run_demo
+
+    built = run_demo(target=device, overrides=tuple(flags.set_ or ()), seed=flags.seed, **flags.at(output))
+    console.print_built([built], json=flags.json)
+
+
+# ---------------------------------------------------------------- questions
 
 
 @app.command(name="eval")
 def evaluate(
-    bundle: Annotated[Path, typer.Argument(help="A bundle, or a teacher or student file.")],
+    model: Annotated[Path, typer.Argument(help="A bundle, or a teacher or student file.", metavar="MODEL")],
     eval_data: Annotated[str, typer.Option("--eval-data", help="Images to judge by.")],
     engine: EngineName = "auto", teacher_heads: Heads = None, json: Json = False, verbose: Verbose = False,
 ) -> None:  # fmt: skip
     """Score a bundle, or a model file, on a folder of images."""
-    from edgemae.console import print_rows
     from edgemae.judging import evaluate_path
 
     start_logging(verbose)
-    print_rows("evaluation", evaluate_path(bundle, eval_data, engine, teacher_heads or 0), json=json)
+    console.print_rows("evaluation", evaluate_path(model, eval_data, engine, heads=teacher_heads or 0), json=json)
 
 
 @app.command()
 def profile(
     bundle: BundlePath, against: Annotated[Path | None, typer.Option(help="Another bundle, measured in turns.")] = None,
-    runs: Annotated[int | None, typer.Option(help="Steady runs; default: enough for a p90.")] = None,
+    runs: Annotated[int | None, typer.Option(help="Steady runs; default: at least 100 and 3 s.")] = None,
     engine: EngineName = "auto", target: TargetName = None, json: Json = False, verbose: Verbose = False,
 ) -> None:  # fmt: skip
     """Measure cold, first and steady latency here, with the evidence for believing it."""
     from edgemae import profile as measure
 
     start_logging(verbose)
-    print_profile(measure(bundle, against, runs=runs, engine=engine, target=target), json=json)
+    console.print_profile(measure(bundle, against, runs=runs, engine=engine, target=target), json=json)
 
 
 @app.command()
 def run(
-    bundle: BundlePath, source: Annotated[str, typer.Argument(help="Camera index, video file, image folder or URL.")],
-    policy: Annotated[str, typer.Option(help="latest, every or staleness:200ms; default by the source.")] = "auto",
+    bundle: BundlePath,
+    source: Annotated[str, typer.Argument(help="Camera index, video file, image folder or URL.", metavar="SOURCE")],
+    policy: Annotated[str | None, typer.Option(help="latest, every or staleness:200ms; default by source.")] = None,
     limit: Annotated[int, typer.Option(help="Stop after this many frames; 0: never.")] = 0,
     engine: EngineName = "auto", target: TargetName = None, json: Json = False, verbose: Verbose = False,
 ) -> None:  # fmt: skip
@@ -238,74 +213,60 @@ def run(
     from edgemae.judging import run_frames
 
     start_logging(verbose)
-    run_frames(bundle, source, policy, limit, engine, target, json=json)
+    if run_frames(bundle, source, policy, limit, engine, target, json=json):
+        raise typer.Exit(INTERRUPTED)
 
 
 @app.command()
 def inspect(
-    path: Annotated[Path, typer.Argument(help="Bundle or model file.")], teacher_heads: Heads = None, json: Json = False
-) -> None:
+    path: Annotated[Path, typer.Argument(help="Bundle or model file.", metavar="PATH")], teacher_heads: Heads = None,
+    teacher_decoder_heads: DecoderHeads = None, json: Json = False,
+) -> None:  # fmt: skip
     """Say what a bundle or a model file is, without running it."""
-    from edgemae.console import print_rows
     from edgemae.judging import describe
 
     start_logging(False)
-    print_rows(str(path), describe(path, teacher_heads or 0), json=json)
+    found = describe(path, heads=teacher_heads or 0, decoder_heads=teacher_decoder_heads or 0)
+    console.print_rows(str(path), found, json=json)
+
+
+# ---------------------------------------------------------------- on the device
 
 
 @app.command()
 def verify(bundle: BundlePath, engine: EngineName = "auto", target: TargetName = None, json: Json = False) -> None:
     """Check every hash, then the golden frames on this machine's engine."""
     from edgemae import load
-    from edgemae.console import print_rows
 
     start_logging(False)
     with load(bundle, target, engine) as model:
-        print_rows("verified", {"bundle": str(bundle), **to_builtins(model.info)}, json=json)
+        console.print_rows("verified", {"bundle": str(bundle), **model.info}, json=json)
+
+
+@app.command()
+def finalize(bundle: BundlePath, target: TargetName = None, json: Json = False) -> None:
+    """Make a bundle ready on this device: build its engines into the cache, prove each, profile the first."""
+    from edgemae import judging
+
+    start_logging(False)
+    console.print_rows("ready", judging.finalize(bundle, target), json=json)
 
 
 @app.command()
 def doctor(json: Json = False) -> None:
     """Show what this machine has: processor, engines, OpenCV back-ends, and what is missing for what."""
-    from edgemae.console import print_rows
-    from edgemae.judging import diagnose
+    from edgemae.doctor import diagnose
 
     start_logging(False)
-    print_rows("this machine", diagnose(), json=json)
+    console.print_rows("this machine", diagnose(), json=json)
 
 
 @app.command()
 def targets(json: Json = False) -> None:
     """List the devices that edgemae compiles for."""
-    from edgemae.console import print_targets
-    from edgemae.spec.target import find_target, list_targets
+    from edgemae.spec.target import list_targets
 
-    print_targets([find_target(name) for name in list_targets()], json=json)
-
-
-@app.command()
-def demo(
-    output: Output = Path("runs/demo"), target: TargetName = None, seed: Seed = None, set_: Set = None,
-    overwrite: Overwrite = False, json: Json = False, verbose: Verbose = False,
-) -> None:  # fmt: skip
-    """Go the whole way on scikit-learn's bundled handwritten digits, in a few minutes on two cores."""
-    from edgemae.demo import run_demo
-    from edgemae.spec.target import find_target
-
-    start_logging(verbose)
-    built = run_demo(output, find_target(target or default_target()), tuple(set_ or ()), seed, overwrite=overwrite)
-    print_built([built], json=json)
-
-
-def default_target() -> str:
-    """Return the built-in target that is nearest to this machine."""
-    import platform
-
-    from edgemae.device.isa import cpu_flags
-
-    if platform.machine().lower() not in ("x86_64", "amd64"):
-        return "raspberry-pi-5"
-    return "laptop-x86-vnni" if any("vnni" in flag for flag in cpu_flags()) else "laptop-x86-avx2"
+    console.print_targets(find_targets(list_targets()), json=json)
 
 
 def main() -> None:

@@ -17,13 +17,27 @@ import msgspec
 import typer
 import typer.core
 
-from edgemae.spec.errors import EdgemaeError, InputError, InternalError, StorageError, nearest
+from edgemae.spec.errors import EdgemaeError, InputError, InternalError, MachineError, StorageError, nearest
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from edgemae.build import Built
+    from edgemae.device.latency import Profile
+    from edgemae.spec.plan import Plan
     from edgemae.spec.target import Target
 
 INTERRUPTED = 130
+WIDTH = 132  # of tables in a file or a pipe, where nothing says how wide the reader's window is
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
+EXTRAS = {"cv2": "camera", "onnxruntime": "onnxruntime", "openvino": "openvino"}  # any other library: build
+
+
+# ---------------------------------------------------------------- running
+
+
+class _CutShortError(Exception):
+    """Ctrl-C, or a reader of our output that went away. Typer itself would turn both into a bare exit code."""
 
 
 class Verbs(typer.core.TyperGroup):
@@ -31,6 +45,12 @@ class Verbs(typer.core.TyperGroup):
 
     def list_commands(self, ctx: Any) -> list[str]:
         return list(self.commands)
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except (KeyboardInterrupt, BrokenPipeError) as error:
+            raise _CutShortError from error
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         try:
@@ -58,28 +78,35 @@ def run_app(app: typer.Typer) -> int:
     """Run the command line; return its exit code. No traceback reaches a user for a mistake of theirs."""
     try:
         code = app(standalone_mode=False)
+        sys.stdout.flush()
         return code if isinstance(code, int) else 0
     except EdgemaeError as error:
         return _fail(error)
-    except typer.Abort:
-        sys.stderr.write("interrupted; finished stages are kept, run the same command to go on\n")
-        return INTERRUPTED
-    except KeyboardInterrupt:
-        sys.stderr.write("interrupted; finished stages are kept, run the same command to go on\n")
-        return INTERRUPTED
+    except _CutShortError as error:
+        return _closed() if isinstance(error.__cause__, BrokenPipeError) else _interrupted()
+    except (KeyboardInterrupt, typer.Abort):
+        return _interrupted()
     except typer.TyperException as error:
-        sys.stderr.write(f"error: {error.format_message()}\n")
-        return error.exit_code
+        return _usage(error)
+    except BrokenPipeError:
+        return _closed()
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
-            return _fail(StorageError(
-                f"'{error.filename or 'a file'}' cannot be written: {error.strerror}",
-                expected="a writable folder with free space",
-                fix="free some space or choose another --output; finished stages are kept",
-            ))  # fmt: skip
+        return _storage(error) if error.errno in NO_ROOM else _bug(error)
+    except ModuleNotFoundError as error:
+        return _missing(error)
+    except Exception as error:  # noqa: BLE001 - whatever nobody thought of is our bug, and is told as such
         return _bug(error)
-    except Exception as error:
-        return _bug(error)
+
+
+def _interrupted() -> int:
+    sys.stderr.write("interrupted; finished stages are kept: run the same command to go on\n")
+    return INTERRUPTED
+
+
+def _closed() -> int:
+    """The reader has seen enough, as in `edgemae run ... | head`. Python would complain when it closes stdout."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
 
 
 def _fail(error: EdgemaeError) -> int:
@@ -89,15 +116,60 @@ def _fail(error: EdgemaeError) -> int:
     return error.exit_code
 
 
+def _usage(error: typer.TyperException) -> int:
+    """Report a wrong command line; no verb at all gets the help."""
+    context = getattr(error, "ctx", None)
+    name = context.command_path if context else "edgemae"
+    if type(error).__name__ == "NoArgsIsHelpError":
+        sys.stderr.write(f"{error.format_message()}\n")
+        return InputError.exit_code
+    usage = context.command.get_usage(context) if context else "edgemae VERB ..."
+    return _fail(
+        InputError(
+            error.format_message().rstrip("."),
+            expected=" ".join(usage.split()).removeprefix("Usage: "),
+            fix=f"see `{name} --help`",
+        )
+    )
+
+
+def _storage(error: OSError) -> int:
+    return _fail(
+        StorageError(
+            f"'{error.filename or 'a file'}' cannot be read or written: {error.strerror}",
+            expected="folders that may be read, a writable --output, free space there and in the temporary folder",
+            fix="free some space, mend the permissions or choose another --output; finished stages are kept",
+        )
+    )
+
+
+def _missing(error: ModuleNotFoundError) -> int:
+    module = (error.name or str(error)).split(".")[0]
+    if module == "edgemae":
+        return _bug(error)
+    return _fail(
+        MachineError(
+            f"the Python module '{module}' is not installed, and this verb needs it",
+            expected="the libraries of this verb; `edgemae doctor` lists what is missing for what",
+            fix=f"pip install 'edgemae[{EXTRAS.get(module, 'build')}]'",
+        )
+    )
+
+
 def _bug(error: BaseException) -> int:
     if os.environ.get("EDGEMAE_DEBUG"):
         traceback.print_exception(error)
     where = traceback.extract_tb(error.__traceback__)[-1]
-    return _fail(InternalError(
-        f"{type(error).__name__} in {Path(where.filename).name}:{where.lineno}: {error}",
-        expected="no such thing: this is a bug of edgemae",
-        fix="run again with EDGEMAE_DEBUG=1 for the traceback and report it",
-    ))  # fmt: skip
+    return _fail(
+        InternalError(
+            f"{type(error).__name__} in {Path(where.filename).name}:{where.lineno}: {error}",
+            expected="no such thing: this is a bug of edgemae",
+            fix="run again with EDGEMAE_DEBUG=1 for the traceback and report it",
+        )
+    )
+
+
+# ---------------------------------------------------------------- printing
 
 
 def to_builtins(value: Any) -> Any:
@@ -109,7 +181,14 @@ def _write_json(value: Any) -> None:
     sys.stdout.write(json_library.dumps(to_builtins(value), indent=1) + "\n")
 
 
-def emit(kind: str, model: Path, output: Path, following: str, json: bool) -> None:
+def _console() -> Console:
+    from rich.console import Console
+
+    wide = None if sys.stdout.isatty() or "COLUMNS" in os.environ else WIDTH
+    return Console(width=wide, file=sys.stdout)
+
+
+def emit(kind: str, model: Path, output: Path, following: str, *, json: bool) -> None:
     """Copy a stage's model to the top of the output folder and say what to do with it."""
     final = output / model.name
     shutil.copyfile(model, final)
@@ -125,75 +204,93 @@ def print_built(built: Sequence[Built], *, json: bool) -> None:
 
     code = max((exit_code(b.gates) for b in built), key=lambda c: {0: 0, 4: 1, 3: 2}[c])
     if json:
-        reports = [{"bundle": str(b.bundle), **to_builtins(b.report)} for b in built]
+        pages = [json_library.loads((b.bundle.parent / "report.json").read_bytes()) for b in built]
+        reports = [{"bundle": str(b.bundle), **page} for b, page in zip(built, pages, strict=True)]
         _write_json(reports[0] if len(reports) == 1 else {"bundles": reports})
     else:
-        from rich.console import Console
-
         from edgemae.measure.report import console_table
 
         for b in built:
-            Console().print(console_table(b.report))
-            folder = b.bundle.parent
+            _console().print(console_table(b.report))
             sys.stdout.write(
-                f"\nbundle: {b.bundle}\nreport: {folder / 'report.html'}\nnext:\n"
+                f"\nbundle: {b.bundle}\nreport: {b.bundle.parent / 'report.html'}\nnext:\n"
                 f"  edgemae verify {b.bundle}\n  edgemae profile {b.bundle}\n  edgemae run {b.bundle} SOURCE\n"
             )
     if code:
         raise typer.Exit(code)
 
 
+def print_dry_run(found: dict[str, Any], plan: Plan, *, json: bool) -> None:
+    """Print what was checked, and the resolved plan as TOML."""
+    if json:
+        _write_json(found)
+        return
+    from edgemae.workdir import to_toml
+
+    counts = ", ".join(f"{len_['images']} {name}" for name, len_ in found["data"].items() if "images" in len_)
+    sys.stdout.write(f"# checked: {', '.join(found['targets'])}; images: {counts}\n{to_toml(plan).decode()}")
+
+
 def print_rows(title: str, rows: dict[str, Any], *, json: bool) -> None:
-    """Print a flat dictionary as two columns, or as JSON."""
+    """Print a dictionary as lines of two columns, or as JSON."""
     if json:
         _write_json(rows)
         return
-    from rich.console import Console
-    from rich.table import Table
+    sys.stdout.write("\n".join([title, *_lines(to_builtins(rows), "  ")]) + "\n")
 
-    table = Table(title=title, show_header=False, title_justify="left")
-    for key, value in to_builtins(rows).items():
-        table.add_row(key, _text(value))
-    Console().print(table)
+
+def _lines(rows: dict[str, Any], indent: str) -> list[str]:
+    """Return `key  value` lines; dictionaries and lists of them go below their key, deeper."""
+    width = max((len(key) for key in rows), default=0)
+    lines = []
+    for key, value in rows.items():
+        below: list[str] = []
+        if isinstance(value, dict) and value:
+            below, value = _lines(value, indent + "  "), ""
+        elif isinstance(value, (list, tuple)) and any(
+            isinstance(v, (dict, list, tuple)) or "\n" in str(v) for v in value
+        ):
+            below, value = [f"{indent}  {_text(v)}" for v in value], ""
+        lines += [f"{indent}{key:{width}}  {_text(value)}".rstrip(), *below]
+    return lines
 
 
 def _text(value: Any) -> str:
-    from rich.markup import escape
-
+    if value is None:
+        return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     if isinstance(value, float):
         return f"{value:.4g}"
     if isinstance(value, dict):
-        return "\n".join(f"{k}: {_text(v)}" for k, v in value.items())
-    if isinstance(value, list):
-        return (
-            "\n".join(_text(v) for v in value) if value and isinstance(value[0], dict) else ", ".join(map(_text, value))
-        )
-    return escape(str(value))
+        return "  ".join(f"{k} {_text(v)}" for k, v in value.items() if v not in (None, "")) or "-"
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(_text, value)) or "-"
+    return str(value)
 
 
-def print_profile(found: Any, *, json: bool) -> None:
-    """Print a latency profile; exit 5 when the machine was too noisy for any number."""
-    rows = to_builtins(found)
+def print_profile(found: Profile, *, json: bool) -> None:
+    """Print a latency profile. Figures that should not be believed are printed too, with a warning."""
     if json:
-        _write_json(rows)
+        _write_json(found)
     else:
-        shown = {k: v for k, v in rows.items() if k not in ("machine", "schema") and v is not None}
-        print_rows(f"latency: {found.verdict}", shown, json=False)
-    if found.verdict == "INVALID":
-        raise typer.Exit(5)
+        from edgemae.device.latency import describe
+
+        sys.stdout.write("\n".join(describe(found)) + "\n")
+    if found.verdict != "TRUSTED":
+        sys.stderr.write(f"{found.verdict}: {'; '.join(found.reasons)}. Quiet the machine and measure again.\n")
 
 
 def print_targets(targets: Sequence[Target], *, json: bool) -> None:
     """Print the built-in targets."""
     if json:
-        _write_json([msgspec.to_builtins(t) for t in targets])
+        _write_json({"targets": targets})
         return
-    from rich.console import Console
     from rich.table import Table
 
-    table = Table(title="targets", title_justify="left")
-    for column in ("name", "device", "engines", "precisions", "threads"):
-        table.add_column(column)
+    table = Table(box=None, pad_edge=False)
+    for column in ("name", "engines", "precisions", "threads", "device"):
+        table.add_column(column, no_wrap=column == "name")
     for t in targets:
-        table.add_row(t.name, t.title, ", ".join(t.engines), ", ".join(t.precisions), str(t.threads))
-    Console().print(table)
+        table.add_row(t.name, ", ".join(t.engines), ", ".join(t.precisions), str(t.threads), t.title)
+    _console().print(table)

@@ -21,32 +21,42 @@ PLAN: dict[str, Any] = {
     "workers": 0,
     "threads": 2,
     "teacher.image_px": PX, "teacher.patch_px": 4, "teacher.channels": 1,
-    "teacher.width": 96, "teacher.depth": 6, "teacher.heads": 3, "teacher.head_dim": 32,
+    "teacher.width": 96, "teacher.depth": 4, "teacher.heads": 3, "teacher.head_dim": 32,
     "student.image_px": PX, "student.patch_px": 4, "student.channels": 1,
     "student.width": 64, "student.depth": 3, "student.heads": 4, "student.head_dim": 16,
-    "pretrain.loss": "bce", "pretrain.epochs": 60, "pretrain.batch": 64, "pretrain.lr": 4e-3, "pretrain.flip": False,
+    "pretrain.loss": "bce", "pretrain.epochs": 30, "pretrain.batch": 64, "pretrain.lr": 4e-3, "pretrain.flip": False,
     "pretrain.crop_min": 0.6, "pretrain.decoder_width": 64, "pretrain.decoder_heads": 2,
-    "finetune.epochs": 30, "finetune.batch": 64, "finetune.lr": 4e-3, "finetune.flip": False, "finetune.crop_min": 0.6,
-    "distill.epochs": 60, "distill.batch": 64, "distill.lr": 4e-3, "distill.flip": False, "distill.crop_min": 0.6,
+    "finetune.epochs": 10, "finetune.batch": 64, "finetune.lr": 4e-3, "finetune.token_keep": 0.5,
+    "finetune.flip": False, "finetune.crop_min": 0.6,
+    "distill.epochs": 20, "distill.batch": 64, "distill.lr": 4e-3, "distill.flip": False, "distill.crop_min": 0.6,
     "distill.decoder_width": 64, "distill.decoder_heads": 2,
-    "distill.finetune.epochs": 60, "distill.finetune.batch": 64, "distill.finetune.lr": 6e-3,
+    "distill.finetune.epochs": 16, "distill.finetune.batch": 64, "distill.finetune.lr": 6e-3,
     "distill.finetune.flip": False, "distill.finetune.crop_min": 0.6, "distill.finetune.layer_decay": 1.0,
-    "prune.keep_macs": 0.85, "prune.steps": 2, "prune.heal.epochs": 10, "prune.heal.batch": 64,
+    "prune.keep_macs": 0.85, "prune.steps": 2, "prune.heal.epochs": 3, "prune.heal.batch": 64,
     "prune.heal.lr": 2e-3, "prune.heal.flip": False, "prune.heal.crop_min": 0.6,
 }  # fmt: skip
 
 
-def run_demo(output: Path, target: Target, overrides: tuple[str, ...], seed: int | None, *, overwrite: bool) -> Built:
+def run_demo(
+    output: Path, target: Target, overrides: tuple[str, ...] = (), seed: int | None = None, *,
+    overwrite: bool = False, resume: bool = False,
+) -> Built:  # fmt: skip
     """Write the digits as image folders and compile them: training half in, test half judges."""
-    Workdir(output, overwrite=overwrite)  # refuses a folder of somebody else's before anything is written
-    write_digits(output / "images")
+    at: dict[str, Any] = {"overwrite": overwrite, "resume": resume}
     folders = {"data.train": str(output / "images" / "train"), "data.eval": str(output / "images" / "test")}
     plan = load_plan(None, overrides, {**PLAN, **folders, "seed": seed})
-    return build(plan, [target], None, output)[0]
+    Workdir(output, **at)  # refuses somebody else's folder before anything is written
+    write_digits(output / "images")
+    return build(plan, [target], None, output, resume=resume)[0]
 
 
 def write_digits(folder: Path) -> None:
-    """Write train/<digit>/*.png and test/<digit>/*.png, every second picture of each digit in the test half."""
+    """Write train/<digit>/*.png and test/<digit>/*.png, every second picture of each digit in the test half.
+
+    They appear all at once: a run that was killed, or that ran out of disk, leaves no half of them behind.
+    """
+    if folder.is_dir():
+        return
     try:
         from sklearn.datasets import load_digits
     except ModuleNotFoundError as error:
@@ -57,11 +67,13 @@ def write_digits(folder: Path) -> None:
         ) from error
     pictures, labels = load_digits(return_X_y=True)
     seen = dict.fromkeys(range(10), 0)
+    part = folder.with_name(f"{folder.name}.part")
     for picture, label in zip(pictures, labels, strict=True):
         number = seen[int(label)]
         seen[int(label)] += 1
-        path = folder / ("test" if number % 2 else "train") / str(label) / f"{number:03d}.png"
-        if not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            small = np.round(picture.reshape(8, 8) * (255 / 16)).astype(np.uint8)
-            cv2.imwrite(str(path), cv2.resize(small, (PX, PX), interpolation=cv2.INTER_CUBIC))
+        path = part / ("test" if number % 2 else "train") / str(label) / f"{number:03d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        small = np.round(picture.reshape(8, 8) * (255 / 16)).astype(np.uint8)
+        large = cv2.resize(small, (PX, PX), interpolation=cv2.INTER_CUBIC)
+        path.write_bytes(cv2.imencode(".png", large)[1].tobytes())  # cv2.imwrite says nothing about a full disk
+    part.rename(folder)

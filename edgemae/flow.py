@@ -6,6 +6,7 @@ Each function takes and returns model files, so that a stage is known by the dig
 from __future__ import annotations
 
 import json
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from edgemae.distill.losses import distillation
 from edgemae.distill.stages import Images, distill, finetune, heal_embedding, pretrain, train_further
 from edgemae.distill.train import Curve
 from edgemae.distill.view import TeacherView
-from edgemae.inputs import Inputs
+from edgemae.inputs import Inputs, gather
 from edgemae.model.checkpoint import load_teacher
 from edgemae.model.student import Student, load_student
 from edgemae.model.teacher import Teacher
@@ -28,10 +29,11 @@ from edgemae.model.vit import ViT
 from edgemae.model.weights import read_model, write_atomic
 from edgemae.prune import prune
 from edgemae.spec.errors import CheckpointError
-from edgemae.spec.graph import PixelContract
+from edgemae.spec.graph import IMAGENET_MEAN, IMAGENET_STD, PixelContract
 from edgemae.spec.plan import Plan, plan_tree
-from edgemae.workdir import Workdir, file_digest
+from edgemae.workdir import Workdir, check_output, file_digest
 
+log = logging.getLogger("edgemae")
 TEACHER, STUDENT = "teacher.safetensors", "student.safetensors"
 
 
@@ -59,6 +61,16 @@ class Flow:
         }
 
 
+def open_flow(plan: Plan, output: Path, *, overwrite: bool = False, resume: bool = False) -> Flow:
+    """Read the images, then open the output folder: a mistyped --data leaves no folder behind."""
+    torch.set_num_threads(plan.threads)
+    check_output(output, overwrite=overwrite, resume=resume)
+    inputs = gather(plan)
+    work = Workdir(output, overwrite=overwrite, resume=resume)
+    work.keep_plan(plan)
+    return Flow(plan, work, inputs)
+
+
 def is_student(path: Path) -> bool:
     """Tell whether a file is an edgemae student."""
     if path.suffix != ".safetensors" or not path.is_file():
@@ -75,13 +87,35 @@ def read_teacher(path: Path, plan: Plan) -> Teacher:
             expected="a .pth, .safetensors or .bin file, or a Hugging Face folder",
             fix="check the path",
         )
-    return load_teacher(path, heads=plan.teacher_heads)
+    return load_teacher(path, heads=plan.teacher_heads, decoder_heads=plan.teacher_decoder_heads)
+
+
+def tell_import(teacher: Teacher) -> None:
+    """Log what a teacher is, and what its file did not say: what was assumed and what was left out."""
+    shape = teacher.vit.shape
+    log.info("teacher: %s, %d blocks, width %d, licence of the weights: %s",
+             teacher.source, shape.depth, shape.width, teacher.licence)  # fmt: skip
+    for kind, notes in import_notes(teacher).items():
+        for note in notes:
+            log.info("teacher: %s: %s", kind, note)
+
+
+def import_notes(teacher: Teacher) -> dict[str, list[str]]:
+    """Return what the import of a teacher's file assumed and ignored; empty for one that edgemae trained."""
+    plan = next((step.plan for step in teacher.history if step.stage == "import"), {})
+    return {kind: [str(note) for note in plan[kind]] for kind in ("assumed", "ignored") if plan.get(kind)}
 
 
 def pretrained(flow: Flow, start: Path | None) -> Path:
     """Pretrain an MAE on all images without labels, from scratch or onwards from `start`; return its file."""
     plan = flow.plan
     key = {"pretrain": plan_tree(plan.pretrain), "start": file_digest(start) if start else plan_tree(plan.teacher)}
+    # What decides the result only sometimes is in the key only then, so that earlier runs stay valid.
+    rest: dict[str, Any] = {"heads": plan.teacher_heads, "decoder_heads": plan.teacher_decoder_heads}
+    if start is None:
+        resize = "" if plan.data.resize == "short-side" else plan.data.resize
+        rest = {"resize": resize, "mean": plan.data.mean, "std": plan.data.std}
+    key |= {name: value for name, value in rest.items() if value}
 
     def make(folder: Path) -> None:
         teacher = read_teacher(start, plan) if start else None
@@ -116,7 +150,7 @@ def distilled(flow: Flow, source: Path, guide: Path | None) -> Path:
         write_curves(folder, curves)
 
     key = {"distill": plan_tree(plan.distill), "student": plan_tree(plan.student), "from": file_digest(source),
-           "guide": file_digest(guide) if guide else "", "heads": plan.teacher_heads, "pixels": plan_tree(plan.data)["resize"],
+           "guide": file_digest(guide) if guide else "", "heads": plan.teacher_heads, "pixels": plan.data.resize,
            "mean": plan.data.mean, "std": plan.data.std}  # fmt: skip
     return flow.work.run("student", flow.key(**key), make) / STUDENT
 
@@ -155,14 +189,13 @@ def pruned(flow: Flow, source: Path, guide: Path | None, width_multiple: int) ->
 
 def teacher_pixel(plan: Plan) -> PixelContract:
     """Return the pixel contract of a teacher that is trained from scratch."""
-    channels = plan.teacher.channels
-    rest = {"mean": plan.data.mean, "std": plan.data.std} if plan.data.mean and plan.data.std else {}
-    if channels == 1:
-        rest = rest or {"mean": (0.5,), "std": (0.5,)}
-    color = "GRAY" if channels == 1 else "RGB"
+    gray = plan.teacher.channels == 1
+    usual = ((0.5,), (0.5,)) if gray else (IMAGENET_MEAN, IMAGENET_STD)
+    mean, std = (plan.data.mean, plan.data.std) if plan.data.mean and plan.data.std else usual
     return PixelContract(
-        image_px=plan.teacher.image_px, channels=channels, color=color, resize=plan.data.resize, **rest
-    )
+        image_px=plan.teacher.image_px, channels=plan.teacher.channels, color="GRAY" if gray else "RGB",
+        resize=plan.data.resize, mean=mean, std=std,
+    )  # fmt: skip
 
 
 def write_curves(folder: Path, curves: dict[str, Curve]) -> None:
@@ -190,16 +223,18 @@ def _score_batches(flow: Flow, student: Student) -> Any:
 
 
 def _score_loss(student: Student, teacher: Teacher | None) -> Any:
-    """Return the loss whose gradient says what matters: labels and teacher logits, or the embedding's own size.
+    """Return the loss whose gradient says what matters: labels and teacher logits, or a direction of the embedding.
 
-    Without labels the gradient of half the squared embedding is the embedding itself: what moves it most is kept.
+    Without labels what moves the embedding along one fixed random direction is kept. Its size would say nothing: the
+    final LayerNorm holds it nearly constant.
     """
     view = TeacherView(teacher, student.pixel) if teacher is not None and teacher.vit.head is not None else None
+    direction = torch.randn(student.vit.shape.width, generator=torch.Generator().manual_seed(0))
 
     def loss(vit: ViT, pixels: Tensor, labels: Tensor | None) -> Tensor:
         logits, embedding = vit(pixels)
         if labels is None or logits is None:
-            return embedding.square().mean() / 2
+            return (embedding * direction).mean()
         value = torch.nn.functional.cross_entropy(logits, labels)
         return value if view is None else value + distillation(logits, view.logits(pixels), 1.0)
 

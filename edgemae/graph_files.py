@@ -1,12 +1,16 @@
-"""Graphs as files of a stage: the network's own files, and one JSON with everything else."""
+"""Graphs and arrays as files of a stage. A graph is the network's own files, and one JSON with everything else."""
 
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 from pathlib import Path
+from typing import Any
 
 import msgspec
+import numpy as np
+from numpy.typing import NDArray
 
 from edgemae.model.weights import write_atomic
 from edgemae.spec.graph import Graph, IoContract, Step
@@ -32,3 +36,10 @@ def load_graph(folder: Path, name: str) -> Graph:
 
 def graph_digest(graph: Graph) -> str:
     return digest_of({name: hashlib.sha256(data).hexdigest() for name, data in graph.files.items()})
+
+
+def save_array(path: Path, array: NDArray[Any]) -> None:
+    """Write one .npy atomically. np.save into a file would not say that it is the disk that is full."""
+    buffer = io.BytesIO()
+    np.save(buffer, array, allow_pickle=False)
+    write_atomic(path, buffer.getvalue())

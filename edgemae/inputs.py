@@ -65,6 +65,12 @@ def gather(plan: Plan) -> Inputs:
             )
     else:
         train, evaluation = split(train, plan.data.eval_fraction, plan.seed)
+        if not len(train) or not len(evaluation):
+            raise DataError(
+                f"'{plan.data.train}' has too few different images to hold some out for judging",
+                expected="at least two different images",
+                fix="add images, or pass others with --eval-data",
+            )
     unlabelled = train.unlabelled()
     if plan.data.unlabelled:
         unlabelled = _joined(unlabelled, scan(plan.data.unlabelled))
@@ -78,7 +84,7 @@ def gather(plan: Plan) -> Inputs:
 
 
 def calibration_of(plan: Plan, train: ImageSet, evaluation: ImageSet | None) -> ImageSet:
-    """Return the calibration images: a folder of their own, or a sample of the training images; never evaluation ones."""
+    """Return calibration images: a folder of their own, or a sample of the training images; never evaluation ones."""
     own = scan(plan.data.calib) if plan.data.calib else train
     if evaluation is not None:
         require_disjoint(own, evaluation)
@@ -87,8 +93,8 @@ def calibration_of(plan: Plan, train: ImageSet, evaluation: ImageSet | None) -> 
 
 def _joined(a: ImageSet, b: ImageSet) -> ImageSet:
     """Return two unlabelled sets as one; an image that is in both is taken once."""
-    new = [i for i, digest in enumerate(b.hashes) if digest not in set(a.hashes)]
-    b = b.pick(new)
+    known = set(a.hashes)
+    b = b.pick([i for i, digest in enumerate(b.hashes) if digest not in known])
     return replace(
         a, folder=f"{a.folder} and {b.folder}", paths=a.paths + b.paths, hashes=a.hashes + b.hashes,
         skipped=a.skipped + b.skipped,

@@ -1,10 +1,14 @@
-"""Questions about finished things: how right is it, what is it, what does this machine have, what does it see."""
+"""Questions about finished things: how right is it, what is it, does it run here, what does it see.
+
+A bundle is asked without torch, so all of this works on a device.
+"""
 
 from __future__ import annotations
 
 import json as json_library
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,44 +17,51 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgemae.data.images import ImageSet, scan
-from edgemae.device.engines import ENGINES
-from edgemae.device.model import Model, load
+from edgemae.device.latency import profile
+from edgemae.device.model import Result, load
 from edgemae.device.preprocess import preprocess, read_frame
-from edgemae.measure.accuracy import predict, score
-from edgemae.spec.bundle import open_bundle
-from edgemae.spec.errors import DataError, InputError
+from edgemae.device.stream import Streamed, stream
+from edgemae.measure.accuracy import Predictions, predict, score
+from edgemae.measure.gates import P90_RUNS
+from edgemae.spec.bundle import Bundle, open_bundle
+from edgemae.spec.errors import DataError, EngineMissingError, EngineRuntimeError, InputError
+from edgemae.spec.graph import PixelContract
+from edgemae.spec.progress import progress
+from edgemae.spec.report import StageScore
+
+Batches = Iterator[tuple[NDArray[Any], NDArray[Any] | None]]
+BATCH = 32  # of a model file under torch; engines of a bundle take one picture at a time
 
 
-def evaluate_path(path: Path, eval_data: str, engine: str, heads: int) -> dict[str, Any]:
+# ---------------------------------------------------------------- accuracy
+
+
+def evaluate_path(path: Path, eval_data: str, engine: str, heads: int = 0) -> dict[str, Any]:
     """Return accuracy of a bundle (through its engine, no torch) or of a model file (through torch)."""
-    if _is_bundle(path):
+    if is_bundle(path):
         with load(path, engine=engine) as model:
             images = known_classes(scan(eval_data), model.labels)
-            found = predict(model.session, _frames(images, model))
-            row = score(
-                model.rung.precision, found, None, params=0, macs=0, size_bytes=_size(path), label_names=model.labels
-            )
-            about = {"bundle": str(path), "engine": model.rung.engine, "precision": model.rung.precision}
-    else:
-        from edgemae.model.checkpoint import load_teacher
-        from edgemae.model.vit import count_macs, count_params
+            found = predict(model.session, _frames(images, model.pixel))
+            here = {"bundle": str(path), "engine": model.rung.engine, "precision": model.rung.precision}
+            return _answer(here, found, images, labels=model.labels, size_bytes=_size(path))
+    from edgemae.model.checkpoint import load_teacher
+    from edgemae.model.vit import count_macs, count_params
 
-        _must_exist(path)
-        teacher = load_teacher(path, heads=heads)
-        images = known_classes(scan(eval_data), teacher.labels)
-        found = predict(_torch_run(teacher.vit), _batches(images, teacher.pixel))
-        row = score("float", found, None, params=count_params(teacher.vit), macs=count_macs(teacher.vit.shape),
-                    size_bytes=_size(path), label_names=teacher.labels)  # fmt: skip
-        about = {"model": str(path), "engine": "torch", "precision": "fp32"}
-    rest = {k: v for k, v in msgspec.to_builtins(row).items() if v not in (None, 0, {}) and k != "stage"}
-    return {"top1": row.top1, "n": row.n, "ece": row.ece, **about, **rest, "skipped_files": len(images.skipped)}
+    _must_exist(path)
+    teacher = load_teacher(path, heads=heads)
+    images = known_classes(scan(eval_data), teacher.labels)
+    found = predict(_torch_run(teacher.vit), _batches(images, teacher.pixel))
+    about: dict[str, Any] = {"model": str(path), "engine": "torch", "precision": "fp32"}
+    about |= {"params": count_params(teacher.vit), "macs": count_macs(teacher.vit.shape)}
+    return _answer(about, found, images, labels=teacher.labels, size_bytes=_size(path))
 
 
 def known_classes(images: ImageSet, labels: tuple[str, ...]) -> ImageSet:
-    """Return the set with labels numbered as the model's. Raises DataError for a class that the model does not have."""
-    if images.labels is None:
-        return images
-    if not labels:
+    """Return the set with labels numbered as the model's; without labels for a model that has none.
+
+    Raises DataError for a class that the model does not have.
+    """
+    if images.labels is None or not labels:
         return images.unlabelled()
     unknown = sorted(set(images.classes) - set(labels))
     if unknown:
@@ -60,118 +71,37 @@ def known_classes(images: ImageSet, labels: tuple[str, ...]) -> ImageSet:
             fix="rename or remove that folder",
         )
     number = [labels.index(name) for name in images.classes]
-    import dataclasses
-
-    return dataclasses.replace(images, labels=tuple(number[i] for i in images.labels), classes=labels)
+    return replace(images, labels=tuple(number[i] for i in images.labels), classes=labels)
 
 
-def run_frames(
-    bundle: Path, source: str, policy: str, limit: int, engine: str, target: str | None, *, json: bool
-) -> None:
-    """Run a bundle on frames and print a line for each; a summary with drop counts goes to stderr at the end."""
-    from edgemae.device.stream import stream
-
-    with load(bundle, target, engine) as model:
-        frames = stream(model, int(source) if source.isdigit() else source, None if policy == "auto" else policy)
-        with frames:
-            for number, seen in enumerate(frames, start=1):
-                result, frame = seen.result, seen.frame
-                if json:
-                    row = {
-                        "seq": frame.seq,
-                        "label": result.label,
-                        "score": result.score,
-                        "age_ms": seen.age_ms,
-                        **result.speed,
-                    }
-                    sys.stdout.write(json_library.dumps(row) + "\n")
-                else:
-                    said = (
-                        f"{result.label} {100 * result.score:.1f} %"
-                        if result.label is not None and result.score is not None
-                        else "embedding"
-                    )
-                    sys.stdout.write(f"frame {frame.seq}: {said}  ({result.speed['infer_ms']:.1f} ms)\n")
-                if limit and number >= limit:
-                    break
-            sys.stderr.write(f"{frames.camera.counters}, {frames.failed} failed\n")
-
-
-def describe(path: Path, heads: int) -> dict[str, Any]:
-    """Return what a bundle or a model file is."""
-    _must_exist(path)
-    if _is_bundle(path):
-        bundle = open_bundle(path)
-        rest = msgspec.to_builtins(bundle.manifest)
-        rest["target"] = bundle.manifest.target.name
-        rest["files"] = {name: entry["size"] for name, entry in rest["files"].items()}
-        rest["history"] = [f"{s.stage} {s.scores}" for s in bundle.manifest.history]
-        rest["latency"] = [
-            f"{r.engine} {r.precision} p50 {r.p50_ms:.2f} ms ({r.n} runs)" for r in bundle.manifest.latency
-        ]
-        rest["machine"] = bundle.manifest.machine.get("cpu", "")
-        return {"kind": "bundle", "sha256": bundle.sha256, **rest}
-    from edgemae.model.checkpoint import load_teacher
-    from edgemae.model.vit import count_macs, count_params
-
-    teacher = load_teacher(path, heads=heads)
-    return {
-        "kind": "model", "source": teacher.source, "licence": teacher.licence, "params": count_params(teacher.vit),
-        "macs": count_macs(teacher.vit.shape), "decoder": teacher.mae is not None, "labels": list(teacher.labels),
-        "shape": teacher.vit.shape.as_dict(), "pixel": msgspec.to_builtins(teacher.pixel),
-        "history": [f"{s.stage} {s.scores}" for s in teacher.history],
+def _answer(
+    about: dict[str, Any], found: Predictions, images: ImageSet, *, labels: tuple[str, ...], size_bytes: int
+) -> dict[str, Any]:
+    row: StageScore = score("", found, None, params=0, macs=0, size_bytes=size_bytes, label_names=labels)
+    figures = {
+        "top1_low": row.top1_low, "top1_high": row.top1_high, "confidence": row.confidence, "per_class": row.per_class,
+        "size_bytes": size_bytes, "skipped_files": len(images.skipped),
     }  # fmt: skip
+    if row.top1 is None:  # without labels there is nothing to be right about
+        figures = {"size_bytes": size_bytes, "skipped_files": len(images.skipped)}
+    return {"top1": row.top1, "n": row.n, "ece": row.ece, **about, **figures}
 
 
-def diagnose() -> dict[str, Any]:
-    """Return what this machine has and what is missing for what."""
-    import cv2
-
-    from edgemae.device.cache import cache_folder
-    from edgemae.device.latency import fingerprint
-
-    engines = {
-        name: {"version": engine.version() or "not installed", "needs": engine.needs, **engine.facts()}
-        for name, engine in ENGINES.items()
-    }
-    video = [
-        line.strip()
-        for line in cv2.getBuildInformation().splitlines()
-        if any(k in line for k in ("FFMPEG:", "GStreamer:", "v4l/v4l2:"))
-    ]
-    hints = []
-    if any("GStreamer" in line and "NO" in line for line in video):
-        hints.append(
-            "this OpenCV has no GStreamer: Jetson CSI pipelines cannot be opened; use the system's OpenCV there"
-        )
-    return {"machine": fingerprint(), "engines": engines, "opencv": cv2.__version__, "video": video,
-            "cache": str(cache_folder()), "hints": hints or ["nothing to mend"]}  # fmt: skip
+def _frames(images: ImageSet, pixel: PixelContract) -> Batches:
+    with progress("evaluate", len(images)) as shown:
+        for i, path in enumerate(images.paths):
+            label = None if images.labels is None else np.array([images.labels[i]])
+            yield preprocess(read_frame(path, pixel), pixel), label
+            shown.advance()
 
 
-def _is_bundle(path: Path) -> bool:
-    return path.suffix == ".edgemae" or (path / "manifest.json").is_file()
-
-
-def _must_exist(path: Path) -> None:
-    if not path.exists():
-        raise InputError(f"'{path}' does not exist", expected="a bundle or a model file", fix="check the path")
-
-
-def _size(path: Path) -> int:
-    return path.stat().st_size if path.is_file() else sum(p.stat().st_size for p in path.rglob("*") if p.is_file())
-
-
-def _frames(images: ImageSet, model: Model) -> Iterator[tuple[NDArray[Any], NDArray[Any] | None]]:
-    for i, path in enumerate(images.paths):
-        label = None if images.labels is None else np.array([images.labels[i]])
-        yield preprocess(read_frame(path, model.pixel), model.pixel), label
-
-
-def _batches(images: ImageSet, pixel: Any) -> Iterator[tuple[NDArray[Any], NDArray[Any] | None]]:
+def _batches(images: ImageSet, pixel: PixelContract) -> Batches:
     from edgemae.data.loader import Loader
 
-    for batch in Loader(images, pixel, 32, train=False).epoch():
-        yield batch.pixels.numpy(), None if images.labels is None else batch.labels.numpy()
+    with progress("evaluate", len(images)) as shown:
+        for batch in Loader(images, pixel, BATCH, train=False).epoch():
+            yield batch.pixels.numpy(), None if images.labels is None else batch.labels.numpy()
+            shown.advance(len(batch.pixels))
 
 
 def _torch_run(vit: Any) -> Any:
@@ -183,3 +113,120 @@ def _torch_run(vit: Any) -> Any:
         return {"embedding": embedding.numpy()} | ({} if logits is None else {"logits": logits.numpy()})
 
     return run
+
+
+# ---------------------------------------------------------------- running
+
+
+def run_frames(
+    bundle: Path, source: str, policy: str | None, limit: int, engine: str, target: str | None, *, json: bool
+) -> bool:
+    """Run a bundle on frames and print a line for each; counts go to stderr. Return whether it was interrupted."""
+    tell = _as_json if json else _as_text
+    with load(bundle, target, engine) as model:
+        frames = stream(model, int(source) if source.isdigit() else source, policy)
+        try:
+            for number, seen in enumerate(frames, start=1):
+                sys.stdout.write(tell(seen) + "\n")
+                if number == limit:
+                    break
+        except KeyboardInterrupt:
+            return True
+        finally:
+            frames.close()
+            counts = frames.camera.counters
+            sys.stderr.write(
+                f"{counts.delivered} of {counts.captured} frames seen, {counts.dropped} dropped ({counts.stale} too "
+                f"old), {counts.corrupt} corrupt, {frames.failed} failed\n"
+            )
+    return False
+
+
+def _as_json(seen: Streamed[Result]) -> str:
+    result, frame = seen.result, seen.frame
+    row = {"seq": frame.seq, "name": frame.name, "label": result.label, "score": result.score, "age_ms": seen.age_ms}
+    return json_library.dumps(row | result.speed)
+
+
+def _as_text(seen: Streamed[Result]) -> str:
+    result = seen.result
+    said = "embedding" if result.score is None else f"{result.label} {100 * result.score:.1f} %"
+    return f"{seen.frame.name}  {said}  ({result.speed['infer_ms']:.1f} ms)"
+
+
+# ---------------------------------------------------------------- what it is
+
+
+def describe(path: Path, heads: int = 0, decoder_heads: int = 0) -> dict[str, Any]:
+    """Return what a bundle or a model file is."""
+    _must_exist(path)
+    if is_bundle(path):
+        return _describe_bundle(open_bundle(path))
+    from edgemae.flow import import_notes
+    from edgemae.model.checkpoint import load_teacher
+    from edgemae.model.vit import count_macs, count_params
+
+    teacher = load_teacher(path, heads=heads, decoder_heads=decoder_heads)
+    return {
+        "kind": "model", "source": teacher.source, "licence": teacher.licence, "params": count_params(teacher.vit),
+        "macs": count_macs(teacher.vit.shape), "decoder": teacher.mae is not None, "labels": list(teacher.labels),
+        **import_notes(teacher), "shape": teacher.vit.shape.as_dict(), "pixel": msgspec.to_builtins(teacher.pixel),
+        "history": [{"stage": s.stage, **s.scores} for s in teacher.history],
+    }  # fmt: skip
+
+
+def _describe_bundle(bundle: Bundle) -> dict[str, Any]:
+    m = bundle.manifest
+    size = sum(entry.size for entry in m.files.values())
+    return {
+        "kind": "bundle", "name": m.name, "version": m.version, "status": m.status, "created": m.created,
+        "target": m.target.name, "sha256": bundle.sha256, "schema": m.schema, "licence": m.licence,
+        "labels": list(m.labels), "pixel": msgspec.to_builtins(m.pixel),
+        "ladder": [{"rung": r.id, "files": list(r.files), "reason": r.reason} for r in m.ladder],
+        "gates": [{"gate": g.gate, "limit": g.limit, "value": g.value, "passed": g.passed} for g in m.gates],
+        "latency": [
+            {"engine": e.engine, "precision": e.precision, "scheme": e.scheme, "p50_ms": e.p50_ms, "n": e.n}
+            for e in m.latency
+        ],
+        "machine": m.machine.get("cpu"), "history": [{"stage": s.stage, **s.scores} for s in m.history],
+        "golden_frames": len(m.golden.frames), "files": len(m.files), "size_bytes": size,
+    }  # fmt: skip
+
+
+# ---------------------------------------------------------------- on the device
+
+
+def finalize(path: Path, target: str | None) -> dict[str, Any]:
+    """Make a bundle ready on this device: build its engines into the cache, prove each, profile the first that works.
+
+    Raises EngineMissingError or EngineRuntimeError when no rung works; SelfCheckError as soon as one computes wrongly.
+    """
+    rungs, errors = [], []
+    first = ""
+    for engine in dict.fromkeys(rung.engine for rung in open_bundle(path).manifest.ladder):
+        try:
+            with load(path, target, engine) as model:
+                rungs.append({"engine": engine, "rung": model.rung.id, "ready": True, **model.info["check"]})
+                first = first or engine
+        except (EngineMissingError, EngineRuntimeError) as error:
+            rungs.append({"engine": engine, "ready": False, "reason": error.what})
+            errors.append(error)
+    if not first:
+        raise errors[0]
+    found = profile(path, runs=P90_RUNS, engine=first, target=target)
+    return {"bundle": str(path), "engine": first, "engines": rungs, "verdict": found.verdict,
+            "cold_ms": found.cold_ms, "steady": msgspec.to_builtins(found.steady)}  # fmt: skip
+
+
+def is_bundle(path: Path) -> bool:
+    """Tell whether a path is meant as a bundle."""
+    return path.suffix == ".edgemae" or (path / "manifest.json").is_file()
+
+
+def _must_exist(path: Path) -> None:
+    if not path.exists():
+        raise InputError(f"'{path}' does not exist", expected="a bundle or a model file", fix="check the path")
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.is_file() else sum(p.stat().st_size for p in path.rglob("*") if p.is_file())

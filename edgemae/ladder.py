@@ -56,6 +56,17 @@ def table(
     return tuple(rows)
 
 
+def unmeasured(ladder: list[Choice], latency: Mapping[str, EngineLatency], places: int) -> tuple[EngineLatency, ...]:
+    """Return rows of 0 runs for the chosen rungs that could not run here: what was not measured passes no limit."""
+    return tuple(
+        EngineLatency(
+            engine=choice.candidate.engine, precision=choice.candidate.graph.precision, p50_ms=0.0, n=0,
+            ratio_to_torch_eager=0.0, chosen=True,
+        )
+        for choice in ladder[:places] if choice.candidate.name not in latency
+    )  # fmt: skip
+
+
 def _for_engine(
     target: Target, plan: QuantizePlan, mine: list[Candidate], scores: Mapping[str, StageScore],
     latency: Mapping[str, EngineLatency],

@@ -23,7 +23,7 @@ from edgemae.device.latency import fingerprint, interleave, ratio, summarise
 from edgemae.export.lint import lint
 from edgemae.export.to_onnx import ATTENTION_FORMS, both_forms
 from edgemae.flow import Flow
-from edgemae.graph_files import graph_digest, load_graph, save_graph
+from edgemae.graph_files import graph_digest, load_graph, save_array, save_graph
 from edgemae.measure.accuracy import Predictions, predict, score
 from edgemae.model.student import load_student
 from edgemae.model.vit import ViT, count_macs, count_params
@@ -198,7 +198,7 @@ def _predictions(
         found = predict(run(), batches())
         for part in ("logits", "embedding", "labels"):
             if getattr(found, part) is not None:
-                np.save(folder / f"{part}.npy", getattr(found, part), allow_pickle=False)
+                save_array(folder / f"{part}.npy", getattr(found, part))
 
     key = {**key, "evaluation": images.fingerprint, "pixel": msgspec.to_builtins(pixel)}
     folder = flow.work.run(f"scores-{name}", key, make)

@@ -1,7 +1,7 @@
 """A compile on disk: one folder a stage, keyed by everything that decides its result.
 
     OUT/plan.toml                      the resolved plan
-    OUT/stages/student-3f9a.../        what the stage wrote, its training checkpoint while it runs, `done.json` at the end
+    OUT/stages/student-3f9a.../        what the stage wrote, its training checkpoint while it runs, then `done.json`
 
 A stage whose key is done is read back; one that was killed goes on from its checkpoint; a changed number gives another
 key, so only what follows from it is done again.
@@ -18,8 +18,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from edgemae.model.weights import write_atomic
 from edgemae.spec.errors import InputError, StorageError
+from edgemae.spec.plan import Plan, plan_tree
 
 log = logging.getLogger("edgemae")
 KEY_LENGTH = 16
@@ -36,32 +39,40 @@ def file_digest(path: Path) -> str:
         return digest_of(
             {p.relative_to(path).as_posix(): file_digest(p) for p in sorted(path.rglob("*")) if p.is_file()}
         )
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _slow(file)
-
-
-def _slow(file: Any) -> str:  # Python 3.10 has no hashlib.file_digest
     digest = hashlib.sha256()
-    while chunk := file.read(1 << 20):
-        digest.update(chunk)
+    with open(path, "rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
     return digest.hexdigest()
+
+
+def check_output(folder: Path, *, overwrite: bool = False, resume: bool = False) -> None:
+    """Raise InputError when `folder` is no place for a run; nothing is created."""
+    if folder.exists() and not folder.is_dir():
+        raise InputError(
+            f"--output '{folder}' is a file", expected="a folder (it is created)", fix="choose another --output"
+        )
+    earlier = (folder / "stages").is_dir()
+    if resume and not earlier:
+        raise InputError(
+            f"there is no run to resume in --output '{folder}'",
+            expected="the folder of an earlier run",
+            fix="correct --output, or leave --resume out: a run that is there goes on by itself",
+        )
+    if not earlier and not overwrite and folder.is_dir() and any(folder.iterdir()):
+        raise InputError(
+            f"--output '{folder}' is not empty and was not made by edgemae",
+            expected="a new folder, an empty one, or one of an earlier run (it is resumed)",
+            fix="choose another --output, or pass --overwrite",
+        )
 
 
 class Workdir:
     """Keep the stages of one output folder. Raises InputError for a folder that holds something else."""
 
-    def __init__(self, folder: Path, *, overwrite: bool = False) -> None:
+    def __init__(self, folder: Path, *, overwrite: bool = False, resume: bool = False) -> None:
         self.folder = folder
-        if folder.is_file():
-            raise InputError(
-                f"--output '{folder}' is a file", expected="a folder (it is created)", fix="choose another --output"
-            )
-        if folder.is_dir() and any(folder.iterdir()) and not (folder / "stages").is_dir() and not overwrite:
-            raise InputError(
-                f"--output '{folder}' is not empty and was not made by edgemae",
-                expected="a new folder, an empty one, or one of an earlier run (it is resumed)",
-                fix="choose another --output, or pass --overwrite",
-            )
+        check_output(folder, overwrite=overwrite, resume=resume)
         if overwrite:
             shutil.rmtree(folder / "stages", ignore_errors=True)
         try:
@@ -77,12 +88,14 @@ class Workdir:
         """Return the folder of a finished stage, making it with `make(folder)` unless its key is done already."""
         key = digest_of({"stage": name, **inputs})[:KEY_LENGTH]
         folder = self.folder / "stages" / f"{name}-{key}"
-        if self._is_done(folder):
+        state = _state(folder)
+        if state == "done":
             log.info("%s: done before, kept", name)
             return folder
+        log.info("%s: %s", name, state)
         folder.mkdir(parents=True, exist_ok=True)
-        going_on = any(folder.glob("*.ckpt"))
-        log.info("%s: %s", name, "going on from the checkpoint" if going_on else "started")
+        for left in folder.glob(".*.tmp"):  # of a write that was killed
+            left.unlink()
         began = time.monotonic()
         make(folder)
         for checkpoint in folder.glob("*.ckpt"):
@@ -92,11 +105,41 @@ class Workdir:
         write_atomic(folder / "done.json", json.dumps(done, indent=1).encode())
         return folder
 
-    @staticmethod
-    def _is_done(folder: Path) -> bool:
-        """Tell whether a stage is finished and its files are the ones that it wrote."""
-        try:
-            done = json.loads((folder / "done.json").read_bytes())
-            return all(file_digest(folder / name) == digest for name, digest in done["files"].items())
-        except (OSError, ValueError, KeyError):
-            return False
+    def keep_plan(self, plan: Plan) -> None:
+        """Write the resolved plan beside the stages."""
+        write_atomic(self.folder / "plan.toml", to_toml(plan))
+
+
+def _state(folder: Path) -> str:
+    """Return "done" for a finished stage whose files are the ones that it wrote, else what is about to happen."""
+    try:
+        done = json.loads((folder / "done.json").read_bytes())
+        if all(file_digest(folder / name) == digest for name, digest in done["files"].items()):
+            return "done"
+    except FileNotFoundError:
+        if not (folder / "done.json").exists():
+            return "going on from the checkpoint" if any(folder.glob("*.ckpt")) else "started"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        pass
+    return "its files have changed, made again"
+
+
+def to_toml(plan: Plan) -> bytes:
+    """Return the plan as TOML, every field written out; `load_plan` reads it back."""
+    lines: list[str] = []
+
+    def table(tree: dict[str, Any], path: str) -> None:
+        if path:
+            lines.append(f"\n[{path}]")
+        lines.extend(f"{key} = {_literal(value)}" for key, value in tree.items() if not isinstance(value, dict))
+        for key, value in tree.items():
+            if isinstance(value, dict):
+                table(value, f"{path}.{key}" if path else key)
+
+    table(plan_tree(plan), "")
+    return ("\n".join(lines) + "\n").encode()
+
+
+def _literal(value: Any) -> str:
+    """Return a text, number, boolean or list: spelled alike in JSON and TOML, but for one character."""
+    return msgspec.json.encode(value).decode().replace("\x7f", "\\u007f")

@@ -14,6 +14,7 @@ from hypothesis import settings
 
 if TYPE_CHECKING:
     from edgemae.model.vit import ViT
+    from tests.tiny import Job, Ran
 
 # Before numpy, torch or OpenCV come in: they read these once. Sums stay in one order and two cores stay usable.
 for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "OPENCV_FOR_THREADS_NUM"):
@@ -89,3 +90,21 @@ def image_folder(tmp_path: Path) -> Callable[..., Path]:
         return root
 
     return make
+
+
+@pytest.fixture(scope="session")
+def job(tmp_path_factory: pytest.TempPathFactory) -> Job:
+    """Write the pictures, the plan and the target of a tiny job."""
+    from tests.tiny import write_job
+
+    return write_job(tmp_path_factory.mktemp("job"))
+
+
+@pytest.fixture(scope="session")
+def compiled(job: Job) -> Ran:
+    """Go the whole way once, from nothing to a bundle with int8 on two engines; about 12 s."""
+    from tests.tiny import edgemae
+
+    ran = edgemae("compile", *job.work, "--target", job.target, "--output", job.output, "--json", draw=True)
+    assert ran.code == 0, ran.err
+    return ran

@@ -15,18 +15,22 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import cv2
 import numpy as np
 
+from edgemae.data.intact import check, quiet_opencv
 from edgemae.spec.errors import DataError
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+SPLITS = {"train", "val", "valid", "validation", "test", "eval", "unlabelled", "unlabeled"}
 log = logging.getLogger("edgemae.data")
 
 
 @dataclass(frozen=True)
 class ImageSet:
-    """List images with labels and content hashes. `labels` is None for a flat folder; `skipped` pairs path and reason."""
+    """List images with labels and content hashes.
+
+    `labels` is None for a flat folder; `skipped` pairs the path of a broken file with the reason.
+    """
 
     folder: str
     paths: tuple[str, ...]
@@ -62,27 +66,23 @@ class ImageSet:
 def scan(folder: str | Path) -> ImageSet:
     """Return the images of a folder; broken files are skipped, counted and named in the log.
 
-    Raises DataError when the folder is missing, holds no readable image, or mixes loose images with class folders.
+    Raises DataError when the folder is missing or cannot be read, holds no readable image, or mixes loose images with
+    class folders.
     """
     root = Path(folder)
-    if not root.is_dir():
+    if not os.path.isdir(root):
         raise DataError(
-            f"image folder '{root}' does not exist" if not root.exists() else f"'{root}' is a file, not a folder",
+            f"'{root}' is a file, not a folder" if os.path.isfile(root) else f"image folder '{root}' does not exist",
             expected="a folder with one sub-folder a class, or a flat folder of images",
             fix="check the path",
         )
     loose, by_class = _list(root)
-    if loose and by_class:
-        raise DataError(
-            f"'{root}' mixes {len(loose)} loose images with class folders {', '.join(sorted(by_class)[:5])}",
-            expected="either one sub-folder a class, or only loose images",
-            fix="move the loose images into a class folder, or into a folder of their own for unlabelled data",
-        )
+    _refuse_layout(root, loose, by_class)
     classes = tuple(sorted(by_class))
     rows = [(path, -1) for path in loose]
     rows += [(path, label) for label, name in enumerate(classes) for path in by_class[name]]
-    with ThreadPoolExecutor(max_workers=2) as pool:  # cv2 and hashlib release the interpreter lock
-        checked = list(pool.map(lambda row: _check(row[0]), rows))
+    with quiet_opencv(), ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:  # cv2 and hashlib release the lock
+        checked = list(pool.map(lambda row: check(row[0]), rows))
     good = [(path, digest, label) for (path, label), (digest, why) in zip(rows, checked, strict=True) if not why]
     skipped = tuple((path, why) for (path, _), (_, why) in zip(rows, checked, strict=True) if why)
     for path, why in skipped[:10]:
@@ -100,35 +100,52 @@ def scan(folder: str | Path) -> ImageSet:
 
 
 def _list(root: Path) -> tuple[list[str], dict[str, list[str]]]:
-    """Return (loose images, images by top-level sub-folder), both sorted."""
+    """Return (loose images, images by top-level sub-folder), both sorted; links to folders are followed once."""
     loose: list[str] = []
     by_class: dict[str, list[str]] = {}
-    for where, folders, files in os.walk(root):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        found = sorted(n for n in files if n.lower().endswith(EXTENSIONS) and not n.startswith("."))
+    others: Counter[str] = Counter()
+    seen: set[str] = set()
+    for where, folders, files in os.walk(root, onerror=_unreadable, followlinks=True):
+        seen.add(os.path.realpath(where))
+        folders[:] = sorted(
+            name for name in folders
+            if not name.startswith(".") and os.path.realpath(os.path.join(where, name)) not in seen
+        )  # fmt: skip
+        shown = sorted(name for name in files if not name.startswith("."))
+        found = [name for name in shown if name.lower().endswith(EXTENSIONS)]
+        others.update(Path(name).suffix.lower() or name for name in shown if not name.lower().endswith(EXTENSIONS))
         if not found:
             continue
         part = Path(where).relative_to(root).parts
         rows = by_class.setdefault(part[0], []) if part else loose
         rows.extend(os.path.join(where, name) for name in found)
+    if others:
+        named = ", ".join(f"{ending} ({count})" for ending, count in others.most_common(5))
+        log.info("%d files in %s are no images by their endings: %s", others.total(), root, named)
     return loose, by_class
 
 
-def _check(path: str) -> tuple[str, str]:
-    """Return (content hash, reason to skip or "")."""
-    try:
-        data = Path(path).read_bytes()
-    except OSError as error:
-        return "", f"cannot be read ({error.strerror})"
-    if not data:
-        return "", "empty file"
-    digest = hashlib.sha256(data).hexdigest()
-    # An eighth of the size decodes several times faster and meets the same headers and streams.
-    try:
-        picture = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_REDUCED_GRAYSCALE_8)
-    except cv2.error:
-        picture = None
-    return digest, "" if picture is not None else "not a readable image"
+def _unreadable(error: OSError) -> None:
+    raise DataError(
+        f"folder '{error.filename}' cannot be read: {error.strerror}",
+        expected="a folder that you may list and read",
+        fix="change its permissions, or leave it out",
+    ) from error
+
+
+def _refuse_layout(root: Path, loose: list[str], by_class: dict[str, list[str]]) -> None:
+    if loose and by_class:
+        raise DataError(
+            f"'{root}' mixes {len(loose)} loose images with class folders {', '.join(sorted(by_class)[:5])}",
+            expected="either one sub-folder a class, or only loose images",
+            fix="move the loose images into a class folder, or into a folder of their own for unlabelled data",
+        )
+    if "train" in by_class and SPLITS.issuperset(by_class):
+        raise DataError(
+            f"'{root}' holds {', '.join(sorted(by_class))}: parts of a data set, not classes",
+            expected="one sub-folder a class",
+            fix=f"pass '{root / 'train'}', and the other parts with options of their own",
+        )
 
 
 # ---------------------------------------------------------------- requirements
@@ -142,7 +159,7 @@ def require_labels(images: ImageSet, purpose: str) -> None:
             expected="one sub-folder for each class",
             fix="sort the images into class folders, or leave out the step that needs labels",
         )
-    counts = Counter(images.labels)
+    counts = Counter(label for label, _ in set(zip(images.labels, images.hashes, strict=True)))  # copies count once
     if len(images.classes) < 2 or len(counts) < 2:
         names = ", ".join(images.classes[label] for label in sorted(counts))
         raise DataError(
@@ -153,8 +170,8 @@ def require_labels(images: ImageSet, purpose: str) -> None:
     small = [images.classes[label] for label in range(len(images.classes)) if counts[label] < 2]
     if small:
         raise DataError(
-            f"class '{small[0]}' in '{images.folder}' has {counts[images.classes.index(small[0])]} readable image",
-            expected="at least two images in every class, so that one can be held out",
+            f"class '{small[0]}' in '{images.folder}' has {counts[images.classes.index(small[0])]} readable image(s)",
+            expected="at least two different images in every class, so that one can be held out",
             fix="add images or remove the folder",
         )
 
@@ -195,19 +212,26 @@ def require_disjoint(calibration: ImageSet, evaluation: ImageSet) -> None:
 
 
 def split(images: ImageSet, fraction: float, seed: int) -> tuple[ImageSet, ImageSet]:
-    """Return (rest, held-out part), stratified by class; files of equal content always land on the same side."""
-    held: list[int] = []
+    """Return (rest, held-out part), stratified by class; files of equal content always land on the same side.
+
+    Raises DataError when there is too little to hold any out, or a class would be left without images.
+    """
     taken: set[str] = set()
     for label in sorted(set(images.labels or [-1])):
-        members = [i for i in range(len(images)) if images.labels is None or images.labels[i] == label]
+        rows = [h for i, h in enumerate(images.hashes) if images.labels is None or images.labels[i] == label]
+        members = list(dict.fromkeys(rows))
         order = np.random.default_rng((seed, label + 1)).permutation(len(members))
         goal = min(len(members) - 1, max(1, round(len(members) * fraction)))
-        chosen = [members[k] for k in order[:goal]]
-        held += chosen
-        taken |= {images.hashes[i] for i in chosen}
-    inside = sorted(set(held) | {i for i in range(len(images)) if images.hashes[i] in taken})
-    outside = sorted(set(range(len(images))) - set(inside))
-    return images.pick(outside), images.pick(inside)
+        taken |= {members[k] for k in order[:goal]}
+    rest = images.pick([i for i, h in enumerate(images.hashes) if h not in taken])
+    held = images.pick([i for i, h in enumerate(images.hashes) if h in taken])
+    if not len(rest) or not len(held) or set(rest.labels or ()) != set(images.labels or ()):
+        raise DataError(
+            f"'{images.folder}' has too few different images to hold some out for evaluation",
+            expected="at least two in every class that are in no other class",
+            fix="add images, or pass evaluation images of their own with --eval-data",
+        )
+    return rest, held
 
 
 def sample(images: ImageSet, count: int, seed: int) -> ImageSet:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +19,10 @@ from edgemae.device.session import Session
 from edgemae.spec.bundle import Bundle, Rung, open_bundle
 from edgemae.spec.errors import EdgemaeError, EngineMissingError, EngineRuntimeError, InputError
 from edgemae.spec.target import Target, find_target
+
+if TYPE_CHECKING:
+    from edgemae.device.camera import Camera
+    from edgemae.device.stream import Stream
 
 _log = logging.getLogger("edgemae.device")
 
@@ -75,11 +78,14 @@ class Model:
         best = np.argsort(-shares, kind="stable")[: max(top, 1)]
         return [(self.labels[i] if i < len(self.labels) else str(i), float(shares[i])) for i in best]
 
-    def stream(self, source: Any, policy: str = "latest") -> Iterator[Any]:
-        """Yield results for the frames of a camera index, a video file, a URL or an image folder."""
+    def stream(self, source: Camera | int | str | Path, policy: str | None = None) -> Stream[Result]:
+        """Return an iterator over results for the frames of a camera index, a video file, a URL or an image folder.
+
+        Without `policy` a live source gives its newest frame and a file every frame. Close it, or use a `with` block.
+        """
         from edgemae.device.stream import stream
 
-        yield from stream(self, source, policy)
+        return stream(self, source, policy)
 
     @property
     def info(self) -> dict[str, Any]:

@@ -63,7 +63,10 @@ def train_classifier(vit: ViT, plan: FinetunePlan, run: Run, teacher: TeacherVie
         bf16=plan.bf16, betas=(0.9, 0.999), checkpoint=run.checkpoint,
         validate=(lambda: top1(vit, run)) if run.evaluation is not None else None,
     )  # fmt: skip
-    return fit(job)
+    curve = fit(job)
+    for block in vit.blocks:
+        block.drop_path = 0.0  # not a part of the model: it would act again in a later training of this object
+    return curve
 
 
 @torch.inference_mode()

@@ -20,7 +20,8 @@ def rate_at(step: int, steps: int, peak: float, warmup_fraction: float) -> float
 
 def param_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """Return AdamW groups: no weight decay on vectors (biases, norms) and on tokens."""
-    decay, plain = [], []
+    decay: list[nn.Parameter] = []
+    plain: list[nn.Parameter] = []
     for name, p in module.named_parameters():
         if p.requires_grad:
             (plain if p.ndim <= 1 or name.endswith(("cls", "pos", "mask_token")) else decay).append(p)
@@ -31,7 +32,10 @@ def param_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]
 
 
 def layer_decay_groups(vit: ViT, weight_decay: float, layer_decay: float) -> list[dict[str, Any]]:
-    """Return groups whose rate shrinks by `layer_decay` a block from the head down (Clark et al. 2020; MAE appendix A.1)."""
+    """Return groups whose rate shrinks by `layer_decay` a block from the head down.
+
+    Source: Clark et al. 2020 (ELECTRA); He et al. 2022 (MAE), appendix A.1.
+    """
     depth = vit.shape.depth
     groups: dict[tuple[int, bool], dict[str, Any]] = {}
     for name, p in vit.named_parameters():

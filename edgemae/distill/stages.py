@@ -6,6 +6,7 @@ import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import msgspec
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -15,6 +16,8 @@ from edgemae.data.images import ImageSet
 from edgemae.data.loader import Batch, Loader
 from edgemae.distill.classify import Run, train_classifier
 from edgemae.distill.recipes import RECIPES
+from edgemae.distill.recipes.logit import Logit
+from edgemae.distill.recipes.relation import Relation
 from edgemae.distill.schedule import param_groups
 from edgemae.distill.train import Curve, Job, fit
 from edgemae.distill.view import TeacherView
@@ -50,7 +53,7 @@ def pretrain(plan: Plan, images: ImageSet, pixel: PixelContract, start: Teacher 
     p = plan.pretrain
     _known_mask(p.mask, "pretrain.mask")
     torch.manual_seed(plan.seed)
-    encoder = copy.deepcopy(start.vit) if start else ViT(shape_of(plan.teacher, norm_after_pool=False))
+    encoder = _without_head(start.vit) if start else ViT(shape_of(plan.teacher, norm_after_pool=False))
     decoder = DecoderShape(p.decoder_width, p.decoder_depth, p.decoder_heads)
     kind = p.loss
     if start is not None and start.mae is not None:
@@ -94,35 +97,21 @@ def distill(teacher: Teacher, plan: Plan, images: Images, checkpoint: Path | Non
     is used when it has a head. A set without labels ends after stage 1 with a student that gives embeddings.
     """
     d = plan.distill
-    if d.recipe not in RECIPES:
-        raise PlanError(
-            f"unknown recipe '{d.recipe}'.{nearest(d.recipe, list(RECIPES))}",
-            expected=f"one of {', '.join(RECIPES)}",
-            fix="pass --set distill.recipe=relation",
-        )
-    _known_mask(d.mask, "distill.mask")
     guide = tuned or (teacher if teacher.vit.head is not None else None)
-    recipe = RECIPES[d.recipe]
-    if recipe.needs_head and guide is None:
-        raise DataError(
-            f"recipe '{d.recipe}' needs a teacher with a classification head, and there are no labels to train one",
-            expected="a fine-tuned teacher, or labelled images",
-            fix="use --set distill.recipe=relation, or pass class folders",
-        )
+    if guide is not None and images.labelled is not None:
+        _need_classes("the teacher", guide.labels, images.labelled)
+    recipe, source = _recipe(d, teacher, guide)
     pixel = student_pixel(teacher.pixel, plan)
     torch.manual_seed(plan.seed)
-    classes = guide.vit.shape.classes if recipe.needs_head and guide else 0
-    vit = ViT(shape_of(plan.student, classes=classes))
-    curves = {
-        "distill": _stage_one(vit, recipe, guide if recipe.needs_head else teacher, plan, images, pixel, checkpoint)
-    }
+    labels = source.labels if recipe.needs_head else ()
+    vit = ViT(shape_of(plan.student, classes=source.vit.shape.classes if recipe.needs_head else 0))
+    curves = {"distill": _stage_one(recipe(vit, source, pixel, d), plan, images.unlabelled, pixel, checkpoint)}
     history = (*teacher.history, _step("distill", plan, plan_tree(d), images.unlabelled, curves["distill"]))
-    student = Student(vit.eval(), pixel, guide.labels if classes and guide else (), history)
+    student = Student(vit.eval(), pixel, labels, history)
     if images.labelled is None:
         return student, curves
     torch.manual_seed(plan.seed + 1)
-    keeps_head = classes == len(images.labelled.classes)
-    vit = copy.deepcopy(vit) if keeps_head else with_head(vit, len(images.labelled.classes))
+    vit = copy.deepcopy(vit) if recipe.needs_head else with_head(vit, len(images.labelled.classes))
     student = replace(student, vit=vit, labels=images.labelled.classes)
     student, curves["finetune-student"] = train_further(
         student, d.finetune, plan, images, guide, _beside(checkpoint, "2")
@@ -132,12 +121,16 @@ def distill(teacher: Teacher, plan: Plan, images: Images, checkpoint: Path | Non
 
 def train_further(student: Student, settings: FinetunePlan, plan: Plan, images: Images, guide: Teacher | None,
                   checkpoint: Path | None = None, name: str = "finetune-student") -> tuple[Student, Curve]:  # fmt: skip
-    """Return the student trained on: with labels and the guide's logits, or towards `student`'s own embeddings.
+    """Return the student trained on with labels, and with the logits of `guide` when that has a head.
 
-    Serves stage 2 and healing. The input is not changed.
+    Serves stage 2 and healing. The input is not changed. Raises DataError when student, guide and images do not have
+    the same classes in the same order.
     """
     vit = copy.deepcopy(student.vit)
     labelled = _need_labels(images, "stage 2")
+    _need_classes("the student", student.labels, labelled)
+    if guide is not None and guide.vit.head is not None:
+        _need_classes("the teacher", guide.labels, labelled)
     view = TeacherView(guide, student.pixel) if guide is not None and guide.vit.head is not None else None
     run = Run(labelled, student.pixel, plan.seed, plan.workers, checkpoint, images.evaluation)
     curve = train_classifier(vit, settings, run, view, name)
@@ -169,19 +162,50 @@ def heal_embedding(student: Student, original: Student, settings: FinetunePlan, 
 
 def student_pixel(pixel: PixelContract, plan: Plan) -> PixelContract:
     """Return the student's pixel contract: the teacher's at the student's size, unless the plan says otherwise."""
-    import msgspec
-
+    if plan.student.channels != pixel.channels:
+        raise PlanError(
+            f"the teacher reads {pixel.channels} channels ({pixel.color}), the student {plan.student.channels}",
+            expected="the same channels",
+            fix=f"pass --set student.channels={pixel.channels}",
+        )
+    for name, values in (("mean", plan.data.mean), ("std", plan.data.std)):
+        if values and len(values) != pixel.channels:
+            raise PlanError(
+                f"data.{name} has {len(values)} values",
+                expected=f"one for each of {pixel.channels} channels",
+                fix=f"correct --set data.{name}=..., or leave it out to take the teacher's",
+            )
     return msgspec.structs.replace(
         pixel, image_px=plan.student.image_px, resize=plan.data.resize,
         mean=plan.data.mean or pixel.mean, std=plan.data.std or pixel.std,
     )  # fmt: skip
 
 
-def _stage_one(vit: ViT, recipe: type, teacher: Teacher | None, plan: Plan, images: Images, pixel: PixelContract,
+def _recipe(d: DistillPlan, teacher: Teacher, guide: Teacher | None) -> tuple[type[Logit] | type[Relation], Teacher]:
+    """Return the plan's recipe and the teacher that it learns from."""
+    if d.recipe not in RECIPES:
+        raise PlanError(
+            f"unknown recipe '{d.recipe}'.{nearest(d.recipe, list(RECIPES))}",
+            expected=f"one of {', '.join(RECIPES)}",
+            fix="pass --set distill.recipe=relation",
+        )
+    _known_mask(d.mask, "distill.mask")
+    recipe = RECIPES[d.recipe]
+    if not recipe.needs_head:
+        return recipe, teacher
+    if guide is None:
+        raise DataError(
+            f"recipe '{d.recipe}' needs a teacher with a classification head, and this one has none",
+            expected="a fine-tuned teacher, or labelled images to fine-tune it with",
+            fix="use --set distill.recipe=relation, or pass class folders",
+        )
+    return recipe, guide
+
+
+def _stage_one(module: Logit | Relation, plan: Plan, images: ImageSet, pixel: PixelContract,
                checkpoint: Path | None) -> Curve:  # fmt: skip
-    d: DistillPlan = plan.distill
-    module = recipe(vit, teacher, pixel, d)
-    loader = _loader(plan, images.unlabelled, pixel, d.batch, Augment(crop_min=d.crop_min, flip=d.flip))
+    d = plan.distill
+    loader = _loader(plan, images, pixel, d.batch, Augment(crop_min=d.crop_min, flip=d.flip))
     return fit(Job(
         name=f"distill ({d.recipe})", module=module, groups=param_groups(module, d.weight_decay), loss=module.step,
         loader=loader, epochs=d.epochs, lr=d.lr, warmup_fraction=d.warmup_fraction, seed=plan.seed, bf16=d.bf16,
@@ -191,6 +215,13 @@ def _stage_one(vit: ViT, recipe: type, teacher: Teacher | None, plan: Plan, imag
 
 def _loader(plan: Plan, images: ImageSet, pixel: PixelContract, batch: int, augment: Augment) -> Loader:
     return Loader(images, pixel, min(batch, len(images)), augment, plan.seed, plan.workers)
+
+
+def _without_head(vit: ViT) -> ViT:
+    """Return a copy without the classification head, which would not fit any more after training on pixels."""
+    new = copy.deepcopy(vit)
+    new.head, new.shape = None, replace(vit.shape, classes=0)
+    return new
 
 
 def _beside(checkpoint: Path | None, suffix: str) -> Path | None:
@@ -214,6 +245,21 @@ def _need_labels(images: Images, purpose: str) -> ImageSet:
             fix="sort the images into class folders",
         )
     return images.labelled
+
+
+def _need_classes(who: str, labels: tuple[str, ...], images: ImageSet) -> None:
+    if labels != images.classes:
+        raise DataError(
+            f"{who} knows {_shown(labels)}, '{images.folder}' has {_shown(images.classes)}",
+            expected="the same classes in the same order",
+            fix=f"fine-tune {who} on these images first, or pass the images it was trained on",
+        )
+
+
+def _shown(labels: tuple[str, ...]) -> str:
+    if not labels:
+        return "no named classes"
+    return f"{len(labels)} classes ({', '.join(labels[:5])}{', ...' if len(labels) > 5 else ''})"
 
 
 def _step(stage: str, plan: Plan, settings: dict[str, object], images: ImageSet, curve: Curve) -> Step:

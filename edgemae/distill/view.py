@@ -15,8 +15,9 @@ from edgemae.spec.graph import PixelContract
 
 
 class TeacherView(nn.Module):
-    """Run a frozen teacher on a student's pixels. `grid` re-grids it (same token grid as the student), None keeps its own.
+    """Run a frozen teacher on a student's pixels.
 
+    `grid` re-grids it to the token grid of the student, None keeps its own.
     Raises PlanError when the two disagree about channels or colour order.
     """
 

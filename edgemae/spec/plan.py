@@ -141,6 +141,7 @@ class Plan(Section, frozen=True):
     workers: int = 2
     threads: int = 2  # of training; inference threads are the target's
     teacher_heads: int = 0  # for weight files that cannot tell
+    teacher_decoder_heads: int = 0  # likewise; unknown, the decoder is left out
     data: DataPlan = DataPlan()
     student: ShapePlan = ShapePlan()
     teacher: ShapePlan = ShapePlan(depth=8)

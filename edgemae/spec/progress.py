@@ -7,6 +7,10 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.progress import Progress as Bar
 
 log = logging.getLogger("edgemae")
 LINE_EVERY_S = 15.0
@@ -21,7 +25,7 @@ class Progress:
         self._start, self._from, self._last = time.monotonic(), done, time.monotonic()
         self._bar = self._open_bar() if sys.stderr.isatty() else None
 
-    def advance(self, count: int = 1, **figures: float) -> None:
+    def advance(self, count: int = 1, /, **figures: float) -> None:
         self.done += count
         self.figures.update(figures)
         if self._bar is not None:
@@ -36,15 +40,18 @@ class Progress:
         """Units a second since this process began."""
         return (self.done - self._from) / max(time.monotonic() - self._start, 1e-9)
 
-    def close(self) -> None:
+    def close(self, *, failed: bool = False) -> None:
+        """Take the bar away and say in one line how far the work came."""
         if self._bar is not None:
             self._bar.stop()
-        log.info("%s done: %s in %.1f s", self.label, self._text() or self.done, time.monotonic() - self._start)
+        end = f"stopped at {self.done} of {self.total}" if failed else "done"
+        log.info("%s %s: %s in %.1f s", self.label, end, self._text() or self.done, time.monotonic() - self._start)
 
     def _text(self) -> str:
         return "  ".join(f"{name} {value:.4g}" for name, value in self.figures.items())
 
-    def _open_bar(self):  # type: ignore[no-untyped-def]  # rich is imported only where there is a terminal
+    def _open_bar(self) -> Bar:
+        # rich is imported only where there is a terminal.
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
         from rich.progress import Progress as Bar
@@ -66,7 +73,9 @@ class Progress:
 def progress(label: str, total: int, done: int = 0) -> Iterator[Progress]:
     """Show the progress of a block of work, and close the bar whatever happens."""
     shown = Progress(label, total, done)
+    failed = True
     try:
         yield shown
+        failed = False
     finally:
-        shown.close()
+        shown.close(failed=failed)

@@ -11,6 +11,7 @@ import pytest
 
 from edgemae.measure import plots
 from edgemae.spec.errors import InternalError
+from edgemae.spec.report import GateVerdict
 from tests.measure.samples import report, scored
 
 
@@ -57,6 +58,14 @@ def test_a_faster_engine_changes_the_plot() -> None:
     assert plots.accuracy_latency(full) != plots.accuracy_latency(
         msgspec.structs.replace(full, engines=(faster, *full.engines[1:]))
     )
+
+
+@pytest.mark.parametrize("limit_ms", [1e-6, 1e5])
+def test_a_limit_far_from_every_engine_is_told_and_leaves_room_for_them(limit_ms: float) -> None:
+    """It once pushed the plot out of its own page, which matplotlib says in a warning."""
+    gate = GateVerdict(gate="p90_ms", limit=limit_ms, value=1.0, passed=False)
+    with_limit, without = (msgspec.structs.replace(report(), gates=gates) for gates in ((gate,), ()))
+    assert plots.accuracy_latency(with_limit) != plots.accuracy_latency(without)
 
 
 def test_what_cannot_be_drawn_is_none_and_never_an_empty_plot() -> None:

@@ -4,7 +4,7 @@
 
 from edgemae.distill.recipes import logit, relation
 
-RECIPES = {
+RECIPES: dict[str, type[logit.Logit] | type[relation.Relation]] = {
     "logit": logit.Logit,
     "relation": relation.Relation,
 }

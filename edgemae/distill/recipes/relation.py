@@ -1,8 +1,9 @@
 """Masked attention-relation distillation: how visible patches attend to each other, plus MAE's own pixel loss.
 
-Source: MAE-Lite and D2-MAE (Wang et al., ICML 2023 and IJCV 2025). The student's attention logits come from a throw-away
-extra qk projection behind its last block, so that every block that ships is trained by the teacher; a one-block decoder
-reads at two thirds of the depth, so that pixels train the lower blocks. A bias-free 1x1 convolution maps heads to heads.
+Source: MAE-Lite and D2-MAE (Wang et al., ICML 2023 and IJCV 2025). The student's attention logits come from a
+throw-away extra qk projection behind its last block, so that every block that ships is trained by the teacher; a
+one-block decoder reads at two thirds of the depth, so that pixels train the lower blocks. A bias-free 1x1 convolution
+maps heads to heads.
 """
 
 from __future__ import annotations
@@ -78,5 +79,8 @@ class Relation(nn.Module):
 
 
 def _default_block(teacher_depth: int, student_depth: int) -> int:
-    """Return the last block for equal depth, else three quarters of a deeper teacher (TinyMIM, Ren et al. 2023, table 6)."""
+    """Return the last block for equal depth, else three quarters of a deeper teacher.
+
+    Source: TinyMIM (Ren et al. 2023), table 6.
+    """
     return teacher_depth if teacher_depth <= student_depth else max(1, round(0.75 * teacher_depth))

@@ -1,0 +1,159 @@
+"""What can be known before the first expensive step: a compile that must fail does so in seconds, not after hours."""
+
+from __future__ import annotations
+
+import logging
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from edgemae.device.engines import ENGINES
+from edgemae.distill.recipes import RECIPES
+from edgemae.distill.stages import shape_of, student_pixel
+from edgemae.flow import is_student, read_teacher, teacher_pixel, tell_import
+from edgemae.inputs import Inputs
+from edgemae.model.mae import MASKS
+from edgemae.model.student import Student, load_student
+from edgemae.model.teacher import Teacher
+from edgemae.model.vit import ViT, ViTShape
+from edgemae.prune import CRITERIA
+from edgemae.prune.budget import check_budget
+from edgemae.quantize.calibrate import check_calibration
+from edgemae.quantize.schemes import candidates
+from edgemae.spec.errors import CheckpointError, DataError, EngineMissingError, PlanError, nearest
+from edgemae.spec.plan import Plan, ShapePlan
+from edgemae.spec.target import Target
+from edgemae.trials import calibration_of, mismatch
+
+log = logging.getLogger("edgemae")
+
+
+def check_ahead(plan: Plan, targets: list[Target], source: Path | None) -> Teacher | Student:
+    """Refuse names, shapes, files and machines that cannot work; return the model that the way begins with.
+
+    Raises PlanError, CheckpointError and EngineMissingError.
+    """
+    check_plan(plan)
+    for target in targets:
+        _check_engines(plan, target)
+    if source is not None and is_student(source):
+        student = load_student(source)
+        shape = student.vit.shape
+        begin: Teacher | Student = student
+    else:
+        begin = read_teacher(source, plan) if source else _blank_teacher(plan)
+        shape = check_recipe(plan, begin)
+    check_budget(shape, plan.prune.keep_macs, max(target.width_multiple for target in targets))
+    if isinstance(begin, Teacher) and source is not None:
+        tell_import(begin)
+    return begin
+
+
+def check_recipe(plan: Plan, teacher: Teacher) -> ViTShape:
+    """Put recipe, teacher and student together once: what does not fit says so now. Return the student's shape."""
+    shape = _shape(plan.student, "student")
+    RECIPES[plan.distill.recipe](ViT(shape), teacher, student_pixel(teacher.pixel, plan), plan.distill)
+    return shape
+
+
+def check_images(plan: Plan, targets: list[Target], begin: Teacher | Student, inputs: Inputs) -> None:
+    """Refuse images that do not fit the model or cannot calibrate int8. Raises DataError."""
+    if isinstance(begin, Student):
+        check_labels(begin, inputs)
+    if any("int8" in target.precisions and candidates(target, plan.quantize) for target in targets):
+        pixel = begin.pixel if isinstance(begin, Student) else student_pixel(begin.pixel, plan)
+        check_calibration(calibration_of(inputs.calibration, pixel, plan.workers))
+    if plan.gates.max_drop_pts and inputs.evaluation.labels is None:
+        log.warning("gate max_drop_pts will be missed: without labels no drop can be shown")
+    for target in targets:
+        if plan.gates.p90_ms and (unlike := mismatch(target)):
+            log.warning("gate p90_ms will be missed for %s: %s", target.name, unlike)
+
+
+def check_labels(model: Student | Teacher, inputs: Inputs) -> None:
+    """Raise DataError unless a model with a head was trained on the very classes of the labelled images."""
+    if inputs.labelled is None or model.labels == inputs.classes:
+        return
+    has = f"the classes {', '.join(model.labels)}" if model.labels else "no classification head"
+    raise DataError(
+        f"'{inputs.labelled.folder}' has the classes {', '.join(inputs.classes)}, and the model has {has}",
+        expected="class folders named as the model's labels, or a flat folder for a model without a head",
+        fix="rename the folders, or distill a student for these classes with `edgemae distill`",
+    )
+
+
+def read_guide(path: Path, plan: Plan, inputs: Inputs) -> Teacher:
+    """Return a fine-tuned teacher for these classes. Raises CheckpointError without a head, DataError for others."""
+    teacher = read_teacher(path, plan)
+    if teacher.vit.head is None:
+        raise CheckpointError(
+            f"'{path}' has no classification head",
+            expected="a fine-tuned teacher",
+            fix=f"make one with `edgemae finetune {path}`",
+        )
+    check_labels(teacher, inputs)
+    return teacher
+
+
+def check_plan(plan: Plan) -> None:
+    """Raise PlanError for a name that nothing answers to."""
+    choices: tuple[tuple[str, str, Any], ...] = (
+        ("distill.recipe", plan.distill.recipe, RECIPES),
+        ("distill.mask", plan.distill.mask, MASKS),
+        ("pretrain.mask", plan.pretrain.mask, MASKS),
+        ("pretrain.loss", plan.pretrain.loss, ("norm-pixel", "pixel", "bce")),
+        ("prune.criterion", plan.prune.criterion, CRITERIA),
+        ("data.resize", plan.data.resize, ("short-side", "stretch")),
+    )
+    for name, value, known in choices:
+        if value not in known:
+            raise PlanError(
+                f"{name} is '{value}'.{nearest(value, list(known))}",
+                expected=f"one of {', '.join(known)}",
+                fix=f"pass --set {name}={next(iter(known))} or correct the plan file",
+            )
+
+
+def _check_engines(plan: Plan, target: Target) -> None:
+    """Refuse a missing library that the build itself needs; other engines of the target may be missing here."""
+    missing = [name for name in target.engines if ENGINES[name].version() is None]
+    log.info("%s: engines %s%s", target.name, ", ".join(target.engines),
+             f"; not installed here: {', '.join(missing)}" if missing else "")  # fmt: skip
+    schemes = candidates(target, plan.quantize) if "int8" in target.precisions else ()
+    needed = {"onnxruntime": "to check every graph", "openvino": f"to measure for target '{target.name}'"}
+    for name, purpose in needed.items():
+        if name in missing or (name == "onnxruntime" and ENGINES[name].version() is None):
+            raise EngineMissingError(
+                f"the engine '{name}' is not installed, and compiling needs it {purpose}",
+                expected=f"a Python module '{name}'",
+                fix="pip install 'edgemae[build]', or choose a target without it",
+            )
+    if "openvino-static" in schemes and not _is_installed("nncf"):
+        raise EngineMissingError(
+            "the module 'nncf' is not installed, and int8 for OpenVINO is made with it",
+            expected="a Python module 'nncf'",
+            fix="pip install 'edgemae[build]', or leave openvino-static out of quantize.schemes",
+        )
+
+
+def _is_installed(module: str) -> bool:
+    try:
+        return find_spec(module) is not None
+    except ValueError:  # a None in sys.modules
+        return False
+
+
+def _shape(plan: ShapePlan, table: str) -> ViTShape:
+    sizes = (plan.patch_px, plan.width, plan.depth, plan.heads, plan.head_dim)
+    if min(sizes) < 1 or plan.width % 4 or plan.image_px % plan.patch_px or plan.channels not in (1, 3):
+        raise PlanError(
+            f"[{table}] is no shape of a ViT: {plan}",
+            expected="numbers above 0, width a multiple of 4, image_px a multiple of patch_px, 1 or 3 channels",
+            fix=f"correct [{table}] in the plan, or --set {table}.…",
+        )
+    return shape_of(plan)
+
+
+def _blank_teacher(plan: Plan) -> Teacher:
+    """Return an untrained teacher of the plan's shape."""
+    return Teacher(ViT(_shape(plan.teacher, "teacher")), teacher_pixel(plan))

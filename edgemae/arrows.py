@@ -1,0 +1,62 @@
+"""Single arrows of the way, each on its own: what their verbs do before and around the cached stages of `flow`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from edgemae.ahead import check_labels, check_plan, check_recipe, read_guide
+from edgemae.flow import Flow, distilled, finetuned, open_flow, pretrained, pruned, read_teacher, tell_import
+from edgemae.model.student import Student, load_student
+from edgemae.spec.plan import Plan
+from edgemae.spec.target import Target
+from edgemae.trials import score_int8
+
+
+def pretrain(plan: Plan, start: Path | None, **at: Any) -> Path:
+    """Pretrain an MAE, from scratch or onwards from `start`; return its file. `at`: output, overwrite, resume."""
+    check_plan(plan)
+    if start is not None:
+        tell_import(read_teacher(start, plan))
+    return pretrained(open_flow(plan, **at), start)
+
+
+def finetune(plan: Plan, teacher: Path, **at: Any) -> Path:
+    """Train a teacher with a head on labels; return its file."""
+    tell_import(read_teacher(teacher, plan))
+    return finetuned(open_flow(plan, **at), teacher)
+
+
+def distill(plan: Plan, teacher: Path, guide: Path | None, **at: Any) -> Path:
+    """Distill a student, guided by a fine-tuned teacher (made here when there are labels and none is given)."""
+    check_plan(plan)
+    begin = read_teacher(teacher, plan)
+    check_recipe(plan, begin)
+    tell_import(begin)
+    flow = open_flow(plan, **at)
+    if guide is not None:
+        read_guide(guide, plan, flow.inputs)
+    elif flow.inputs.labelled is not None:
+        has_head = begin.vit.head is not None and begin.labels == flow.inputs.classes
+        guide = teacher if has_head else finetuned(flow, teacher)
+    return distilled(flow, teacher, guide)
+
+
+def prune(plan: Plan, student: Path, guide: Path | None, width_multiple: int, **at: Any) -> Path:
+    """Prune a student and heal it; return its file."""
+    check_plan(plan)
+    flow = _with_student(plan, load_student(student), **at)
+    if guide is not None:
+        read_guide(guide, plan, flow.inputs)
+    return pruned(flow, student, guide, width_multiple)
+
+
+def quantize(plan: Plan, student: Path, target: Target, **at: Any) -> dict[str, Any]:
+    """Make and score the int8 graphs of a student that fit a target; return a row for each scheme."""
+    return score_int8(_with_student(plan, load_student(student), **at), target, student)
+
+
+def _with_student(plan: Plan, student: Student, **at: Any) -> Flow:
+    flow = open_flow(plan, **at)
+    check_labels(student, flow.inputs)
+    return flow

@@ -1,0 +1,173 @@
+"""The flags of the command line, each spelled once, the records that gather what verbs share, and targets by name."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+
+import typer
+
+if TYPE_CHECKING:
+    from edgemae.spec.plan import Plan
+    from edgemae.spec.target import Target
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from edgemae import __version__
+
+        sys.stdout.write(f"edgemae {__version__}\n")
+        raise typer.Exit
+
+
+# Typer reads these at run time, so they are spelled for Python 3.10.
+Version = Annotated[
+    bool, typer.Option("--version", help="Show the version and exit.", callback=_print_version, is_eager=True)
+]
+Output = Annotated[
+    Path, typer.Option("--output", "-o", help="Folder for stages, report and result; an earlier run goes on.")
+]
+Data = Annotated[str | None, typer.Option("--data", help="Images: one sub-folder a class, or a flat folder.")]
+Unlabelled = Annotated[str | None, typer.Option("--unlabelled", help="More images, used without labels.")]
+EvalData = Annotated[str | None, typer.Option("--eval-data", help="Images to judge by; default: a part of --data.")]
+CalibData = Annotated[
+    str | None, typer.Option("--calib-data", help="Images to calibrate int8 with; default: from --data.")
+]
+PlanFile = Annotated[Path | None, typer.Option("--plan", help="TOML plan; flags and --set go above it.")]
+Set = Annotated[list[str] | None, typer.Option("--set", help="Override one field, e.g. distill.epochs=50.")]
+Seed = Annotated[int | None, typer.Option("--seed", help="Seed of everything random.")]
+Workers = Annotated[int | None, typer.Option("--workers", help="Processes that decode images.")]
+Heads = Annotated[int | None, typer.Option("--teacher-heads", help="Attention heads, when the file cannot tell.")]
+DecoderHeads = Annotated[
+    int | None, typer.Option("--teacher-decoder-heads", help="Heads of its MAE decoder, when the file cannot tell.")
+]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Drop finished stages and start anew.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Insist on an earlier run in --output; none is an error.")]
+Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, nothing else.")]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Say more on stderr.")]
+EngineName = Annotated[str, typer.Option("--engine", help="auto, openvino, onnxruntime or tensorrt.")]
+TargetName = Annotated[str | None, typer.Option("--target", help="Target name or TOML file; see `edgemae targets`.")]
+TargetNames = Annotated[list[str] | None, typer.Option("--target", help="Target name or TOML; may be repeated.")]
+Precisions = Annotated[
+    list[str] | None, typer.Option("--precision", help="Only these of the target's: int8, fp16, fp32; repeatable.")
+]
+Schemes = Annotated[
+    list[str] | None, typer.Option("--scheme", help="ort-static, ort-dynamic, openvino-static or tensorrt-qdq.")
+]
+BundlePath = Annotated[Path, typer.Argument(help="A .edgemae bundle.", metavar="BUNDLE")]
+TeacherPath = Annotated[Path, typer.Argument(help="MAE teacher, with or without a head.", metavar="TEACHER")]
+StudentPath = Annotated[Path, typer.Argument(help="A student.safetensors.", metavar="STUDENT")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunFlags:
+    """Flags of every verb that works in an output folder."""
+
+    set_: Set = None
+    seed: Seed = None
+    overwrite: Overwrite = False
+    resume: Resume = False
+    json: Json = False
+    verbose: Verbose = False
+
+    def at(self, output: Path) -> dict[str, Any]:
+        """Return where to work and what to do with an earlier run there, as keyword arguments."""
+        return {"output": output, "overwrite": self.overwrite, "resume": self.resume}
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanFlags(RunFlags):
+    """Flags of every verb that works to a plan."""
+
+    data: Data = None
+    eval_data: EvalData = None
+    plan: PlanFile = None
+    workers: Workers = None
+
+    def resolve(self, **more: Any) -> Plan:
+        """Return the plan: file, then flags, then --set. `more` are flags of one verb, data__calib for data.calib."""
+        from edgemae.spec.plan import load_plan
+
+        flags = {"data.train": self.data, "data.eval": self.eval_data, "seed": self.seed, "workers": self.workers}
+        flags |= {key.replace("__", "."): value for key, value in more.items()}
+        return load_plan(self.plan, tuple(self.set_ or ()), flags)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherFlags(PlanFlags):
+    """Flags of the verbs that read a teacher."""
+
+    teacher_heads: Heads = None
+    teacher_decoder_heads: DecoderHeads = None
+
+    def resolve(self, **more: Any) -> Plan:
+        heads = {"teacher_heads": self.teacher_heads, "teacher_decoder_heads": self.teacher_decoder_heads}
+        return super().resolve(**heads, **more)
+
+
+def unfold(verb: Callable[..., None]) -> Callable[..., None]:
+    """Give a verb the fields of its first parameter, a record of flags, as flags of its own behind the others."""
+    first, *others = inspect.signature(verb).parameters.values()
+    hints = get_type_hints(verb, include_extras=True)
+    record = hints.pop(first.name)
+    shared = get_type_hints(record, include_extras=True)
+
+    @functools.wraps(verb)
+    def unfolded(**given: Any) -> None:
+        verb(record(**{name: given.pop(name) for name in shared}), **given)
+
+    def keyword(name: str, default: Any) -> inspect.Parameter:
+        kind = inspect.Parameter.KEYWORD_ONLY
+        return inspect.Parameter(name, kind, default=default, annotation=(hints | shared)[name])
+
+    own = [keyword(p.name, p.default) for p in others]
+    rest = [keyword(name, p.default) for name, p in inspect.signature(record).parameters.items()]
+    unfolded.__signature__ = inspect.Signature([*own, *rest])  # type: ignore[attr-defined]
+    unfolded.__annotations__ = hints | shared
+    return unfolded
+
+
+def find_targets(names: Sequence[str | None] | None = None, precisions: Sequence[str] | None = None) -> list[Target]:
+    """Return targets by name or TOML file (none: this machine's), kept to some precisions. Raises TargetError."""
+    from edgemae.spec.errors import TargetError
+    from edgemae.spec.target import find_target
+
+    found = [find_target(name or default_target()) for name in names or [None]]
+    if twice := [t.name for i, t in enumerate(found) if t.name in [other.name for other in found[:i]]]:
+        raise TargetError(
+            f"two targets are named '{twice[0]}'",
+            expected="a name of its own for each: it names the bundle",
+            fix="leave one out, or correct `name` in its TOML file",
+        )
+    return [_kept_to(target, precisions) for target in found] if precisions else found
+
+
+def _kept_to(target: Target, precisions: Sequence[str]) -> Target:
+    import msgspec
+
+    from edgemae.spec.errors import TargetError, nearest
+
+    for wanted in precisions:
+        if wanted not in target.precisions:
+            raise TargetError(
+                f"target '{target.name}' has no precision '{wanted}'.{nearest(wanted, list(target.precisions))}",
+                expected=f"some of {', '.join(target.precisions)}",
+                fix="correct --precision, or leave it out",
+            )
+    return msgspec.structs.replace(target, precisions=tuple(p for p in target.precisions if p in precisions))
+
+
+def default_target() -> str:
+    """Return the built-in target that is nearest to this machine."""
+    import platform
+
+    from edgemae.device.isa import cpu_flags
+
+    if platform.machine().lower() not in ("x86_64", "amd64"):
+        return "raspberry-pi-5"
+    return "laptop-x86-vnni" if any("vnni" in flag for flag in cpu_flags()) else "laptop-x86-avx2"

@@ -1,0 +1,211 @@
+"""Recipes of stage 1: what is trained, what is compared, and which teachers fit which students."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import msgspec
+import pytest
+import torch
+from torch import Tensor
+
+import edgemae.distill.recipes as recipes
+from edgemae.data.loader import Batch
+from edgemae.distill.losses import distillation
+from edgemae.distill.recipes.logit import Logit
+from edgemae.distill.recipes.relation import Relation
+from edgemae.model.mae import patch_stats, patchify
+from edgemae.model.teacher import Teacher
+from edgemae.model.vit import ViT
+from edgemae.spec.errors import PlanError
+from edgemae.spec.graph import PixelContract
+from edgemae.spec.plan import Plan
+
+PIXEL = PixelContract(image_px=32)
+MakeTeacher, MakePlan, MakeViT = Callable[..., Teacher], Callable[..., Plan], Callable[..., ViT]
+
+
+@pytest.fixture
+def batch() -> Batch:
+    pixels = torch.randn(6, 3, 32, 32, generator=torch.Generator().manual_seed(3))
+    return Batch(pixels, torch.full((6,), -1), torch.arange(6))
+
+
+def draw() -> torch.Generator:
+    return torch.Generator().manual_seed(5)
+
+
+def gradients(module: torch.nn.Module, batch: Batch) -> dict[str, float]:
+    """Return the largest gradient of every parameter after one step; 0 where there is none."""
+    module.train()
+    sum(module.step(batch, draw()).values()).backward()  # type: ignore[union-attr]
+    return {n: 0.0 if p.grad is None else p.grad.abs().max().item() for n, p in module.named_parameters()}
+
+
+def test_the_registry_names_the_files() -> None:
+    files = {path.stem for path in Path(recipes.__file__).parent.glob("*.py")} - {"__init__"}
+    assert set(recipes.RECIPES) == files
+
+
+# ---------------------------------------------------------------- relation
+
+
+@pytest.mark.parametrize("depth", [1, 2, 3, 5])
+def test_every_block_that_ships_is_trained(
+    tiny_vit: MakeViT, teacher_with: MakeTeacher, plan_with: MakePlan, batch: Batch, depth: int
+) -> None:
+    student = tiny_vit(depth=depth, classes=0)
+    found = gradients(Relation(student, teacher_with(), PIXEL, plan_with().distill), batch)
+    shipped = {n.removeprefix("student.") for n in found if n.startswith("student.")}
+    still = {n.removeprefix("student.") for n, size in found.items() if n.startswith("student.") and size == 0}
+    assert shipped == {n for n, _ in student.named_parameters()}
+    assert still == {"pos", "norm.weight", "norm.bias"}  # fixed, and what comes after the last block
+    assert {n for n, size in found.items() if size == 0} - {f"student.{n}" for n in still} == {
+        "probe.proj.weight", "probe.proj.bias", "decoder.pos"
+    }  # fmt: skip
+
+
+def test_each_term_reaches_its_own_part(
+    tiny_vit: MakeViT, teacher_with: MakeTeacher, plan_with: MakePlan, batch: Batch
+) -> None:
+    """Pixels are read at two thirds of three blocks; relations behind the last one."""
+    for pixel_weight, relation_weight, trained in ((1.0, 0.0, {0, 1}), (0.0, 1.0, {0, 1, 2})):
+        plan = plan_with(distill__pixel_weight=pixel_weight, distill__relation_weight=relation_weight).distill
+        found = gradients(Relation(tiny_vit(depth=3, classes=0), teacher_with(), PIXEL, plan), batch)
+        assert {i for i in range(3) if found[f"student.blocks.{i}.mlp.fc2.weight"] > 0} == trained
+
+
+def test_the_teacher_is_not_part_of_what_is_trained(
+    tiny_vit: MakeViT, teacher_with: MakeTeacher, plan_with: MakePlan, batch: Batch
+) -> None:
+    teacher = teacher_with(depth=4)
+    before = {n: v.clone() for n, v in teacher.vit.state_dict().items()}
+    recipe = Relation(tiny_vit(classes=0), teacher, PIXEL, plan_with().distill)
+    assert not any("view" in n for n, _ in recipe.named_parameters())
+    assert not any("view" in n for n in recipe.state_dict())
+    gradients(recipe, batch)
+    assert not recipe.view[0].vit.training  # also while the student trains
+    assert all(p.grad is None for p in [*teacher.vit.parameters(), *recipe.view[0].vit.parameters()])
+    assert all(torch.equal(before[n], v) for n, v in teacher.vit.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("teacher_depth", "student_depth", "asked", "block"),
+    [(2, 2, 0, 2), (2, 3, 0, 2), (4, 2, 0, 3), (8, 4, 0, 6), (12, 6, 0, 9), (8, 4, 8, 8), (4, 2, 1, 1)],
+)
+def test_the_teacher_runs_as_deep_as_its_chosen_block(
+    tiny_vit: MakeViT, teacher_with: MakeTeacher, plan_with: MakePlan, batch: Batch,
+    teacher_depth: int, student_depth: int, asked: int, block: int,
+) -> None:  # fmt: skip
+    plan = plan_with(distill__teacher_block=asked).distill
+    recipe = Relation(tiny_vit(depth=student_depth, classes=0), teacher_with(depth=teacher_depth), PIXEL, plan)
+    ran: list[int] = []
+    for i, part in enumerate(recipe.view[0].vit.blocks):
+        part.register_forward_hook(lambda *_, i=i: ran.append(i))
+    recipe.step(batch, draw())
+    assert recipe.block == block
+    assert ran == list(range(block - 1))
+
+
+@pytest.mark.parametrize("asked", [-1, 3])
+def test_a_block_that_the_teacher_lacks_is_refused(
+    tiny_vit: MakeViT, teacher_with: MakeTeacher, plan_with: MakePlan, asked: int
+) -> None:
+    with pytest.raises(PlanError, match=f"teacher_block is {asked}, the teacher has 2 blocks"):
+        Relation(tiny_vit(classes=0), teacher_with(), PIXEL, plan_with(distill__teacher_block=asked).distill)
+
+
+@pytest.mark.parametrize("mask", ["random", "block", "grid"])
+def test_both_see_the_same_patches(
+    tiny_vit: MakeViT, teacher_with: MakeTeacher, plan_with: MakePlan, batch: Batch, mask: str
+) -> None:
+    recipe = Relation(tiny_vit(classes=0), teacher_with(), PIXEL, plan_with(distill__mask=mask).distill)
+    keeps: list[Tensor] = []
+    for vit in (recipe.student, recipe.view[0].vit):
+        plain = vit.embed
+        vit.embed = lambda pixels, keep, plain=plain: (keeps.append(keep), plain(pixels, keep))[1]  # type: ignore[method-assign]
+    recipe.step(batch, draw())
+    assert len(keeps) == 2
+    assert torch.equal(keeps[0], keeps[1])
+    assert keeps[0].shape == (6, 4)  # a quarter of 16 patches
+
+
+def test_the_terms_are_what_they_say(
+    tiny_vit: MakeViT, teacher_with: MakeTeacher, plan_with: MakePlan, batch: Batch
+) -> None:
+    plan = plan_with(distill__pixel_weight=0.5, distill__relation_weight=3.0).distill
+    recipe = Relation(tiny_vit(classes=0), teacher_with(), PIXEL, plan)
+    keep = torch.tensor([[0, 5, 10, 15]]).repeat(6, 1)
+    student, teacher = recipe.student_taps(batch.pixels, keep), recipe.teacher_taps(batch.pixels, keep)
+    terms = recipe.loss(student, teacher, batch.pixels, keep)
+    assert set(terms) == {"pixel", "relation"}
+    wanted = 3.0 * (student["relations"] - teacher["relations"]).square().mean()
+    torch.testing.assert_close(terms["relation"], wanted)
+    target = patchify(batch.pixels, 8)
+    mean, scale = patch_stats(target)
+    hidden = [i for i in range(16) if i not in (0, 5, 10, 15)]
+    error = (student["predicted"] - (target - mean) / scale).square()[:, hidden].mean()
+    torch.testing.assert_close(terms["pixel"], 0.5 * error)
+    # Pre-softmax logits: neither term drowns the other (post-softmax maps would be some 4e-3).
+    assert 0.01 < terms["relation"].item() / terms["pixel"].item() < 100
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        pytest.param({"cls_token": True, "pool": "cls"}, id="cls token"),
+        pytest.param({"heads": 4, "head_dim": 8}, id="heads"),
+        pytest.param({"depth": 5}, id="depth"),
+        pytest.param({"width": 64, "heads": 4}, id="width"),
+        pytest.param({"learned_pos": True, "cls_token": True}, id="learned positions"),
+        pytest.param({"pixel": PixelContract(image_px=64)}, id="resolution"),
+        pytest.param({"pixel": PixelContract(image_px=64), "patch_px": 16}, id="resolution and patch"),
+        pytest.param({"pixel": PixelContract(image_px=56), "patch_px": 14, "cls_token": True}, id="another grid"),
+        pytest.param({"pixel": PixelContract(image_px=32, mean=(0.5,) * 3, std=(0.5,) * 3)}, id="normalisation"),
+        pytest.param({"norm_after_pool": False}, id="norm before pool"),
+    ],
+)
+def test_teachers_of_other_shapes(
+    tiny_vit: MakeViT, teacher_with: MakeTeacher, plan_with: MakePlan, batch: Batch, changes: dict[str, object]
+) -> None:
+    recipe = Relation(tiny_vit(classes=0), teacher_with(**changes), PIXEL, plan_with().distill)
+    terms = recipe.step(batch, draw())
+    assert all(torch.isfinite(term) and term > 0 for term in terms.values())
+    heads = teacher_with(**changes).vit.shape.heads[0]
+    keep = torch.arange(4).repeat(6, 1)
+    shapes = {recipe.student_taps(batch.pixels, keep)["relations"].shape}
+    shapes.add(recipe.teacher_taps(batch.pixels, keep)["relations"].shape)
+    assert shapes == {(6, heads, 4, 4)}
+
+
+def test_a_pruned_student_can_learn(
+    tiny_vit: MakeViT, teacher_with: MakeTeacher, plan_with: MakePlan, batch: Batch
+) -> None:
+    shape = replace(tiny_vit(classes=0).shape, heads=(2, 1), mlp=(48, 16))
+    found = gradients(Relation(ViT(shape), teacher_with(), PIXEL, plan_with().distill), batch)
+    assert found["student.blocks.1.attn.proj.weight"] > 0
+
+
+def test_other_channels_are_refused(tiny_vit: MakeViT, teacher_with: MakeTeacher, plan_with: MakePlan) -> None:
+    gray = msgspec.structs.replace(PIXEL, channels=1, color="GRAY", mean=(0.5,), std=(0.5,))
+    with pytest.raises(PlanError, match="reads 3 channels"):
+        Relation(tiny_vit(channels=1, classes=0), teacher_with(), gray, plan_with().distill)
+
+
+# ---------------------------------------------------------------- logit
+
+
+def test_logits_on_whole_pictures(
+    tiny_vit: MakeViT, teacher_with: MakeTeacher, plan_with: MakePlan, batch: Batch
+) -> None:
+    student, teacher = tiny_vit(classes=2), teacher_with(labels=("a", "b"), depth=3)
+    recipe = Logit(student, teacher, PIXEL, plan_with(distill__finetune__teacher_temperature=2.0).distill)
+    terms = recipe.step(batch, draw())
+    assert set(terms) == {"logit"}
+    wanted = distillation(student(batch.pixels)[0], teacher.vit(batch.pixels)[0], 2.0)
+    torch.testing.assert_close(terms["logit"], wanted)
+    found = gradients(recipe, batch)
+    assert {n for n, size in found.items() if size == 0} == {"student.pos"}
+    assert all(p.grad is None for p in recipe.view[0].vit.parameters())

@@ -1,0 +1,103 @@
+"""Which images train, calibrate and judge; and that no image does two of these where it must not."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from edgemae.inputs import gather
+from edgemae.spec.errors import DataError
+from edgemae.spec.plan import Plan, plan_from
+from tests.tiny import write_shapes
+
+
+@pytest.fixture
+def train(tmp_path: Path) -> Path:
+    return write_shapes(tmp_path / "train", 20, seed=1)
+
+
+def plan(**data: object) -> Plan:
+    return plan_from({"data": {name: str(value) for name, value in data.items()}})
+
+
+def test_without_evaluation_data_a_part_of_each_class_is_held_out(train: Path) -> None:
+    inputs = gather(plan(train=train))
+    assert inputs.labelled is not None
+    assert (len(inputs.labelled), len(inputs.evaluation)) == (32, 8)
+    assert sorted(inputs.evaluation.labels or ()) == [0] * 4 + [1] * 4
+    held = set(inputs.evaluation.hashes)
+    for images in (inputs.labelled, inputs.unlabelled, inputs.calibration):
+        assert not held & set(images.hashes)
+    assert gather(plan(train=train)).evaluation.paths == inputs.evaluation.paths
+
+
+def test_a_flat_folder_has_no_labels_anywhere(tmp_path: Path) -> None:
+    flat, labelled = write_shapes(tmp_path / "flat", 20, 1, classes=()), write_shapes(tmp_path / "val", 4, 2)
+    inputs = gather(plan(train=flat, eval=labelled))
+    assert inputs.labelled is None
+    assert inputs.classes == ()
+    assert inputs.evaluation.labels is None
+    assert inputs.unlabelled.labels is None
+
+
+def test_more_images_without_labels_are_added_once(train: Path, tmp_path: Path) -> None:
+    more = write_shapes(tmp_path / "more", 3, seed=5, classes=())
+    shutil.copy(next(train.rglob("*.png")), more / "again.png")
+    val = write_shapes(tmp_path / "val", 4, seed=2)
+    inputs = gather(plan(train=train, eval=val, unlabelled=more))
+    assert len(inputs.unlabelled) == 40 + 6
+    assert len(set(inputs.unlabelled.paths)) == 46
+    assert inputs.labelled is not None
+    assert len(inputs.labelled) == 40
+
+
+def test_calibration_images_come_from_their_own_folder_when_there_is_one(train: Path, tmp_path: Path) -> None:
+    own = write_shapes(tmp_path / "calib", 4, seed=9, classes=())
+    inputs = gather(plan(train=train, calib=own))
+    assert {Path(path).parent for path in inputs.calibration.paths} == {own}
+
+
+@pytest.mark.parametrize("where", ["train", "unlabelled", "calib"])
+def test_an_evaluation_image_that_is_used_elsewhere_is_refused(where: str, train: Path, tmp_path: Path) -> None:
+    """Found by content: another name and another folder do not hide it."""
+    val, other = write_shapes(tmp_path / "val", 4, seed=2), write_shapes(tmp_path / "other", 4, seed=3, classes=())
+    target = train / "circle" if where == "train" else other
+    shutil.copy(val / "circle" / "0-000.png", target / "renamed.png")
+    folders = {"train": train, "eval": val} | ({} if where == "train" else {where: other})
+    with pytest.raises(DataError, match="also in the evaluation set"):
+        gather(plan(**folders))
+
+
+def test_classes_of_evaluation_data_must_be_known_and_there(train: Path, tmp_path: Path) -> None:
+    strange = write_shapes(tmp_path / "strange", 4, seed=2, classes=("circle", "triangle"))
+    with pytest.raises(DataError, match="'triangle'"):
+        gather(plan(train=train, eval=strange))
+    with pytest.raises(DataError, match="has no class folders"):
+        gather(plan(train=train, eval=write_shapes(tmp_path / "flat", 4, seed=2, classes=())))
+
+
+def test_no_folder_at_all() -> None:
+    with pytest.raises(DataError) as caught:
+        gather(plan())
+    assert caught.value.expected == "--data DIR"
+
+
+def test_the_summary_counts_names_and_fingerprints(train: Path) -> None:
+    (train / "circle" / "empty.jpg").write_bytes(b"")
+    (train / "square" / "text.jpg").write_text("no picture")
+    inputs = gather(plan(train=train))
+    summary = inputs.summary()
+    assert summary["classes"] == ["circle", "square"]
+    assert summary["training"]["images"] == 32
+    assert summary["evaluation"]["images of each class"] == {"circle": 4, "square": 4}
+    assert summary["skipped"]["count"] == 2
+    assert "empty.jpg" in summary["skipped"]["files"][0]
+    assert summary["training"]["fingerprint"] != summary["evaluation"]["fingerprint"]
+
+
+def test_one_image_cannot_be_held_out_from_itself(tmp_path: Path) -> None:
+    write_shapes(tmp_path / "one", 1, seed=1, classes=("",))
+    with pytest.raises(DataError, match="too few different images"):
+        gather(plan(train=tmp_path / "one"))
