@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import logging
+import re
+from collections.abc import Iterator
 from importlib.util import find_spec
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +44,7 @@ def check_ahead(plan: Plan, targets: list[Target], source: Path | None) -> Teach
         shape = student.vit.shape
         begin: Teacher | Student = student
     else:
-        begin = read_teacher(source, plan) if source else _blank_teacher(plan)
+        begin = read_teacher(source, plan) if source else blank_teacher(plan)
         shape = check_recipe(plan, begin)
     check_budget(shape, plan.prune.keep_macs, max(target.width_multiple for target in targets))
     if isinstance(begin, Teacher) and source is not None:
@@ -96,7 +99,7 @@ def read_guide(path: Path, plan: Plan, inputs: Inputs) -> Teacher:
 
 
 def check_plan(plan: Plan) -> None:
-    """Raise PlanError for a name that nothing answers to."""
+    """Raise PlanError for names that nothing answers to and for numbers that no stage can work with."""
     choices: tuple[tuple[str, str, Any], ...] = (
         ("distill.recipe", plan.distill.recipe, RECIPES),
         ("distill.mask", plan.distill.mask, MASKS),
@@ -110,8 +113,63 @@ def check_plan(plan: Plan) -> None:
             raise PlanError(
                 f"{name} is '{value}'.{nearest(value, list(known))}",
                 expected=f"one of {', '.join(known)}",
-                fix=f"pass --set {name}={next(iter(known))} or correct the plan file",
+                fix=f"correct {name} in the plan file or in --set",
             )
+    for name, value, fine, expected in chain(_numbers(plan), _trainings(plan)):
+        if not fine:
+            raise PlanError(
+                f"{name} is {value!r}", expected=expected, fix=f"correct {name} in the plan file, the flag or in --set"
+            )
+
+
+Rule = tuple[str, Any, bool, str]
+
+
+def _numbers(plan: Plan) -> Iterator[Rule]:
+    """Yield (field, value, whether it can work, what can)."""
+    named = re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", plan.name) is not None
+    yield "name", plan.name, named, "letters, digits, dots, dashes and underscores: it names the bundle's file"
+    for name, values in (("data.mean", plan.data.mean), ("data.std", plan.data.std)):
+        counts = len(values) in (0, plan.student.channels) and len(plan.data.mean) == len(plan.data.std)
+        yield name, values, counts, "mean and std of each channel, or neither"
+    yield "data.std", plan.data.std, all(value > 0 for value in plan.data.std), "values above 0"
+    yield "version", plan.version, plan.version >= 0, ">= 0"
+    yield "prune.steps", plan.prune.steps, plan.prune.steps >= 1, ">= 1"
+    yield "prune.score_batches", plan.prune.score_batches, plan.prune.score_batches >= 1, ">= 1"
+    quantize = plan.quantize
+    yield "quantize.percentile", quantize.percentile, 50 < quantize.percentile <= 100, "above 50 and at most 100"
+    alphas = bool(quantize.smooth_alphas) and all(a == -1 or 0 <= a <= 1 for a in quantize.smooth_alphas)
+    yield "quantize.smooth_alphas", quantize.smooth_alphas, alphas, "some of -1 (off) and 0 to 1"
+
+
+def _trainings(plan: Plan) -> Iterator[Rule]:
+    """Yield the rules of everything that trains."""
+    tables: dict[str, Any] = {
+        "pretrain": plan.pretrain, "finetune": plan.finetune, "distill": plan.distill,
+        "distill.finetune": plan.distill.finetune, "prune.heal": plan.prune.heal,
+    }  # fmt: skip
+    for table, t in tables.items():
+        least = 0 if table == "prune.heal" else 1
+        yield f"{table}.epochs", t.epochs, t.epochs >= least, f">= {least}"
+        yield f"{table}.batch", t.batch, t.batch >= 1, ">= 1"
+        yield f"{table}.lr", t.lr, t.lr > 0, "above 0"
+        yield f"{table}.weight_decay", t.weight_decay, t.weight_decay >= 0, ">= 0"
+        yield f"{table}.warmup_fraction", t.warmup_fraction, 0 <= t.warmup_fraction < 1, "0 or more, below 1"
+        yield f"{table}.crop_min", t.crop_min, 0 < t.crop_min <= 1, "above 0 and at most 1"
+        for name in ("decoder_width", "decoder_heads", "decoder_depth"):
+            size, step = getattr(t, name, None), 4 if name == "decoder_width" else 1
+            if size is not None:
+                yield f"{table}.{name}", size, size >= 1 and size % step == 0, f"a multiple of {step}, above 0"
+        if hasattr(t, "decoder_heads"):
+            fits = t.decoder_width % t.decoder_heads == 0
+            yield f"{table}.decoder_heads", t.decoder_heads, fits, f"a divisor of decoder_width, {t.decoder_width}"
+        for name, most in (("mixup", 100), ("label_smoothing", 0.99), ("drop_path", 0.99), ("teacher_weight", 1)):
+            share = getattr(t, name, 0.0)
+            yield f"{table}.{name}", share, 0 <= share <= most, f"0 to {most}"
+        for name in ("layer_decay", "token_keep", "teacher_temperature"):
+            factor = getattr(t, name, 1.0)
+            limit = 1 if name == "token_keep" else 100
+            yield f"{table}.{name}", factor, 0 < factor <= limit, f"above 0 and at most {limit}"
 
 
 def _check_engines(plan: Plan, target: Target) -> None:
@@ -144,8 +202,9 @@ def _is_installed(module: str) -> bool:
 
 
 def _shape(plan: ShapePlan, table: str) -> ViTShape:
-    sizes = (plan.patch_px, plan.width, plan.depth, plan.heads, plan.head_dim)
-    if min(sizes) < 1 or plan.width % 4 or plan.image_px % plan.patch_px or plan.channels not in (1, 3):
+    sizes = (plan.image_px, plan.patch_px, plan.width, plan.depth, plan.heads, plan.head_dim)
+    fits = min(sizes) >= 1 and plan.width % 4 == 0 and plan.image_px % plan.patch_px == 0
+    if not fits or plan.mlp_ratio <= 0 or plan.channels not in (1, 3):
         raise PlanError(
             f"[{table}] is no shape of a ViT: {plan}",
             expected="numbers above 0, width a multiple of 4, image_px a multiple of patch_px, 1 or 3 channels",
@@ -154,6 +213,6 @@ def _shape(plan: ShapePlan, table: str) -> ViTShape:
     return shape_of(plan)
 
 
-def _blank_teacher(plan: Plan) -> Teacher:
+def blank_teacher(plan: Plan) -> Teacher:
     """Return an untrained teacher of the plan's shape."""
     return Teacher(ViT(_shape(plan.teacher, "teacher")), teacher_pixel(plan))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from edgemae.ahead import check_labels, check_plan, check_recipe, read_guide
+from edgemae.ahead import blank_teacher, check_labels, check_plan, check_recipe, read_guide
 from edgemae.flow import Flow, distilled, finetuned, open_flow, pretrained, pruned, read_teacher, tell_import
 from edgemae.model.student import Student, load_student
 from edgemae.spec.plan import Plan
@@ -16,13 +16,16 @@ from edgemae.trials import score_int8
 def pretrain(plan: Plan, start: Path | None, **at: Any) -> Path:
     """Pretrain an MAE, from scratch or onwards from `start`; return its file. `at`: output, overwrite, resume."""
     check_plan(plan)
-    if start is not None:
+    if start is None:
+        blank_teacher(plan)  # its shape is refused here or never
+    else:
         tell_import(read_teacher(start, plan))
     return pretrained(open_flow(plan, **at), start)
 
 
 def finetune(plan: Plan, teacher: Path, **at: Any) -> Path:
     """Train a teacher with a head on labels; return its file."""
+    check_plan(plan)
     tell_import(read_teacher(teacher, plan))
     return finetuned(open_flow(plan, **at), teacher)
 
@@ -53,6 +56,7 @@ def prune(plan: Plan, student: Path, guide: Path | None, width_multiple: int, **
 
 def quantize(plan: Plan, student: Path, target: Target, **at: Any) -> dict[str, Any]:
     """Make and score the int8 graphs of a student that fit a target; return a row for each scheme."""
+    check_plan(plan)
     return score_int8(_with_student(plan, load_student(student), **at), target, student)
 
 

@@ -26,7 +26,7 @@ PLAN: dict[str, Any] = {
     "student.width": 64, "student.depth": 3, "student.heads": 4, "student.head_dim": 16,
     "pretrain.loss": "bce", "pretrain.epochs": 30, "pretrain.batch": 64, "pretrain.lr": 4e-3, "pretrain.flip": False,
     "pretrain.crop_min": 0.6, "pretrain.decoder_width": 64, "pretrain.decoder_heads": 2,
-    "finetune.epochs": 10, "finetune.batch": 64, "finetune.lr": 4e-3, "finetune.token_keep": 0.5,
+    "finetune.epochs": 14, "finetune.batch": 64, "finetune.lr": 4e-3,
     "finetune.flip": False, "finetune.crop_min": 0.6,
     "distill.epochs": 20, "distill.batch": 64, "distill.lr": 4e-3, "distill.flip": False, "distill.crop_min": 0.6,
     "distill.decoder_width": 64, "distill.decoder_heads": 2,
