@@ -266,6 +266,15 @@ def test_a_dry_run_says_what_would_be_done_and_writes_nothing(job: Job, tmp_path
         ("data.resize=squash", "data.resize is 'squash'"),
         ("prune.keep_macs=0.2", "prune.keep_macs"),
         ("student.heads=0", "is no shape of a ViT"),
+        ("student.image_px=0", "is no shape of a ViT"),
+        ("teacher.mlp_ratio=-1", "is no shape of a ViT"),
+        ("name=../model", "it names the bundle's file"),
+        ("distill.batch=0", "distill.batch is 0"),
+        ("prune.heal.lr=0", "prune.heal.lr is 0"),
+        ("pretrain.decoder_heads=0", "pretrain.decoder_heads is 0"),
+        ("pretrain.decoder_heads=3", "a divisor of decoder_width, 16"),
+        ("data.std=[1, 1, 1]", "mean and std of each channel, or neither"),
+        ("quantize.smooth_alphas=[]", "some of -1 (off) and 0 to 1"),
         ("student.channels=1", "channels"),
         ("distill.teacher_block=9", "the teacher has 2 blocks"),
         ("data.calib={flat}", "different calibration pictures"),
@@ -282,7 +291,7 @@ def test_what_cannot_work_is_refused_before_anything_is_trained(
     ran = edgemae("compile", *job.work, *flags)
     assert ran.code == 2, ran.err
     assert message in ran.err
-    assert "pretrain" not in ran.err
+    assert "started" not in ran.err
     assert stages(tmp_path / "out") == {}
 
 

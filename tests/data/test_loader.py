@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from itertools import islice
@@ -171,15 +172,21 @@ def test_stopping_early_ends_the_workers(images: ImageSet) -> None:
 
 
 SCRIPT = """
-import multiprocessing, sys, threading, time
+import multiprocessing, sys, time
+import cv2
+import numpy as np
 import torch
 from edgemae.data.images import scan
 from edgemae.data.loader import Loader
 from edgemae.spec.graph import PixelContract
 
 print("script runs", flush=True)
+# The threads of both are awake when the workers start: a plain fork of this process hangs.
 torch.set_num_threads(2)
-(torch.randn(300, 300) @ torch.randn(300, 300)).sum()  # its threads are awake when the workers start
+(torch.randn(300, 300) @ torch.randn(300, 300)).sum()
+cv2.setNumThreads(2)
+for _ in range(5):
+    cv2.GaussianBlur(np.zeros((3000, 4000, 3), np.uint8), (9, 9), 3)
 batches = Loader(scan(sys.argv[1]), PixelContract(image_px=16), 1, workers=2).batches(0, 10**6)
 next(batches)
 print(*[process.pid for process in multiprocessing.active_children()], flush=True)
@@ -192,13 +199,17 @@ def test_workers_need_no_main_guard_and_do_not_outlive_a_killed_parent(image_fol
     folder = image_folder()
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
-    where = os.environ | {"PYTHONPATH": str(Path(edgemae.__file__).parent.parent)}
+    where = {name: value for name, value in os.environ.items() if "NUM_THREADS" not in name and "THREADS_NUM" not in name}
+    where["PYTHONPATH"] = str(Path(edgemae.__file__).parent.parent)
     with subprocess.Popen([sys.executable, script, folder], stdout=subprocess.PIPE, text=True, env=where) as process:
         assert process.stdout is not None
+        give_up = threading.Timer(120, process.kill)
+        give_up.start()
         assert process.stdout.readline() == "script runs\n"
         workers = [int(pid) for pid in process.stdout.readline().split()]
         assert len(workers) == 2
         assert all(is_alive(pid) for pid in workers)
+        give_up.cancel()
         process.kill()
     deadline = time.monotonic() + 20
     while any(is_alive(pid) for pid in workers) and time.monotonic() < deadline:
