@@ -186,7 +186,7 @@ torch.set_num_threads(2)
 (torch.randn(300, 300) @ torch.randn(300, 300)).sum()
 cv2.setNumThreads(2)
 for _ in range(5):
-    cv2.GaussianBlur(np.zeros((3000, 4000, 3), np.uint8), (9, 9), 3)
+    cv2.resize(np.zeros((3000, 4000, 3), np.uint8), (1000, 800), interpolation=cv2.INTER_LINEAR)
 batches = Loader(scan(sys.argv[1]), PixelContract(image_px=16), 1, workers=2).batches(0, 10**6)
 next(batches)
 print(*[process.pid for process in multiprocessing.active_children()], flush=True)
@@ -199,7 +199,9 @@ def test_workers_need_no_main_guard_and_do_not_outlive_a_killed_parent(image_fol
     folder = image_folder()
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
-    where = {name: value for name, value in os.environ.items() if "NUM_THREADS" not in name and "THREADS_NUM" not in name}
+    where = {
+        name: value for name, value in os.environ.items() if "NUM_THREADS" not in name and "THREADS_NUM" not in name
+    }
     where["PYTHONPATH"] = str(Path(edgemae.__file__).parent.parent)
     with subprocess.Popen([sys.executable, script, folder], stdout=subprocess.PIPE, text=True, env=where) as process:
         assert process.stdout is not None
