@@ -181,12 +181,13 @@ from edgemae.data.loader import Loader
 from edgemae.spec.graph import PixelContract
 
 print("script runs", flush=True)
-# The threads of both are awake when the workers start: a plain fork of this process hangs.
+# Both have threads, which sleep when the workers start: a plain fork hangs when it sets OpenCV's number of threads.
 torch.set_num_threads(2)
 (torch.randn(300, 300) @ torch.randn(300, 300)).sum()
 cv2.setNumThreads(2)
 for _ in range(5):
     cv2.resize(np.zeros((3000, 4000, 3), np.uint8), (1000, 800), interpolation=cv2.INTER_LINEAR)
+time.sleep(0.5)
 batches = Loader(scan(sys.argv[1]), PixelContract(image_px=16), 1, workers=2).batches(0, 10**6)
 next(batches)
 print(*[process.pid for process in multiprocessing.active_children()], flush=True)
