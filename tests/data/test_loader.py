@@ -200,19 +200,24 @@ def test_workers_need_no_main_guard_and_do_not_outlive_a_killed_parent(image_fol
     folder = image_folder()
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
-    where = {
-        name: value for name, value in os.environ.items() if "NUM_THREADS" not in name and "THREADS_NUM" not in name
-    }
+    where = {name: value for name, value in os.environ.items() if "THREADS" not in name}
     where["PYTHONPATH"] = str(Path(edgemae.__file__).parent.parent)
-    with subprocess.Popen([sys.executable, script, folder], stdout=subprocess.PIPE, text=True, env=where) as process:
+    command = [sys.executable, script, folder]
+    with (
+        open(tmp_path / "errors", "w") as errors,  # the tracker of semaphores complains of the kill
+        subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=errors, text=True, env=where, start_new_session=True
+        ) as process,
+    ):
         assert process.stdout is not None
-        give_up = threading.Timer(120, process.kill)
+        give_up = threading.Timer(120, os.killpg, (process.pid, signal.SIGKILL))
         give_up.start()
-        assert process.stdout.readline() == "script runs\n"
-        workers = [int(pid) for pid in process.stdout.readline().split()]
-        assert len(workers) == 2
-        assert all(is_alive(pid) for pid in workers)
+        first, second = process.stdout.readline(), process.stdout.readline()
         give_up.cancel()
+        assert first == "script runs\n", (tmp_path / "errors").read_text()
+        workers = [int(pid) for pid in second.split()]
+        assert len(workers) == 2, (tmp_path / "errors").read_text()
+        assert all(is_alive(pid) for pid in workers)
         process.kill()
     deadline = time.monotonic() + 20
     while any(is_alive(pid) for pid in workers) and time.monotonic() < deadline:
