@@ -24,7 +24,7 @@ from edgemae.prune.budget import check_budget
 from edgemae.quantize.calibrate import check_calibration
 from edgemae.quantize.schemes import candidates
 from edgemae.spec.errors import CheckpointError, DataError, EngineMissingError, PlanError, nearest
-from edgemae.spec.plan import Plan, ShapePlan
+from edgemae.spec.sections import Plan, ShapePlan
 from edgemae.spec.target import Target
 from edgemae.trials import calibration_of, mismatch
 

@@ -8,7 +8,7 @@ from typing import Any
 from edgemae.ahead import blank_teacher, check_labels, check_plan, check_recipe, read_guide
 from edgemae.flow import Flow, distilled, finetuned, open_flow, pretrained, pruned, read_teacher, tell_import
 from edgemae.model.student import Student, load_student
-from edgemae.spec.plan import Plan
+from edgemae.spec.sections import Plan
 from edgemae.spec.target import Target
 from edgemae.trials import score_int8
 

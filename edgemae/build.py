@@ -36,8 +36,9 @@ from edgemae.pack import baseline_stats, bundle_readme, now, pack, report_files
 from edgemae.pictures import reconstructions
 from edgemae.spec.bundle import Manifest, write_bundle
 from edgemae.spec.graph import PixelContract
-from edgemae.spec.plan import Plan, plan_tree
+from edgemae.spec.plan import plan_tree
 from edgemae.spec.report import EngineLatency, GateVerdict, Report, StageScore
+from edgemae.spec.sections import Plan
 from edgemae.spec.target import Target
 from edgemae.trials import (
     Candidate,

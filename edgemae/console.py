@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from edgemae.build import Built
     from edgemae.device.latency import Profile
-    from edgemae.spec.plan import Plan
+    from edgemae.spec.sections import Plan
     from edgemae.spec.target import Target
 
 INTERRUPTED = 130

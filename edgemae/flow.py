@@ -30,7 +30,8 @@ from edgemae.model.weights import read_model, write_atomic
 from edgemae.prune import prune
 from edgemae.spec.errors import CheckpointError
 from edgemae.spec.graph import IMAGENET_MEAN, IMAGENET_STD, PixelContract
-from edgemae.spec.plan import Plan, plan_tree
+from edgemae.spec.plan import plan_tree
+from edgemae.spec.sections import Plan
 from edgemae.workdir import Workdir, check_output, file_digest
 
 log = logging.getLogger("edgemae")

@@ -8,7 +8,7 @@ from typing import Any
 
 from edgemae.data.images import ImageSet, require_disjoint, require_labels, same_classes, sample, scan, split
 from edgemae.spec.errors import DataError
-from edgemae.spec.plan import Plan
+from edgemae.spec.sections import Plan
 
 
 @dataclass(frozen=True)

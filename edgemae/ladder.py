@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import msgspec
 
-from edgemae.spec.plan import QuantizePlan
 from edgemae.spec.report import EngineLatency, StageScore
+from edgemae.spec.sections import QuantizePlan
 from edgemae.spec.target import Target
 from edgemae.trials import Candidate, isa_class, mismatch, runs_here
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 import typer
 
 if TYPE_CHECKING:
-    from edgemae.spec.plan import Plan
+    from edgemae.spec.sections import Plan
     from edgemae.spec.target import Target
 
 

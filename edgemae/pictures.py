@@ -9,7 +9,7 @@ from edgemae.data.loader import Loader
 from edgemae.measure.plots import picture_grid
 from edgemae.model.mae import make_keep
 from edgemae.model.teacher import Teacher
-from edgemae.spec.plan import Plan
+from edgemae.spec.sections import Plan
 
 SHOWN = 6
 

@@ -22,7 +22,8 @@ import msgspec
 
 from edgemae.model.weights import write_atomic
 from edgemae.spec.errors import InputError, StorageError
-from edgemae.spec.plan import Plan, plan_tree
+from edgemae.spec.plan import plan_tree
+from edgemae.spec.sections import Plan
 
 log = logging.getLogger("edgemae")
 KEY_LENGTH = 16

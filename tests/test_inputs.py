@@ -9,7 +9,8 @@ import pytest
 
 from edgemae.inputs import gather
 from edgemae.spec.errors import DataError
-from edgemae.spec.plan import Plan, plan_from
+from edgemae.spec.plan import plan_from
+from edgemae.spec.sections import Plan
 from tests.tiny import write_shapes
 
 

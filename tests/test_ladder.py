@@ -7,8 +7,8 @@ import pytest
 from edgemae import ladder
 from edgemae.ladder import choose, table
 from edgemae.spec.graph import Graph, IoContract
-from edgemae.spec.plan import QuantizePlan
 from edgemae.spec.report import EngineLatency, StageScore
+from edgemae.spec.sections import QuantizePlan
 from edgemae.spec.target import Target, find_target
 from edgemae.trials import Candidate
 

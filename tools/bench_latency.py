@@ -36,7 +36,7 @@ from edgemae.quantize.schemes import ENGINE_SCHEMES, SCHEMES
 from edgemae.spec.bundle import open_bundle
 from edgemae.spec.errors import EdgemaeError
 from edgemae.spec.graph import Graph, PixelContract
-from edgemae.spec.plan import QuantizePlan
+from edgemae.spec.sections import QuantizePlan
 from edgemae.spec.target import Target, find_target
 
 SCHEMA = "edgemae.bench-latency/1"

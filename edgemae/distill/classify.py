@@ -12,13 +12,13 @@ from edgemae.data.augment import Augment
 from edgemae.data.images import ImageSet
 from edgemae.data.loader import Batch, Loader
 from edgemae.distill.losses import distillation, mix, smooth_targets, soft_cross_entropy
+from edgemae.distill.moment import Moment
 from edgemae.distill.schedule import layer_decay_groups
 from edgemae.distill.train import Curve, Job, fit
 from edgemae.distill.view import TeacherView
-from edgemae.model.mae import make_keep
 from edgemae.model.vit import ViT
 from edgemae.spec.graph import PixelContract
-from edgemae.spec.plan import FinetunePlan
+from edgemae.spec.sections import FinetunePlan
 
 
 @dataclass(frozen=True)
@@ -35,20 +35,18 @@ class Run:
 
 def train_classifier(vit: ViT, plan: FinetunePlan, run: Run, teacher: TeacherView | None, name: str) -> Curve:
     """Train `vit` in place on labels, half of the loss being the teacher's logits when there is one."""
-    for i, block in enumerate(vit.blocks):
-        block.drop_path = plan.drop_path * i / max(1, len(vit.blocks) - 1)
     loader = Loader(
         run.images, run.pixel, min(plan.batch, len(run.images)),
         Augment(crop_min=plan.crop_min, flip=plan.flip), run.seed, run.workers,
     )  # fmt: skip
 
-    def loss(batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
+    def loss(batch: Batch, moment: Moment) -> dict[str, Tensor]:
         target = smooth_targets(batch.labels, vit.shape.classes, plan.label_smoothing)
-        pixels, target = mix(batch.pixels, target, plan.mixup, generator)
+        pixels, target = mix(batch.pixels, target, plan.mixup, plan.cutmix, moment)
         keep = None
-        if plan.token_keep < 1.0 and torch.rand((), generator=generator) < 0.5:
-            keep = make_keep(len(pixels), vit.shape.grid, 1 - plan.token_keep, "random", generator)
-        logits, _ = vit(pixels, keep)
+        if plan.token_keep < 1.0 and moment.flip() < 0.5:
+            keep = moment.keep(vit.shape.grid, 1 - plan.token_keep, "random")
+        logits, _ = vit(pixels, keep, moment.drop_path(vit.shape.depth, plan.drop_path))
         if teacher is None:
             return {"label": soft_cross_entropy(logits, target)}
         share = plan.teacher_weight
@@ -63,10 +61,7 @@ def train_classifier(vit: ViT, plan: FinetunePlan, run: Run, teacher: TeacherVie
         bf16=plan.bf16, betas=(0.9, 0.999), checkpoint=run.checkpoint,
         validate=(lambda: top1(vit, run)) if run.evaluation is not None else None,
     )  # fmt: skip
-    curve = fit(job)
-    for block in vit.blocks:
-        block.drop_path = 0.0  # not a part of the model: it would act again in a later training of this object
-    return curve
+    return fit(job)
 
 
 @torch.inference_mode()

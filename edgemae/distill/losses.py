@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from edgemae.distill.moment import Moment
 
 
 def soft_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
@@ -24,13 +27,32 @@ def distillation(student: Tensor, teacher: Tensor, temperature: float) -> Tensor
     return F.kl_div(log_probability, target, reduction="batchmean") * temperature**2
 
 
-def mix(pixels: Tensor, target: Tensor, alpha: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Return mixup of a batch with itself reversed (Zhang et al. 2018); one Beta(alpha, alpha) draw a batch.
+def mix(pixels: Tensor, target: Tensor, mixup: float, cutmix: float, moment: Moment) -> tuple[Tensor, Tensor]:
+    """Return a batch mixed with its neighbours: mixup (Zhang et al. 2018) or cutmix (Yun et al. 2019).
 
-    The teacher must be given the same mixed pixels.
+    `mixup` and `cutmix` are the alphas of Beta(alpha, alpha), 0 is off; with both on, a fair coin takes one for the
+    step. Every image is mixed with the one beside it (0 with 1, 2 with 3), so a step that is divided among processes
+    mixes the same pairs. The teacher must be given the same mixed pixels.
     """
-    if alpha <= 0:
+    if mixup <= 0 and cutmix <= 0:
         return pixels, target
-    # torch's Beta draws from the global generator only, which the training loop seeds a step.
-    share = float(torch.distributions.Beta(alpha, alpha).sample())
-    return share * pixels + (1 - share) * pixels.flip(0), share * target + (1 - share) * target.flip(0)
+    cut = cutmix > 0 and (mixup <= 0 or moment.flip() < 0.5)
+    rng = np.random.default_rng(int(moment.flip() * 2**32))  # torch's Beta knows no generator of its own
+    alpha = cutmix if cut else mixup
+    share = float(rng.beta(alpha, alpha))
+    order = torch.arange(len(pixels), device=pixels.device) ^ 1
+    order = order.clamp(max=len(pixels) - 1)
+    if not cut:
+        mixed = share * pixels + (1 - share) * pixels[order]
+    else:
+        top, left, h, w = _box(pixels.shape[-2], pixels.shape[-1], 1 - share, rng)
+        mixed = pixels.clone()
+        mixed[:, :, top : top + h, left : left + w] = pixels[order][:, :, top : top + h, left : left + w]
+        share = 1 - h * w / (pixels.shape[-2] * pixels.shape[-1])
+    return mixed, share * target + (1 - share) * target[order]
+
+
+def _box(height: int, width: int, area: float, rng: np.random.Generator) -> tuple[int, int, int, int]:
+    """Return (top, left, height, width) of a box of the picture's aspect that lies inside it."""
+    h, w = round(height * area**0.5), round(width * area**0.5)
+    return int(rng.integers(0, height - h + 1)), int(rng.integers(0, width - w + 1)), h, w

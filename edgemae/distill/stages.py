@@ -15,19 +15,21 @@ from edgemae.data.augment import Augment
 from edgemae.data.images import ImageSet
 from edgemae.data.loader import Batch, Loader
 from edgemae.distill.classify import Run, train_classifier
+from edgemae.distill.moment import Moment
 from edgemae.distill.recipes import RECIPES
 from edgemae.distill.recipes.logit import Logit
 from edgemae.distill.recipes.relation import Relation
 from edgemae.distill.schedule import param_groups
 from edgemae.distill.train import Curve, Job, fit
 from edgemae.distill.view import TeacherView
-from edgemae.model.mae import MAE, MASKS, DecoderShape, make_keep
+from edgemae.model.mae import MAE, MASKS, DecoderShape
 from edgemae.model.student import Student
 from edgemae.model.teacher import Teacher
 from edgemae.model.vit import ViT, ViTShape, with_head
 from edgemae.spec.errors import DataError, PlanError, nearest
 from edgemae.spec.graph import PixelContract, Step
-from edgemae.spec.plan import DistillPlan, FinetunePlan, Plan, ShapePlan, plan_tree
+from edgemae.spec.plan import plan_tree
+from edgemae.spec.sections import DistillPlan, FinetunePlan, Plan, ShapePlan
 
 
 @dataclass(frozen=True)
@@ -62,8 +64,8 @@ def pretrain(plan: Plan, images: ImageSet, pixel: PixelContract, start: Teacher 
     if start is not None and start.mae is not None:
         mae.decoder.load_state_dict(start.mae.decoder.state_dict())
 
-    def loss(batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
-        keep = make_keep(len(batch.pixels), encoder.shape.grid, p.mask_ratio, p.mask, generator)
+    def loss(batch: Batch, moment: Moment) -> dict[str, Tensor]:
+        keep = moment.keep(encoder.shape.grid, p.mask_ratio, p.mask)
         return {"pixel": mae.loss(batch.pixels, keep)}
 
     loader = _loader(plan, images, pixel, p.batch, Augment(crop_min=p.crop_min, flip=p.flip))
@@ -143,7 +145,7 @@ def heal_embedding(student: Student, original: Student, settings: FinetunePlan, 
     """Return a pruned student trained without labels to give the embeddings of the one before pruning."""
     vit, reference = copy.deepcopy(student.vit), copy.deepcopy(original.vit).eval().requires_grad_(False)
 
-    def loss(batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
+    def loss(batch: Batch, moment: Moment) -> dict[str, Tensor]:
         with torch.no_grad():
             wanted = reference(batch.pixels)[1]
         return {"embedding": F.mse_loss(vit(batch.pixels)[1].float(), wanted.float())}

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from edgemae.data.loader import Batch, Loader
+from edgemae.distill.moment import Moment, whole
 from edgemae.distill.schedule import rate_at
 from edgemae.model.weights import write_atomic
 from edgemae.spec.errors import CheckpointError, DataError, InputError
@@ -34,12 +35,12 @@ Curve = list[dict[str, float]]
 
 @dataclass(frozen=True)
 class Job:
-    """State one training run. `loss(batch, generator)` returns named, weighted terms whose sum is minimised."""
+    """State one training run. `loss(batch, moment)` returns named, weighted terms whose sum is minimised."""
 
     name: str
     module: nn.Module
     groups: list[dict[str, Any]]  # AdamW groups, each with a `scale` of the rate
-    loss: Callable[[Batch, torch.Generator], dict[str, Tensor]]
+    loss: Callable[[Batch, Moment], dict[str, Tensor]]
     loader: Loader
     epochs: int
     lr: float  # per 256 images
@@ -111,10 +112,9 @@ def bf16_is_fast() -> bool:
 
 def _step(job: Job, optimizer: torch.optim.Optimizer, batch: Batch, step: int) -> dict[str, float]:
     """Take one optimiser step and return the value of every term and of their sum."""
-    torch.manual_seed(job.seed * 1_000_003 + step)  # stochastic depth draws from the global generator
-    generator = torch.Generator().manual_seed(job.seed * 1_000_003 + step)
+    moment = whole(len(batch.pixels), torch.Generator().manual_seed(job.seed * 1_000_003 + step))
     with torch.autocast("cpu", torch.bfloat16, enabled=job.bf16 and bf16_is_fast()):
-        terms = job.loss(batch, generator)
+        terms = job.loss(batch, moment)
     total = torch.stack([t.float() for t in terms.values()]).sum()
     values = {name: float(t.detach()) for name, t in terms.items()} | {"loss": float(total.detach())}
     _refuse_endless(job, batch, step, "loss", values["loss"], values)

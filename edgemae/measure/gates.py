@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from edgemae.device.latency.quantiles import runs_needed
 from edgemae.measure.intervals import images_for_drop, images_for_share, paired_interval, wilson
 from edgemae.spec.errors import AccuracyGateError, BudgetGateError
-from edgemae.spec.plan import GatePlan
 from edgemae.spec.report import EngineLatency, GateVerdict, StageScore
+from edgemae.spec.sections import GatePlan
 
 P90_RUNS = runs_needed(0.9)  # 44: with 99 % confidence the slowest of them lies above the true p90
 ACCURACY_GATES = ("max_drop_pts", "min_agreement")

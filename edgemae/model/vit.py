@@ -143,7 +143,7 @@ class Mlp(nn.Module):
 
 
 class Block(nn.Module):
-    """Pre-norm transformer block with stochastic depth (Huang et al. 2016) while training."""
+    """Pre-norm transformer block. `drop` (B, 2) scales both branches by image: stochastic depth (Huang et al. 2016)."""
 
     def __init__(self, width: int, heads: int, head_dim: int, hidden: int) -> None:
         super().__init__()
@@ -151,17 +151,13 @@ class Block(nn.Module):
         self.attn = Attention(width, heads, head_dim)
         self.norm2 = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
         self.mlp = Mlp(width, hidden)
-        self.drop_path = 0.0
 
-    def _drop(self, x: Tensor) -> Tensor:
-        if not self.training or self.drop_path == 0.0:
-            return x
-        keep = 1.0 - self.drop_path
-        return x * (torch.rand(x.shape[0], 1, 1, device=x.device) < keep) / keep
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self._drop(self.attn(self.norm1(x)))
-        return x + self._drop(self.mlp(self.norm2(x)))
+    def forward(self, x: Tensor, drop: Tensor | None = None) -> Tensor:
+        if drop is None:
+            x = x + self.attn(self.norm1(x))
+            return x + self.mlp(self.norm2(x))
+        x = x + drop[:, 0, None, None] * self.attn(self.norm1(x))
+        return x + drop[:, 1, None, None] * self.mlp(self.norm2(x))
 
 
 class ViT(nn.Module):
@@ -200,11 +196,16 @@ class ViT(nn.Module):
             x = torch.cat([(self.cls + self.pos[:, :1]).expand(x.shape[0], -1, -1), x], dim=1)
         return x
 
-    def encode(self, pixels: Tensor, keep: Tensor | None = None, blocks: int | None = None) -> Tensor:
-        """Return tokens (B, N, D) after the first `blocks` blocks (all by default), before the final norm."""
+    def encode(
+        self, pixels: Tensor, keep: Tensor | None = None, blocks: int | None = None, drop: Tensor | None = None
+    ) -> Tensor:
+        """Return tokens (B, N, D) after the first `blocks` blocks (all by default), before the final norm.
+
+        `drop` (B, depth, 2) scales the branches of every block.
+        """
         x = self.embed(pixels, keep)
-        for block in self.blocks[:blocks]:
-            x = block(x)
+        for i, block in enumerate(self.blocks[:blocks]):
+            x = block(x, None if drop is None else drop[:, i])
         return x
 
     def pool(self, x: Tensor) -> Tensor:
@@ -214,8 +215,10 @@ class ViT(nn.Module):
         x = x[:, 0] if self.shape.pool == "cls" else x[:, int(self.shape.cls_token) :].mean(dim=1)
         return self.norm(x) if self.shape.norm_after_pool else x
 
-    def forward(self, pixels: Tensor, keep: Tensor | None = None) -> tuple[Tensor | None, Tensor]:
-        embedding = self.pool(self.encode(pixels, keep))
+    def forward(
+        self, pixels: Tensor, keep: Tensor | None = None, drop: Tensor | None = None
+    ) -> tuple[Tensor | None, Tensor]:
+        embedding = self.pool(self.encode(pixels, keep, drop=drop))
         return (None if self.head is None else self.head(embedding)), embedding
 
 

@@ -26,7 +26,7 @@ from edgemae.quantize.half import halve
 from edgemae.quantize.linear import Linear, Quantizer, find_linears, insert_dynamic, insert_qdq
 from edgemae.spec.errors import DataError, EngineRuntimeError, PlanError, nearest
 from edgemae.spec.graph import Graph, Step
-from edgemae.spec.plan import QuantizePlan
+from edgemae.spec.sections import QuantizePlan
 from edgemae.spec.target import Target
 
 Floats = NDArray[np.float32]

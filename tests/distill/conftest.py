@@ -16,7 +16,8 @@ from edgemae.model.mae import MAE, DecoderShape
 from edgemae.model.teacher import Teacher
 from edgemae.model.vit import ViT, ViTShape
 from edgemae.spec.graph import PixelContract
-from edgemae.spec.plan import Plan, load_plan
+from edgemae.spec.plan import load_plan
+from edgemae.spec.sections import Plan
 
 PIXEL = PixelContract(image_px=32)
 SMALL = {

@@ -14,6 +14,7 @@ from torch import Tensor
 import edgemae.distill.recipes as recipes
 from edgemae.data.loader import Batch
 from edgemae.distill.losses import distillation
+from edgemae.distill.moment import Moment, whole
 from edgemae.distill.recipes.logit import Logit
 from edgemae.distill.recipes.relation import Relation
 from edgemae.model.mae import patch_stats, patchify
@@ -21,7 +22,7 @@ from edgemae.model.teacher import Teacher
 from edgemae.model.vit import ViT
 from edgemae.spec.errors import PlanError
 from edgemae.spec.graph import PixelContract
-from edgemae.spec.plan import Plan
+from edgemae.spec.sections import Plan
 
 PIXEL = PixelContract(image_px=32)
 MakeTeacher, MakePlan, MakeViT = Callable[..., Teacher], Callable[..., Plan], Callable[..., ViT]
@@ -33,8 +34,8 @@ def batch() -> Batch:
     return Batch(pixels, torch.full((6,), -1), torch.arange(6))
 
 
-def draw() -> torch.Generator:
-    return torch.Generator().manual_seed(5)
+def draw() -> Moment:
+    return whole(6, torch.Generator().manual_seed(5))
 
 
 def gradients(module: torch.nn.Module, batch: Batch) -> dict[str, float]:

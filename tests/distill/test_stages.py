@@ -29,7 +29,8 @@ from edgemae.model.teacher import Teacher
 from edgemae.model.vit import ViT
 from edgemae.spec.errors import DataError, PlanError
 from edgemae.spec.graph import PixelContract
-from edgemae.spec.plan import Plan, plan_tree
+from edgemae.spec.plan import plan_tree
+from edgemae.spec.sections import Plan
 
 PIXEL = PixelContract(image_px=32)
 MakeTeacher, MakePlan = Callable[..., Teacher], Callable[..., Plan]
@@ -332,8 +333,6 @@ def test_a_student_in_memory_trains_as_one_from_its_file(
     student, _ = distill(teacher_with(), plan, images)
     student.save(tmp_path / "student.safetensors")
     read = load_student(tmp_path / "student.safetensors")
-    for vit in (student.vit, read.vit):
-        assert [block.drop_path for block in vit.blocks] == [0.0, 0.0]
     kept, _ = heal_embedding(student, student, plan.prune.heal, plan, images.unlabelled)
     again, _ = heal_embedding(read, read, plan.prune.heal, plan, images.unlabelled)
     assert equal(kept.vit, again.vit)

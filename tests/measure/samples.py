@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from edgemae.measure.accuracy import Predictions, judge, score
-from edgemae.spec.plan import GatePlan
 from edgemae.spec.report import EngineLatency, Report, StageScore
+from edgemae.spec.sections import GatePlan
 
 HOSTILE = '<script>alert("1|2")</script>'
 NAMES = (HOSTILE, "hat", "shoe", "スカート")

@@ -8,8 +8,8 @@ import pytest
 
 from edgemae.measure.gates import P90_RUNS, exit_code, judge
 from edgemae.measure.intervals import paired_interval
-from edgemae.spec.plan import GatePlan
 from edgemae.spec.report import EngineLatency, GateVerdict, StageScore
+from edgemae.spec.sections import GatePlan
 
 
 def stage(name: str = "int8", **fields: Any) -> StageScore:

@@ -15,8 +15,8 @@ from rich.console import Console
 from edgemae.measure.report import checked, console_table, markdown_table, to_json, write_report
 from edgemae.measure.tables import TABLES, count, mib, milliseconds, percent, signed, verdict
 from edgemae.spec.errors import InternalError, StorageError
-from edgemae.spec.plan import GatePlan
 from edgemae.spec.report import Report
+from edgemae.spec.sections import GatePlan
 from tests.measure.samples import HOSTILE, report, scored
 
 PIXEL = bytes.fromhex(

@@ -180,15 +180,13 @@ def test_resampling_keeps_the_class_row_and_a_ramp() -> None:
     assert torch.allclose(inner, torch.tensor([0.75, 1.25, 1.75, 2.25]), atol=0.1)
 
 
-def test_drop_path_only_while_training(generator) -> None:
-    block = Block(16, 2, 8, 32)
-    block.drop_path = 0.5
-    x = torch.randn(400, 3, 16, generator=generator)
-    assert torch.equal(block.eval()(x), block(x))
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        kept = (block.train()._drop(torch.ones(4000, 1, 1)) > 0).float()
-    assert kept.mean() == pytest.approx(0.5, abs=0.03)
+def test_branches_of_a_block_are_scaled_image_by_image() -> None:
+    block, x = Block(32, 2, 16, 64), torch.randn(3, 5, 32)
+    drop = torch.tensor([[1.0, 1.0], [0.0, 0.0], [2.0, 0.0]])
+    seen = block(x, drop)
+    torch.testing.assert_close(seen[0], block(x)[0])
+    assert torch.equal(seen[1], x[1])
+    torch.testing.assert_close(seen[2], x[2] + 2 * block.attn(block.norm1(x))[2])
 
 
 def test_shapes_that_make_no_sense_are_refused() -> None:

@@ -22,7 +22,7 @@ from edgemae.quantize.openvino_int8 import openvino_session
 from edgemae.quantize.schemes import ENGINE_SCHEMES, SCHEMES, candidates
 from edgemae.spec.errors import DataError, InputError, PlanError
 from edgemae.spec.graph import Graph
-from edgemae.spec.plan import QuantizePlan
+from edgemae.spec.sections import QuantizePlan
 from edgemae.spec.target import ENGINE_NAMES, Target
 
 PLAN = QuantizePlan(smooth_alphas=(-1.0, 0.5))

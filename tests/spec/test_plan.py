@@ -10,8 +10,9 @@ import pytest
 
 from edgemae.spec.errors import PlanError
 from edgemae.spec.graph import Graph, IoContract, PixelContract, Step
-from edgemae.spec.plan import DistillPlan, Plan, load_plan, plan_from, plan_tree
+from edgemae.spec.plan import load_plan, plan_from, plan_tree
 from edgemae.spec.report import Report, StageScore
+from edgemae.spec.sections import DistillPlan, Plan
 
 
 def test_the_defaults_are_a_valid_plan() -> None:

@@ -5,16 +5,16 @@ Needs a teacher with a classification head; labels are not used here, so unlabel
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
 from edgemae.data.loader import Batch
 from edgemae.distill.losses import distillation
+from edgemae.distill.moment import Moment
 from edgemae.distill.view import TeacherView
 from edgemae.model.teacher import Teacher
 from edgemae.model.vit import ViT
 from edgemae.spec.graph import PixelContract
-from edgemae.spec.plan import DistillPlan
+from edgemae.spec.sections import DistillPlan
 
 
 class Logit(nn.Module):
@@ -37,5 +37,5 @@ class Logit(nn.Module):
     def loss(self, student: dict[str, Tensor], teacher: dict[str, Tensor]) -> dict[str, Tensor]:
         return {"logit": distillation(student["logits"], teacher["logits"], self.plan.finetune.teacher_temperature)}
 
-    def step(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
+    def step(self, batch: Batch, moment: Moment) -> dict[str, Tensor]:
         return self.loss(self.student_taps(batch.pixels), self.teacher_taps(batch.pixels))

@@ -8,17 +8,17 @@ maps heads to heads.
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
 from edgemae.data.loader import Batch
+from edgemae.distill.moment import Moment
 from edgemae.distill.view import TeacherView
-from edgemae.model.mae import MAE, DecoderShape, make_keep
+from edgemae.model.mae import MAE, DecoderShape
 from edgemae.model.teacher import Teacher
 from edgemae.model.vit import LAYER_NORM_EPS, Attention, ViT
 from edgemae.spec.errors import PlanError
 from edgemae.spec.graph import PixelContract
-from edgemae.spec.plan import DistillPlan
+from edgemae.spec.sections import DistillPlan
 
 
 class Relation(nn.Module):
@@ -72,8 +72,8 @@ class Relation(nn.Module):
             "relation": self.plan.relation_weight * relation,
         }
 
-    def step(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
-        keep = make_keep(len(batch.pixels), self.student.shape.grid, self.plan.mask_ratio, self.plan.mask, generator)
+    def step(self, batch: Batch, moment: Moment) -> dict[str, Tensor]:
+        keep = moment.keep(self.student.shape.grid, self.plan.mask_ratio, self.plan.mask)
         taps = self.student_taps(batch.pixels, keep), self.teacher_taps(batch.pixels, keep)
         return self.loss(*taps, batch.pixels, keep)
 
