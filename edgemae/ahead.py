@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from edgemae.device.engines import ENGINES
+from edgemae.distill.masking import masking
 from edgemae.distill.recipes import RECIPES
-from edgemae.distill.stages import shape_of, student_pixel
+from edgemae.distill.stages import choose_recipe, shape_of, student_pixel
 from edgemae.flow import is_student, read_teacher, teacher_pixel, tell_import
 from edgemae.inputs import Inputs
-from edgemae.model.mae import MASKS
 from edgemae.model.student import Student, load_student
 from edgemae.model.teacher import Teacher
 from edgemae.model.vit import ViT, ViTShape
@@ -23,7 +23,7 @@ from edgemae.prune import CRITERIA
 from edgemae.prune.budget import check_budget
 from edgemae.quantize.calibrate import check_calibration
 from edgemae.quantize.schemes import candidates
-from edgemae.spec.errors import CheckpointError, DataError, EngineMissingError, PlanError, nearest
+from edgemae.spec.errors import CheckpointError, DataError, EngineMissingError, PlanError, check_named
 from edgemae.spec.sections import Plan, ShapePlan
 from edgemae.spec.target import Target
 from edgemae.trials import calibration_of, mismatch
@@ -55,7 +55,8 @@ def check_ahead(plan: Plan, targets: list[Target], source: Path | None) -> Teach
 def check_recipe(plan: Plan, teacher: Teacher) -> ViTShape:
     """Put recipe, teacher and student together once: what does not fit says so now. Return the student's shape."""
     shape = _shape(plan.student, "student")
-    RECIPES[plan.distill.recipe](ViT(shape), teacher, student_pixel(teacher.pixel, plan), plan.distill)
+    recipe, _ = choose_recipe(plan.distill, teacher, teacher)  # whether there will be labels is not known yet
+    recipe(ViT(shape), teacher, student_pixel(teacher.pixel, plan), plan.distill)
     return shape
 
 
@@ -102,19 +103,14 @@ def check_plan(plan: Plan) -> None:
     """Raise PlanError for names that nothing answers to and for numbers that no stage can work with."""
     choices: tuple[tuple[str, str, Any], ...] = (
         ("distill.recipe", plan.distill.recipe, RECIPES),
-        ("distill.mask", plan.distill.mask, MASKS),
-        ("pretrain.mask", plan.pretrain.mask, MASKS),
         ("pretrain.loss", plan.pretrain.loss, ("norm-pixel", "pixel", "bce")),
         ("prune.criterion", plan.prune.criterion, CRITERIA),
         ("data.resize", plan.data.resize, ("short-side", "stretch")),
     )
     for name, value, known in choices:
-        if value not in known:
-            raise PlanError(
-                f"{name} is '{value}'.{nearest(value, list(known))}",
-                expected=f"one of {', '.join(known)}",
-                fix=f"correct {name} in the plan file or in --set",
-            )
+        check_named(name, value, known)
+    masking(plan.pretrain, "pretrain")
+    masking(plan.distill, "distill")
     for name, value, fine, expected in chain(_numbers(plan), _trainings(plan)):
         if not fine:
             raise PlanError(
@@ -122,6 +118,10 @@ def check_plan(plan: Plan) -> None:
             )
 
 
+LIMITS = (
+    ("mixup", 100), ("cutmix", 100), ("label_smoothing", 0.99), ("drop_path", 0.99), ("teacher_weight", 1),
+    ("ema", 0.99999), ("randaug", 10),
+)  # fmt: skip
 Rule = tuple[str, Any, bool, str]
 
 
@@ -133,6 +133,7 @@ def _numbers(plan: Plan) -> Iterator[Rule]:
         counts = len(values) in (0, plan.student.channels) and len(plan.data.mean) == len(plan.data.std)
         yield name, values, counts, "mean and std of each channel, or neither"
     yield "data.std", plan.data.std, all(value > 0 for value in plan.data.std), "values above 0"
+    yield "scale.accumulate", plan.scale.accumulate, plan.scale.accumulate >= 1, ">= 1"
     yield "version", plan.version, plan.version >= 0, ">= 0"
     yield "prune.steps", plan.prune.steps, plan.prune.steps >= 1, ">= 1"
     yield "prune.score_batches", plan.prune.score_batches, plan.prune.score_batches >= 1, ">= 1"
@@ -163,9 +164,12 @@ def _trainings(plan: Plan) -> Iterator[Rule]:
         if hasattr(t, "decoder_heads"):
             fits = t.decoder_width % t.decoder_heads == 0
             yield f"{table}.decoder_heads", t.decoder_heads, fits, f"a divisor of decoder_width, {t.decoder_width}"
-        for name, most in (("mixup", 100), ("label_smoothing", 0.99), ("drop_path", 0.99), ("teacher_weight", 1)):
+        for name, most in LIMITS:
             share = getattr(t, name, 0.0)
             yield f"{table}.{name}", share, 0 <= share <= most, f"0 to {most}"
+        views, mixes = getattr(t, "views", 0), bool(getattr(t, "mixup", 0.0) or getattr(t, "cutmix", 0.0))
+        yield f"{table}.views", views, views >= 0, ">= 0"
+        yield f"{table}.views", views, not (views and mixes), "0 with mixup or cutmix: what is mixed does not repeat"
         for name in ("layer_decay", "token_keep", "teacher_temperature"):
             factor = getattr(t, name, 1.0)
             limit = 1 if name == "token_keep" else 100

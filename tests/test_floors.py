@@ -233,7 +233,7 @@ def _registry(tree: Tree, module: Module, name: str, value: ast.expr | None) -> 
             wrong.append(f"{module.name}: {name}['{key}'] points to {ast.unparse(item)}")
     if REGISTRIES[name][1] == "files":
         files = {n.rpartition(".")[2] for n in tree if n.rpartition(".")[0] == module.name}
-        files = {n for n in files if not n.startswith("_")}
+        files = {n.replace("_", "-") for n in files if not n.startswith("_")}
         if files != set(keys):
             wrong.append(f"{module.name}: {name} has {sorted(map(str, keys))}, the files are {sorted(files)}")
     return wrong

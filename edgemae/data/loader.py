@@ -33,11 +33,12 @@ class Batch:
     pixels: Tensor
     labels: Tensor
     indices: Tensor
+    view: int = -1
 
     def part(self, rows: slice, device: torch.device) -> Batch:
         """Return some rows, on a device."""
         pixels, labels = (t[rows].to(device, non_blocking=True) for t in (self.pixels, self.labels))
-        return Batch(pixels, labels, self.indices[rows])
+        return Batch(pixels, labels, self.indices[rows], self.view)
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,7 @@ class Loader:
     train: bool = True
     rank: int = 0
     world: int = 1
+    views: int = 0
 
     @property
     def steps(self) -> int:

@@ -11,6 +11,7 @@ from torch import Tensor
 from edgemae.data.augment import Augment
 from edgemae.data.images import ImageSet
 from edgemae.data.loader import Batch, Loader
+from edgemae.distill.cache import kept_views
 from edgemae.distill.losses import distillation, mix, smooth_targets, soft_cross_entropy
 from edgemae.distill.moment import Moment
 from edgemae.distill.schedule import layer_decay_groups
@@ -32,14 +33,19 @@ class Run:
     scale: ScalePlan = ScalePlan()
     checkpoint: Path | None = None
     evaluation: ImageSet | None = None  # scored for the curve only; nothing is chosen by it
+    views_root: Path | None = None  # where teacher outputs of fixed views are kept
 
 
 def train_classifier(vit: ViT, plan: FinetunePlan, run: Run, teacher: TeacherView | None, name: str) -> Curve:
     """Train `vit` in place on labels, half of the loss being the teacher's logits when there is one."""
     loader = Loader(
         run.images, run.pixel, min(plan.batch, len(run.images)),
-        Augment(crop_min=plan.crop_min, flip=plan.flip), run.seed, run.workers,
+        Augment(crop_min=plan.crop_min, flip=plan.flip, randaug=plan.randaug), run.seed, run.workers, views=plan.views,
     )  # fmt: skip
+
+    def taught(batch: Batch, mixed: Tensor) -> Tensor:
+        assert teacher is not None
+        return teacher.logits(mixed) if cache is None else cache.recall("logits", batch, teacher.logits)
 
     def loss(batch: Batch, moment: Moment) -> dict[str, Tensor]:
         target = smooth_targets(batch.labels, vit.shape.classes, plan.label_smoothing)
@@ -53,7 +59,7 @@ def train_classifier(vit: ViT, plan: FinetunePlan, run: Run, teacher: TeacherVie
         share = plan.teacher_weight
         return {
             "label": (1 - share) * soft_cross_entropy(logits, target),
-            "teacher": share * distillation(logits, teacher.logits(pixels), plan.teacher_temperature),
+            "teacher": share * distillation(logits, taught(batch, pixels), plan.teacher_temperature),
         }
 
     job = Job(
@@ -62,7 +68,8 @@ def train_classifier(vit: ViT, plan: FinetunePlan, run: Run, teacher: TeacherVie
         bf16=plan.bf16, betas=(0.9, 0.999), ema=plan.ema, scale=run.scale, checkpoint=run.checkpoint,
         validate=(lambda: top1(vit, run)) if run.evaluation is not None else None,
     )  # fmt: skip
-    return fit(job)
+    with kept_views(run.views_root, teacher, loader) as cache:
+        return fit(job)
 
 
 @torch.inference_mode()

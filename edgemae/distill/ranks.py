@@ -80,6 +80,13 @@ class Ranks:
         return [slice(start, start + size) for start in starts]
 
 
+def bf16_is_fast(device: torch.device) -> bool:
+    """Tell whether a device multiplies bf16 natively; on plain AVX2 autocast is 5 to 8 times slower than fp32."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
 @contextmanager
 def lost_process(name: str) -> Iterator[None]:
     """Turn the error of a collective whose other side is gone into a message for the user."""

@@ -14,19 +14,20 @@ from torch import Tensor
 from edgemae.data.augment import Augment
 from edgemae.data.images import ImageSet
 from edgemae.data.loader import Batch, Loader
+from edgemae.distill.cache import kept_views
 from edgemae.distill.classify import Run, train_classifier
+from edgemae.distill.masking import masking
 from edgemae.distill.moment import Moment
+from edgemae.distill.recipe import Recipe
 from edgemae.distill.recipes import RECIPES
-from edgemae.distill.recipes.logit import Logit
-from edgemae.distill.recipes.relation import Relation
 from edgemae.distill.schedule import param_groups
 from edgemae.distill.train import Curve, Job, fit
-from edgemae.distill.view import TeacherView
-from edgemae.model.mae import MAE, MASKS, DecoderShape
+from edgemae.distill.view import Depth, TeacherView, received
+from edgemae.model.mae import MAE, DecoderShape
 from edgemae.model.student import Student
 from edgemae.model.teacher import Teacher
 from edgemae.model.vit import ViT, ViTShape, with_head
-from edgemae.spec.errors import DataError, PlanError, nearest
+from edgemae.spec.errors import DataError, PlanError, check_named
 from edgemae.spec.graph import PixelContract, Step
 from edgemae.spec.plan import plan_tree
 from edgemae.spec.sections import DistillPlan, FinetunePlan, Plan, ShapePlan
@@ -53,7 +54,7 @@ def pretrain(plan: Plan, images: ImageSet, pixel: PixelContract, start: Teacher 
              checkpoint: Path | None = None) -> tuple[Teacher, Curve]:  # fmt: skip
     """Train an MAE without labels, from scratch or onwards from `start`, and return it with its loss curve."""
     p = plan.pretrain
-    _known_mask(p.mask, "pretrain.mask")
+    hidden = masking(p, "pretrain")
     torch.manual_seed(plan.seed)
     encoder = _without_head(start.vit) if start else ViT(shape_of(plan.teacher, norm_after_pool=False))
     decoder = DecoderShape(p.decoder_width, p.decoder_depth, p.decoder_heads)
@@ -64,8 +65,12 @@ def pretrain(plan: Plan, images: ImageSet, pixel: PixelContract, start: Teacher 
     if start is not None and start.mae is not None:
         mae.decoder.load_state_dict(start.mae.decoder.state_dict())
 
+    @torch.no_grad()
+    def own_attention(pixels: Tensor) -> Tensor:
+        return received(encoder, encoder.encode(pixels, blocks=-1))
+
     def loss(batch: Batch, moment: Moment) -> dict[str, Tensor]:
-        keep = moment.keep(encoder.shape.grid, p.mask_ratio, p.mask)
+        keep = hidden.keep(batch.pixels, encoder.shape.grid, moment, own_attention)
         return {"pixel": mae.loss(batch.pixels, keep)}
 
     loader = _loader(plan, images, pixel, p.batch, Augment(crop_min=p.crop_min, flip=p.flip))
@@ -85,7 +90,8 @@ def finetune(teacher: Teacher, plan: Plan, images: Images, checkpoint: Path | No
     labelled = _need_labels(images, "fine-tuning")
     torch.manual_seed(plan.seed)
     vit = with_head(teacher.vit, len(labelled.classes))
-    run = Run(labelled, teacher.pixel, plan.seed, plan.workers, plan.scale, checkpoint, images.evaluation)
+    run = Run(labelled, teacher.pixel, plan.seed, plan.workers, plan.scale, checkpoint, images.evaluation,
+              views_root(plan, checkpoint))  # fmt: skip
     curve = train_classifier(vit, plan.finetune, run, None, "finetune")
     step = _step("finetune", plan, plan_tree(plan.finetune), labelled, curve)
     tuned = replace(teacher, vit=vit, labels=labelled.classes, history=(*teacher.history, step), mae=None)
@@ -103,12 +109,12 @@ def distill(teacher: Teacher, plan: Plan, images: Images, checkpoint: Path | Non
     guide = tuned or (teacher if teacher.vit.head is not None else None)
     if guide is not None and images.labelled is not None:
         _need_classes("the teacher", guide.labels, images.labelled)
-    recipe, source = _recipe(d, teacher, guide)
+    recipe, source = choose_recipe(d, teacher, guide)
     pixel = student_pixel(teacher.pixel, plan)
     torch.manual_seed(plan.seed)
     labels = source.labels if recipe.needs_head else ()
     vit = ViT(shape_of(plan.student, classes=source.vit.shape.classes if recipe.needs_head else 0))
-    curves = {"distill": _stage_one(recipe(vit, source, pixel, d), plan, images.unlabelled, pixel, checkpoint)}
+    curves = {"distill": _stage_one(recipe, vit, source, pixel, plan, images.unlabelled, checkpoint)}
     history = (*teacher.history, _step("distill", plan, plan_tree(d), images.unlabelled, curves["distill"]))
     student = Student(vit.eval(), pixel, labels, history)
     if images.labelled is None:
@@ -134,8 +140,12 @@ def train_further(student: Student, settings: FinetunePlan, plan: Plan, images: 
     _need_classes("the student", student.labels, labelled)
     if guide is not None and guide.vit.head is not None:
         _need_classes("the teacher", guide.labels, labelled)
-    view = TeacherView(guide, student.pixel) if guide is not None and guide.vit.head is not None else None
-    run = Run(labelled, student.pixel, plan.seed, plan.workers, plan.scale, checkpoint, images.evaluation)
+    view = None
+    if guide is not None and guide.vit.head is not None:
+        view = TeacherView(guide, student.pixel, Depth(bf16=settings.bf16))
+        view.shard = plan.scale.shard_teacher
+    run = Run(labelled, student.pixel, plan.seed, plan.workers, plan.scale, checkpoint, images.evaluation,
+              views_root(plan, checkpoint))  # fmt: skip
     curve = train_classifier(vit, settings, run, view, name)
     step = _step(name, plan, plan_tree(settings), labelled, curve)
     return replace(student, vit=vit, history=(*student.history, step)), curve
@@ -152,7 +162,11 @@ def heal_embedding(student: Student, original: Student, settings: FinetunePlan, 
         return {"embedding": F.mse_loss(vit(batch.pixels)[1].float(), wanted.float())}
 
     loader = _loader(
-        plan, images, student.pixel, settings.batch, Augment(crop_min=settings.crop_min, flip=settings.flip)
+        plan,
+        images,
+        student.pixel,
+        settings.batch,
+        Augment(crop_min=settings.crop_min, flip=settings.flip, randaug=settings.randaug),
     )
     curve = fit(Job(
         name="heal", module=vit, groups=param_groups(vit, settings.weight_decay), loss=loss, loader=loader,
@@ -184,36 +198,53 @@ def student_pixel(pixel: PixelContract, plan: Plan) -> PixelContract:
     )  # fmt: skip
 
 
-def _recipe(d: DistillPlan, teacher: Teacher, guide: Teacher | None) -> tuple[type[Logit] | type[Relation], Teacher]:
-    """Return the plan's recipe and the teacher that it learns from."""
-    if d.recipe not in RECIPES:
-        raise PlanError(
-            f"unknown recipe '{d.recipe}'.{nearest(d.recipe, list(RECIPES))}",
-            expected=f"one of {', '.join(RECIPES)}",
-            fix="pass --set distill.recipe=relation",
-        )
-    _known_mask(d.mask, "distill.mask")
+def choose_recipe(d: DistillPlan, teacher: Teacher, guide: Teacher | None) -> tuple[type[Recipe], Teacher]:
+    """Return the plan's recipe and the teacher that it learns from: `teacher` as given, or `guide`, the tuned one.
+
+    Raises PlanError for names and combinations that cannot work, DataError without the fine-tuned teacher that it
+    needs.
+    """
+    masking(d, "distill")
+    check_named("distill.recipe", d.recipe, RECIPES)
+    check_named("distill.learn_from", d.learn_from, ("auto", "pretrained", "tuned"))
     recipe = RECIPES[d.recipe]
-    if not recipe.needs_head:
-        return recipe, teacher
-    if guide is None:
+    if d.views and not recipe.whole_views:
+        raise PlanError(
+            f"distill.views is {d.views}, and recipe '{d.recipe}' shows the teacher other patches in every step",
+            expected="0, because nothing repeats that could be kept",
+            fix="leave distill.views out, or use --set distill.recipe=relation-full",
+        )
+    wants_tuned = recipe.needs_head or d.learn_from == "tuned"
+    if wants_tuned and guide is None:
         raise DataError(
-            f"recipe '{d.recipe}' needs a teacher with a classification head, and this one has none",
+            f"recipe '{d.recipe}' learns from a teacher with a classification head, and this one has none",
             expected="a fine-tuned teacher, or labelled images to fine-tune it with",
             fix="use --set distill.recipe=relation, or pass class folders",
         )
-    return recipe, guide
+    tuned = wants_tuned or (recipe.from_tuned and d.learn_from == "auto")
+    return recipe, guide if tuned and guide is not None else teacher
 
 
-def _stage_one(module: Logit | Relation, plan: Plan, images: ImageSet, pixel: PixelContract,
+def _stage_one(recipe: type[Recipe], vit: ViT, source: Teacher, pixel: PixelContract, plan: Plan, images: ImageSet,
                checkpoint: Path | None) -> Curve:  # fmt: skip
     d = plan.distill
-    loader = _loader(plan, images, pixel, d.batch, Augment(crop_min=d.crop_min, flip=d.flip))
-    return fit(Job(
-        name=f"distill ({d.recipe})", module=module, groups=param_groups(module, d.weight_decay), loss=module.step,
-        loader=loader, epochs=d.epochs, lr=d.lr, warmup_fraction=d.warmup_fraction, seed=plan.seed, bf16=d.bf16,
-        ema=d.ema, checkpoint=_beside(checkpoint, "1"), scale=plan.scale, all_used=module.all_used,
-    ))  # fmt: skip
+    augment = Augment(crop_min=d.crop_min, flip=d.flip, randaug=d.randaug)
+    loader = replace(_loader(plan, images, pixel, d.batch, augment), views=d.views)
+    module = recipe(vit, source, pixel, d)
+    module.view.shard = plan.scale.shard_teacher
+    with kept_views(views_root(plan, checkpoint), module.view, loader) as module.cache:
+        return fit(Job(
+            name=f"distill ({d.recipe})", module=module, groups=param_groups(module, d.weight_decay), loss=module.step,
+            loader=loader, epochs=d.epochs, lr=d.lr, warmup_fraction=d.warmup_fraction, seed=plan.seed, bf16=d.bf16,
+            ema=d.ema, checkpoint=_beside(checkpoint, "1"), scale=plan.scale, all_used=module.all_used,
+        ))  # fmt: skip
+
+
+def views_root(plan: Plan, checkpoint: Path | None) -> Path | None:
+    """Return where teacher outputs of fixed views are kept: the plan's folder, or beside the checkpoint."""
+    if plan.scale.views_folder:
+        return Path(plan.scale.views_folder)
+    return checkpoint.parent if checkpoint is not None else None
 
 
 def _loader(plan: Plan, images: ImageSet, pixel: PixelContract, batch: int, augment: Augment) -> Loader:
@@ -229,15 +260,6 @@ def _without_head(vit: ViT) -> ViT:
 
 def _beside(checkpoint: Path | None, suffix: str) -> Path | None:
     return None if checkpoint is None else checkpoint.with_name(f"{checkpoint.stem}-{suffix}{checkpoint.suffix}")
-
-
-def _known_mask(pattern: str, name: str) -> None:
-    if pattern not in MASKS:
-        raise PlanError(
-            f"{name} is '{pattern}'.{nearest(pattern, list(MASKS))}",
-            expected=f"one of {', '.join(MASKS)}",
-            fix=f"pass --set {name}=random",
-        )
 
 
 def _need_labels(images: Images, purpose: str) -> ImageSet:

@@ -23,6 +23,8 @@ EdgemaeError
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 
 class EdgemaeError(Exception):
     """Describe a failure in three parts: what happened, what was expected, what to do.
@@ -119,6 +121,17 @@ class StorageError(MachineError):
 
 class InternalError(EdgemaeError):
     code, exit_code = "internal", 1
+
+
+def check_named(field: str, value: str, known: Iterable[str]) -> None:
+    """Raise PlanError unless a field of the plan holds one of the known names."""
+    names = list(known)
+    if value not in names:
+        raise PlanError(
+            f"{field} is '{value}'.{nearest(value, names)}",
+            expected=f"one of {', '.join(names)}",
+            fix=f"correct {field} in the plan file or in --set",
+        )
 
 
 def nearest(name: str, known: list[str]) -> str:

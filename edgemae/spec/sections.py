@@ -134,6 +134,7 @@ class ScalePlan(Section, frozen=True):
     accumulate: int = 1  # parts that a batch is computed in, one after the other
     compile: bool = False  # torch.compile of the training step
     shard_teacher: bool = False  # a teacher that does not fit one device is spread over all processes (FSDP)
+    views_folder: str = ""  # where teacher outputs of fixed views are kept for later runs; empty: only while it trains
     tensorboard: bool = False  # curves for TensorBoard beside the events file
 
 

@@ -15,8 +15,10 @@ import edgemae.distill.recipes as recipes
 from edgemae.data.loader import Batch
 from edgemae.distill.losses import distillation
 from edgemae.distill.moment import Moment, whole
+from edgemae.distill.recipes.feature import Feature, resample
 from edgemae.distill.recipes.logit import Logit
 from edgemae.distill.recipes.relation import Relation
+from edgemae.distill.recipes.relation_full import RelationFull
 from edgemae.model.mae import patch_stats, patchify
 from edgemae.model.teacher import Teacher
 from edgemae.model.vit import ViT
@@ -46,7 +48,7 @@ def gradients(module: torch.nn.Module, batch: Batch) -> dict[str, float]:
 
 
 def test_the_registry_names_the_files() -> None:
-    files = {path.stem for path in Path(recipes.__file__).parent.glob("*.py")} - {"__init__"}
+    files = {path.stem.replace("_", "-") for path in Path(recipes.__file__).parent.glob("*.py")} - {"--init--"}
     assert set(recipes.RECIPES) == files
 
 
@@ -87,8 +89,8 @@ def test_the_teacher_is_not_part_of_what_is_trained(
     assert not any("view" in n for n, _ in recipe.named_parameters())
     assert not any("view" in n for n in recipe.state_dict())
     gradients(recipe, batch)
-    assert not recipe.view[0].vit.training  # also while the student trains
-    assert all(p.grad is None for p in [*teacher.vit.parameters(), *recipe.view[0].vit.parameters()])
+    assert not recipe.view.vit.training  # also while the student trains
+    assert all(p.grad is None for p in [*teacher.vit.parameters(), *recipe.view.vit.parameters()])
     assert all(torch.equal(before[n], v) for n, v in teacher.vit.state_dict().items())
 
 
@@ -103,10 +105,10 @@ def test_the_teacher_runs_as_deep_as_its_chosen_block(
     plan = plan_with(distill__teacher_block=asked).distill
     recipe = Relation(tiny_vit(depth=student_depth, classes=0), teacher_with(depth=teacher_depth), PIXEL, plan)
     ran: list[int] = []
-    for i, part in enumerate(recipe.view[0].vit.blocks):
+    for i, part in enumerate(recipe.view.vit.blocks):
         part.register_forward_hook(lambda *_, i=i: ran.append(i))
     recipe.step(batch, draw())
-    assert recipe.block == block
+    assert recipe.view.vit.shape.depth == block
     assert ran == list(range(block - 1))
 
 
@@ -124,7 +126,7 @@ def test_both_see_the_same_patches(
 ) -> None:
     recipe = Relation(tiny_vit(classes=0), teacher_with(), PIXEL, plan_with(distill__mask=mask).distill)
     keeps: list[Tensor] = []
-    for vit in (recipe.student, recipe.view[0].vit):
+    for vit in (recipe.student, recipe.view.vit):
         plain = vit.embed
         vit.embed = lambda pixels, keep, plain=plain: (keeps.append(keep), plain(pixels, keep))[1]  # type: ignore[method-assign]
     recipe.step(batch, draw())
@@ -153,21 +155,21 @@ def test_the_terms_are_what_they_say(
     assert 0.01 < terms["relation"].item() / terms["pixel"].item() < 100
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [
-        pytest.param({"cls_token": True, "pool": "cls"}, id="cls token"),
-        pytest.param({"heads": 4, "head_dim": 8}, id="heads"),
-        pytest.param({"depth": 5}, id="depth"),
-        pytest.param({"width": 64, "heads": 4}, id="width"),
-        pytest.param({"learned_pos": True, "cls_token": True}, id="learned positions"),
-        pytest.param({"pixel": PixelContract(image_px=64)}, id="resolution"),
-        pytest.param({"pixel": PixelContract(image_px=64), "patch_px": 16}, id="resolution and patch"),
-        pytest.param({"pixel": PixelContract(image_px=56), "patch_px": 14, "cls_token": True}, id="another grid"),
-        pytest.param({"pixel": PixelContract(image_px=32, mean=(0.5,) * 3, std=(0.5,) * 3)}, id="normalisation"),
-        pytest.param({"norm_after_pool": False}, id="norm before pool"),
-    ],
-)
+SHAPES = [
+    pytest.param({"cls_token": True, "pool": "cls"}, id="cls token"),
+    pytest.param({"heads": 4, "head_dim": 8}, id="heads"),
+    pytest.param({"depth": 5}, id="depth"),
+    pytest.param({"width": 64, "heads": 4}, id="width"),
+    pytest.param({"learned_pos": True, "cls_token": True}, id="learned positions"),
+    pytest.param({"pixel": PixelContract(image_px=64)}, id="resolution"),
+    pytest.param({"pixel": PixelContract(image_px=64), "patch_px": 16}, id="resolution and patch"),
+    pytest.param({"pixel": PixelContract(image_px=56), "patch_px": 14, "cls_token": True}, id="another grid"),
+    pytest.param({"pixel": PixelContract(image_px=32, mean=(0.5,) * 3, std=(0.5,) * 3)}, id="normalisation"),
+    pytest.param({"norm_after_pool": False}, id="norm before pool"),
+]
+
+
+@pytest.mark.parametrize("changes", SHAPES)
 def test_teachers_of_other_shapes(
     tiny_vit: MakeViT, teacher_with: MakeTeacher, plan_with: MakePlan, batch: Batch, changes: dict[str, object]
 ) -> None:
@@ -209,4 +211,138 @@ def test_logits_on_whole_pictures(
     torch.testing.assert_close(terms["logit"], wanted)
     found = gradients(recipe, batch)
     assert {n for n, size in found.items() if size == 0} == {"student.pos"}
-    assert all(p.grad is None for p in recipe.view[0].vit.parameters())
+    assert all(p.grad is None for p in recipe.view.vit.parameters())
+
+
+# ---------------------------------------------------------------- relation-full
+
+
+@pytest.mark.parametrize("depth", [1, 3])
+def test_the_last_block_is_trained_by_all_relations(
+    tiny_vit: MakeViT, teacher_with: MakeTeacher, plan_with: MakePlan, batch: Batch, depth: int
+) -> None:
+    student = tiny_vit(depth=depth, classes=0)
+    found = gradients(RelationFull(student, teacher_with(depth=4), PIXEL, plan_with().distill), batch)
+    still = {n for n, size in found.items() if size == 0}
+    assert still == {"student.pos", "student.norm.weight", "student.norm.bias", "probe.proj.weight", "probe.proj.bias"}
+
+
+def test_relations_of_all_patches_by_hand(
+    tiny_vit: MakeViT, teacher_with: MakeTeacher, plan_with: MakePlan, batch: Batch
+) -> None:
+    teacher = teacher_with(heads=4, head_dim=8, cls_token=True)
+    plan = plan_with(distill__query_key_weight=2.0, distill__value_weight=0.5).distill
+    recipe = RelationFull(tiny_vit(classes=0), teacher, PIXEL, plan)
+    assert (recipe.probe.heads, recipe.probe.head_dim) == (4, 8)  # the teacher's number of heads
+    terms = recipe.step(batch, draw())
+    block = teacher.vit.blocks[1]
+    theirs = block.attn.split(block.norm1(teacher.vit.encode(batch.pixels, blocks=1)))
+    mine = recipe.probe.split(recipe.probe_norm(recipe.student.encode(batch.pixels)))
+    for name, weight, pair in (("query_key", 2.0, (0, 1)), ("value", 0.5, (2, 2))):
+        p, q = (
+            (one[pair[0]][:, :, skip:] @ one[pair[1]][:, :, skip:].transpose(-2, -1) / 8**0.5).softmax(-1)
+            for one, skip in ((theirs, 1), (mine, 0))
+        )
+        expected = (p * (p / q).log()).sum(-1).mean()
+        torch.testing.assert_close(terms[name], weight * expected, rtol=1e-4, atol=1e-6)
+
+
+def test_a_student_that_relates_as_its_teacher_has_nothing_to_learn(
+    tiny_vit: MakeViT, plan_with: MakePlan, batch: Batch
+) -> None:
+    vit = tiny_vit(classes=0)
+    recipe = RelationFull(vit, Teacher(vit, PIXEL), PIXEL, plan_with(distill__teacher_block=2).distill)
+    recipe.student.blocks = recipe.student.blocks[:1]
+    recipe.probe_norm.load_state_dict(vit.blocks[0].norm1.state_dict())
+    view = recipe.view.vit.blocks[1]
+    recipe.probe_norm.load_state_dict(view.norm1.state_dict())
+    recipe.probe.load_state_dict(view.attn.state_dict())
+    assert all(term.abs() < 1e-6 for term in recipe.step(batch, draw()).values())
+
+
+@pytest.mark.parametrize("changes", SHAPES)
+@pytest.mark.parametrize("name", ["relation-full", "feature"])
+def test_whole_views_of_teachers_of_other_shapes(
+    tiny_vit: MakeViT, teacher_with: MakeTeacher, plan_with: MakePlan, batch: Batch, name: str,
+    changes: dict[str, object],
+) -> None:  # fmt: skip
+    recipe = recipes.RECIPES[name](tiny_vit(classes=0), teacher_with(**changes), PIXEL, plan_with().distill)
+    assert all(torch.isfinite(term) and term > 0 for term in recipe.step(batch, draw()).values())
+
+
+def test_more_heads_than_width_are_refused(tiny_vit: MakeViT, teacher_with: MakeTeacher, plan_with: MakePlan) -> None:
+    with pytest.raises(PlanError, match="has 40 heads, the student is only 32 wide"):
+        RelationFull(tiny_vit(classes=0), teacher_with(heads=40, head_dim=4), PIXEL, plan_with().distill)
+
+
+# ---------------------------------------------------------------- feature
+
+
+def test_every_part_of_the_student_learns_features(
+    tiny_vit: MakeViT, teacher_with: MakeTeacher, plan_with: MakePlan, batch: Batch
+) -> None:
+    found = gradients(Feature(tiny_vit(classes=0), teacher_with(width=48), PIXEL, plan_with().distill), batch)
+    assert {n for n, size in found.items() if size == 0} == {"student.pos"}
+
+
+def test_targets_are_normalised_token_by_token(
+    tiny_vit: MakeViT, teacher_with: MakeTeacher, plan_with: MakePlan, batch: Batch
+) -> None:
+    """A teacher whose tokens are a thousand times larger in one dimension asks for the same."""
+    teacher = teacher_with()
+    plan = plan_with(distill__pooled_weight=0.5, distill__patch_weight=3.0).distill
+    recipe = Feature(tiny_vit(classes=0), teacher, PIXEL, plan)
+    terms = recipe.step(batch, draw())
+    tokens = teacher.vit.encode(batch.pixels)
+    flat = torch.nn.functional.layer_norm(tokens, (32,))
+    expected = (recipe.patch(recipe.student.encode(batch.pixels)) - flat).square().mean()
+    torch.testing.assert_close(terms["patch"], 3.0 * expected)
+    embedding = torch.nn.functional.layer_norm(teacher.vit(batch.pixels)[1], (32,))
+    expected = (recipe.pooled(recipe.student(batch.pixels)[1]) - embedding).square().mean()
+    torch.testing.assert_close(terms["pooled"], 0.5 * expected)
+
+
+@pytest.mark.parametrize(("old", "new"), [(4, 8), (8, 4), (7, 4)])
+def test_tokens_of_another_grid_are_resampled_in_place(old: int, new: int) -> None:
+    """A ramp stays the same ramp: left to right in one dimension, top to bottom in the other."""
+
+    def ramp(grid: int) -> Tensor:
+        axis = (torch.arange(grid) + 0.5) / grid
+        row, column = torch.meshgrid(axis, axis, indexing="ij")
+        return torch.stack([row, column], -1).reshape(1, grid * grid, 2)
+
+    inner = slice(1, new - 1)  # edges are flattened by any filter
+    found, wanted = (t.reshape(new, new, 2)[inner, inner] for t in (resample(ramp(old), new), ramp(new)))
+    torch.testing.assert_close(found, wanted, atol=0.03, rtol=0)
+
+
+def test_the_same_grid_is_untouched() -> None:
+    tokens = torch.randn(2, 16, 3)
+    assert resample(tokens, 4) is tokens
+
+
+def test_a_feature_block_that_the_teacher_lacks_is_refused(
+    tiny_vit: MakeViT, teacher_with: MakeTeacher, plan_with: MakePlan
+) -> None:
+    with pytest.raises(PlanError, match="teacher_block is 3, the teacher has 2 blocks"):
+        Feature(tiny_vit(classes=0), teacher_with(), PIXEL, plan_with(distill__teacher_block=3).distill)
+
+
+# ---------------------------------------------------------------- parts of a step
+
+
+@pytest.mark.parametrize("name", sorted(recipes.RECIPES))
+def test_a_divided_step_has_the_loss_of_the_whole(
+    tiny_vit: MakeViT, teacher_with: MakeTeacher, plan_with: MakePlan, batch: Batch, name: str
+) -> None:
+    needs = recipes.RECIPES[name].needs_head
+    labels = ("a", "b") if needs else ()
+    plan = plan_with(distill__drop_path=0.3, distill__mask="attention").distill
+    recipe = recipes.RECIPES[name](tiny_vit(depth=3, classes=len(labels)), teacher_with(labels=labels), PIXEL, plan)
+    together = recipe.step(batch, draw())
+    parts = []
+    for first in (0, 2, 4):
+        rows = slice(first, first + 2)
+        parts.append(recipe.step(batch.part(rows, torch.device("cpu")), replace(draw(), rows=rows)))
+    for term, value in together.items():
+        torch.testing.assert_close(sum(part[term] for part in parts) / 3, value)

@@ -206,13 +206,13 @@ def test_the_logit_recipe_needs_a_head(
     plan_with: MakePlan, teacher_with: MakeTeacher, images: Images, unlabelled: Images
 ) -> None:
     for given in (images, unlabelled):
-        with pytest.raises(DataError, match="recipe 'logit' needs a teacher with a classification head") as caught:
+        with pytest.raises(DataError, match="'logit' learns from a teacher with a classification head") as caught:
             distill(teacher_with(), plan_with(distill__recipe="logit"), given)
         assert "relation" in caught.value.fix
 
 
 def test_unknown_recipes_are_refused(plan_with: MakePlan, teacher_with: MakeTeacher, images: Images) -> None:
-    with pytest.raises(PlanError, match=r"unknown recipe 'relations'\. Did you mean 'relation'"):
+    with pytest.raises(PlanError, match=r"distill.recipe is 'relations'\. Did you mean 'relation'"):
         distill(teacher_with(), plan_with(distill__recipe="relations"), images)
 
 

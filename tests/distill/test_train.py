@@ -26,7 +26,8 @@ from edgemae.data.images import ImageSet
 from edgemae.data.loader import Batch, Loader
 from edgemae.distill import train
 from edgemae.distill.moment import Moment
-from edgemae.distill.train import Job, bf16_is_fast, fit
+from edgemae.distill.ranks import bf16_is_fast
+from edgemae.distill.train import Job, fit
 from edgemae.spec import progress
 from edgemae.spec.errors import CheckpointError, DataError, InputError
 from edgemae.spec.graph import PixelContract

@@ -1,10 +1,11 @@
-"""Recipes of distillation stage 1: one file and one line each. A recipe is a module of what is trained, with
-`student_taps(pixels, ...)`, `teacher_taps(pixels, ...)` and `loss(student_taps, teacher_taps, ...)`.
-"""
+"""Recipes of distillation stage 1: one file and one line each. See `edgemae.distill.recipe` for what a recipe is."""
 
-from edgemae.distill.recipes import logit, relation
+from edgemae.distill.recipe import Recipe
+from edgemae.distill.recipes import feature, logit, relation, relation_full
 
-RECIPES: dict[str, type[logit.Logit] | type[relation.Relation]] = {
+RECIPES: dict[str, type[Recipe]] = {
+    "feature": feature.Feature,
     "logit": logit.Logit,
     "relation": relation.Relation,
+    "relation-full": relation_full.RelationFull,
 }

@@ -5,38 +5,20 @@ Needs a teacher with a classification head; labels are not used here, so unlabel
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from edgemae.data.loader import Batch
 from edgemae.distill.losses import distillation
 from edgemae.distill.moment import Moment
-from edgemae.distill.view import TeacherView
-from edgemae.model.teacher import Teacher
-from edgemae.model.vit import ViT
-from edgemae.spec.graph import PixelContract
-from edgemae.spec.sections import DistillPlan
+from edgemae.distill.recipe import Recipe
 
 
-class Logit(nn.Module):
+class Logit(Recipe):
     """Train `student` (with a head) to give the teacher's logits on whole pictures."""
 
     needs_head = True
-    all_used = True
-
-    def __init__(self, student: ViT, teacher: Teacher, pixel: PixelContract, plan: DistillPlan) -> None:
-        super().__init__()
-        self.student, self.plan = student, plan
-        self.view = [TeacherView(teacher, pixel)]
-
-    def student_taps(self, pixels: Tensor) -> dict[str, Tensor]:
-        logits, _ = self.student(pixels)
-        return {"logits": logits}
-
-    def teacher_taps(self, pixels: Tensor) -> dict[str, Tensor]:
-        return {"logits": self.view[0].logits(pixels)}
-
-    def loss(self, student: dict[str, Tensor], teacher: dict[str, Tensor]) -> dict[str, Tensor]:
-        return {"logit": distillation(student["logits"], teacher["logits"], self.plan.finetune.teacher_temperature)}
 
     def step(self, batch: Batch, moment: Moment) -> dict[str, Tensor]:
-        return self.loss(self.student_taps(batch.pixels), self.teacher_taps(batch.pixels))
+        logits, _ = self.student(batch.pixels, drop=moment.drop_path(self.student.shape.depth, self.plan.drop_path))
+        wanted = self.recall("logits", batch, self.view.logits)
+        return {"logit": distillation(logits, wanted, self.plan.finetune.teacher_temperature)}

@@ -3,7 +3,7 @@
 Source: MAE-Lite and D2-MAE (Wang et al., ICML 2023 and IJCV 2025). The student's attention logits come from a
 throw-away extra qk projection behind its last block, so that every block that ships is trained by the teacher; a
 one-block decoder reads at two thirds of the depth, so that pixels train the lower blocks. A bias-free 1x1 convolution
-maps heads to heads.
+maps heads to heads. The teacher sees the visible patches only.
 """
 
 from __future__ import annotations
@@ -11,58 +11,53 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from edgemae.data.loader import Batch
+from edgemae.distill.masking import masking
 from edgemae.distill.moment import Moment
-from edgemae.distill.view import TeacherView
+from edgemae.distill.recipe import Recipe
+from edgemae.distill.view import Depth, teacher_block
 from edgemae.model.mae import MAE, DecoderShape
 from edgemae.model.teacher import Teacher
 from edgemae.model.vit import LAYER_NORM_EPS, Attention, ViT
-from edgemae.spec.errors import PlanError
 from edgemae.spec.graph import PixelContract
 from edgemae.spec.sections import DistillPlan
 
 
-class Relation(nn.Module):
+class Relation(Recipe):
     """Train `student` to relate visible patches as the teacher's chosen block does. No labels are used."""
 
-    needs_head = False
     all_used = False  # the final norm comes after what is compared
+    whole_views = False
 
     def __init__(self, student: ViT, teacher: Teacher, pixel: PixelContract, plan: DistillPlan) -> None:
-        super().__init__()
+        super().__init__(student, teacher, pixel, plan)
         shape = student.shape
-        self.student, self.plan = student, plan
-        self.view = [TeacherView(teacher, pixel, shape.grid)]  # in a list: not a part of what is trained or saved
-        self.block = plan.teacher_block or _default_block(teacher.vit.shape.depth, shape.depth)
-        if not 1 <= self.block <= teacher.vit.shape.depth:
-            raise PlanError(
-                f"distill.teacher_block is {self.block}, the teacher has {teacher.vit.shape.depth} blocks",
-                expected=f"1 to {teacher.vit.shape.depth}, or 0 for the default",
-                fix="pass --set distill.teacher_block=0",
-            )
+        self.masking = masking(plan, "distill")
         self.read_at = max(1, round(shape.depth * 2 / 3))
         self.read_norm = nn.LayerNorm(shape.width, eps=LAYER_NORM_EPS)
         decoder = DecoderShape(plan.decoder_width, 1, plan.decoder_heads)
         self.mae = [MAE(student, decoder, loss_kind="norm-pixel", mean=pixel.mean, std=pixel.std)]
         self.decoder = self.mae[0].decoder
         self.probe_norm = nn.LayerNorm(shape.width, eps=LAYER_NORM_EPS)
-        self.probe = Attention(shape.width, shape.heads[-1], shape.head_dim)
-        self.probe.proj.requires_grad_(False)  # only its queries and keys are used
-        self.probe.softmaxed = False
-        self.adapter = nn.Conv2d(shape.heads[-1], teacher.vit.shape.heads[self.block - 1], 1, bias=False)
+        self.probe = probe(shape.width, shape.heads[-1], shape.head_dim)
+        self.adapter = nn.Conv2d(shape.heads[-1], self.view.vit.shape.heads[-1], 1, bias=False)
 
-    def student_taps(self, pixels: Tensor, keep: Tensor) -> dict[str, Tensor]:
+    def depth(self, student: ViT, teacher: Teacher) -> Depth:
+        blocks = teacher_block(self.plan.teacher_block, teacher.vit.shape.depth, student.shape.depth)
+        return Depth(student.shape.grid, blocks)
+
+    def student_taps(self, pixels: Tensor, keep: Tensor, drop: Tensor | None = None) -> dict[str, Tensor]:
         """Return predicted patches (B, N, P*P*C) and adapted relations (B, teacher heads, K, K)."""
-        x = self.student.encode(pixels, keep, blocks=self.read_at)
+        x = self.student.encode(pixels, keep, self.read_at, drop)
         predicted = self.decoder(self.read_norm(x), keep)
-        for block in self.student.blocks[self.read_at :]:
-            x = block(x)
+        for i, block in enumerate(self.student.blocks[self.read_at :], self.read_at):
+            x = block(x, None if drop is None else drop[:, i])
         skip = int(self.student.shape.cls_token)
         relations = self.probe.logits(self.probe_norm(x))[:, :, skip:, skip:]
         return {"predicted": predicted, "relations": self.adapter(relations)}
 
     def teacher_taps(self, pixels: Tensor, keep: Tensor) -> dict[str, Tensor]:
         """Return the teacher's relations (B, teacher heads, K, K) on the same visible patches."""
-        return {"relations": self.view[0].relations(pixels, keep, self.block)}
+        return {"relations": self.view.relations(pixels, keep)}
 
     def loss(
         self, student: dict[str, Tensor], teacher: dict[str, Tensor], pixels: Tensor, keep: Tensor
@@ -75,14 +70,15 @@ class Relation(nn.Module):
         }
 
     def step(self, batch: Batch, moment: Moment) -> dict[str, Tensor]:
-        keep = moment.keep(self.student.shape.grid, self.plan.mask_ratio, self.plan.mask)
-        taps = self.student_taps(batch.pixels, keep), self.teacher_taps(batch.pixels, keep)
-        return self.loss(*taps, batch.pixels, keep)
+        shape = self.student.shape
+        keep = self.masking.keep(batch.pixels, shape.grid, moment, self.view.received)
+        mine = self.student_taps(batch.pixels, keep, moment.drop_path(shape.depth, self.plan.drop_path))
+        return self.loss(mine, self.teacher_taps(batch.pixels, keep), batch.pixels, keep)
 
 
-def _default_block(teacher_depth: int, student_depth: int) -> int:
-    """Return the last block for equal depth, else three quarters of a deeper teacher.
-
-    Source: TinyMIM (Ren et al. 2023), table 6.
-    """
-    return teacher_depth if teacher_depth <= student_depth else max(1, round(0.75 * teacher_depth))
+def probe(width: int, heads: int, head_dim: int) -> Attention:
+    """Return a throw-away attention of which only queries, keys and values are used."""
+    attention = Attention(width, heads, head_dim)
+    attention.proj.requires_grad_(False)
+    attention.softmaxed = False
+    return attention

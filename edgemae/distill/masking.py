@@ -1,0 +1,66 @@
+"""Which patches a step hides: a ratio and a pattern that may change over a training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from edgemae.distill.moment import Moment
+from edgemae.model.mae import MASKS, keep_count
+from edgemae.spec.errors import PlanError, nearest
+from edgemae.spec.sections import DistillPlan, PretrainPlan
+
+ATTENTION = "attention"
+Guide = Callable[[Tensor], Tensor]  # pixels (B, C, H, W) -> attention that every patch receives (B, N)
+
+
+@dataclass(frozen=True)
+class Masking:
+    """Hide patches. `patterns` take equal parts of the training; the ratio moves from `first` to `last`."""
+
+    patterns: tuple[str, ...]
+    first: float
+    last: float
+
+    def keep(self, pixels: Tensor, grid: int, moment: Moment, guide: Guide) -> Tensor:
+        """Return sorted indices (B, K) of visible patches; `guide` is asked only by the pattern `attention`."""
+        ratio = self.first + (self.last - self.first) * moment.done
+        pattern = self.patterns[min(int(moment.done * len(self.patterns)), len(self.patterns) - 1)]
+        if pattern != ATTENTION:
+            return moment.keep(grid, ratio, pattern)
+        return hide_attended(guide(pixels), keep_count(grid * grid, ratio), moment)
+
+
+def hide_attended(attention: Tensor, visible: int, moment: Moment) -> Tensor:
+    """Return sorted indices (B, K) of visible patches, those that get much attention being hidden more often.
+
+    Patches are drawn to be hidden one after the other, each with a chance in proportion to its attention (B, N): hiding
+    what is attended makes the task harder (AttMask, Kakogeorgiou et al. 2022), and chance keeps every patch in play.
+    """
+    # Gumbel noise on log-weights: the order is that of drawing without replacement (Efraimidis & Spirakis 2006).
+    noise = -(-moment.rand(attention.shape[1]).clamp_min(1e-9).log()).log()
+    order = attention.clamp_min(1e-9).log() + noise
+    return order.argsort(dim=1)[:, :visible].sort(dim=1).values
+
+
+def masking(plan: PretrainPlan | DistillPlan, table: str) -> Masking:
+    """Return the masking of a plan's table. Raises PlanError for an unknown pattern or an impossible ratio."""
+    patterns = tuple(part.strip() for part in plan.mask.split(">"))
+    known = [*MASKS, ATTENTION]
+    for pattern in patterns:
+        if pattern not in known:
+            raise PlanError(
+                f"{table}.mask is '{plan.mask}'.{nearest(pattern, known)}",
+                expected=f"one of {', '.join(known)}, or several of them as in 'grid>random'",
+                fix=f"pass --set {table}.mask=random",
+            )
+    last = plan.mask_ratio_end or plan.mask_ratio
+    if not 0 < last < 1:
+        raise PlanError(
+            f"{table}.mask_ratio_end is {plan.mask_ratio_end}",
+            expected="between 0 and 1, or 0 to keep the ratio as it is",
+            fix=f"pass --set {table}.mask_ratio_end=0",
+        )
+    return Masking(patterns, plan.mask_ratio, last)

@@ -1,0 +1,50 @@
+"""What every recipe of stage 1 is: a module of all that is trained, and one method that gives a step's loss."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import ClassVar
+
+from torch import Tensor, nn
+
+from edgemae.data.loader import Batch
+from edgemae.distill.cache import TeacherCache
+from edgemae.distill.moment import Moment
+from edgemae.distill.view import Depth, TeacherView
+from edgemae.model.teacher import Teacher
+from edgemae.model.vit import ViT
+from edgemae.spec.graph import PixelContract
+from edgemae.spec.sections import DistillPlan
+
+
+class Recipe(nn.Module):
+    """Train `student` by what `view` shows of a teacher."""
+
+    needs_head: ClassVar[bool] = False  # learns from the teacher's logits
+    from_tuned: ClassVar[bool] = False  # learns from the fine-tuned teacher, where there is one
+    all_used: ClassVar[bool] = True  # every parameter gets a gradient in every step
+    whole_views: ClassVar[bool] = True  # the teacher sees whole views, so what it says of them can be kept
+
+    def __init__(self, student: ViT, teacher: Teacher, pixel: PixelContract, plan: DistillPlan) -> None:
+        super().__init__()
+        self.student, self.plan = student, plan
+        self.cache: TeacherCache | None = None  # lent while views repeat
+        depth = self.depth(student, teacher)
+        # In a list, so that it is not a part of what is trained or saved.
+        self._view = [TeacherView(teacher, pixel, Depth(depth.grid, depth.blocks, plan.bf16))]
+
+    @property
+    def view(self) -> TeacherView:
+        return self._view[0]
+
+    def depth(self, student: ViT, teacher: Teacher) -> Depth:
+        """Return how the teacher is run."""
+        return Depth()
+
+    def step(self, batch: Batch, moment: Moment) -> dict[str, Tensor]:
+        """Return named, weighted loss terms."""
+        raise NotImplementedError
+
+    def recall(self, name: str, batch: Batch, compute: Callable[[Tensor], Tensor]) -> Tensor:
+        """Return what the teacher says of a batch, from disk where views repeat."""
+        return compute(batch.pixels) if self.cache is None else self.cache.recall(name, batch, compute)

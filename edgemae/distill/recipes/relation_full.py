@@ -1,0 +1,69 @@
+"""Unmasked relation distillation: query-key and value-value relations of all patches.
+
+Source: TinyMIM (Ren et al., CVPR 2023), sections 3.2 and 3.3. As there, the projection that is compared has the
+teacher's number of heads, and a deeper teacher is read at three quarters of its depth. Unlike there, that projection is
+an extra one behind the student's last block, as in D2-MAE: TinyMIM's own last block gets no gradient but for its qkv.
+"""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from edgemae.data.loader import Batch
+from edgemae.distill.moment import Moment
+from edgemae.distill.recipe import Recipe
+from edgemae.distill.recipes.relation import probe
+from edgemae.distill.view import Depth, teacher_block
+from edgemae.model.teacher import Teacher
+from edgemae.model.vit import LAYER_NORM_EPS, Attention, ViT
+from edgemae.spec.errors import PlanError
+from edgemae.spec.graph import PixelContract
+from edgemae.spec.sections import DistillPlan
+
+
+class RelationFull(Recipe):
+    """Train `student` to relate all patches as the teacher's chosen block does. No labels are used."""
+
+    all_used = False  # the final norm comes after what is compared
+
+    def __init__(self, student: ViT, teacher: Teacher, pixel: PixelContract, plan: DistillPlan) -> None:
+        super().__init__(student, teacher, pixel, plan)
+        width, heads = student.shape.width, self.view.vit.shape.heads[-1]
+        if width < heads:
+            raise PlanError(
+                f"the teacher's block has {heads} heads, the student is only {width} wide",
+                expected="at least one value a head",
+                fix=f"set student.width to {heads} or more, or use --set distill.recipe=relation",
+            )
+        self.probe_norm = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
+        self.probe = probe(width, heads, width // heads)
+
+    def depth(self, student: ViT, teacher: Teacher) -> Depth:
+        blocks = teacher_block(self.plan.teacher_block, teacher.vit.shape.depth, student.shape.depth)
+        return Depth(student.shape.grid, blocks)
+
+    def step(self, batch: Batch, moment: Moment) -> dict[str, Tensor]:
+        shape, last = self.student.shape, self.view.vit.blocks[-1]
+        x = self.student.encode(batch.pixels, drop=moment.drop_path(shape.depth, self.plan.drop_path))
+        # What goes into the teacher's block is kept, being smaller than the relations that come out of it.
+        tokens = self.recall("before", batch, lambda pixels: self.view.tokens(pixels, blocks=-1))
+        mine = relations(self.probe, self.probe_norm(x), int(shape.cls_token))
+        wanted = relations(last.attn, last.norm1(tokens.to(last.norm1.weight.dtype)),
+                           int(self.view.vit.shape.cls_token))  # fmt: skip
+        return {
+            "query_key": self.plan.query_key_weight * divergence(mine[0], wanted[0]),
+            "value": self.plan.value_weight * divergence(mine[1], wanted[1]),
+        }
+
+
+def relations(attention: Attention, x: Tensor, skip: int) -> tuple[Tensor, Tensor]:
+    """Return scaled query-key and value-value products (B, heads, N, N) among patches, the first `skip` left out."""
+    q, k, v = (part[:, :, skip:] for part in attention.split(x))
+    return (q * attention.scale) @ k.transpose(-2, -1), (v * attention.scale) @ v.transpose(-2, -1)
+
+
+def divergence(mine: Tensor, wanted: Tensor) -> Tensor:
+    """Return the mean over images, heads and patches of KL(softmax(wanted) || softmax(mine))."""
+    wanted = wanted.float().log_softmax(-1)
+    return F.kl_div(mine.float().log_softmax(-1), wanted, log_target=True, reduction="none").sum(-1).mean()
