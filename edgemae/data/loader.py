@@ -28,11 +28,16 @@ AHEAD = 4  # batches that each worker may be ahead: 3.5 MB each at 128 x 96 px
 
 @dataclass(frozen=True)
 class Batch:
-    """Hold pixels (B, C, H, W) float32, labels (B,) int64 (-1: none) and positions (B,) in the ImageSet."""
+    """Hold pixels (B, C, H, W) float32, labels (B,) int64 (-1: none) and positions (B,) in the ImageSet.
+
+    `view` numbers the view of every image in it: an image with the same number looks the same in any epoch, so that
+    what a teacher says of it can be kept. -1: nothing repeats.
+    """
 
     pixels: Tensor
     labels: Tensor
     indices: Tensor
+    view: int = -1
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgemae.data.augment import Augment, crop_box, view
+from edgemae.data.augment import EMPTY, GRAY_OPS, OPS, Augment, crop_box, view
 from edgemae.device.preprocess import Frame, crop, rotate
 from edgemae.spec.errors import PlanError
 from edgemae.spec.graph import PixelContract
@@ -97,3 +97,77 @@ def test_a_turned_camera_is_turned_in_training_too(rotation_deg: int) -> None:
 def test_a_share_out_of_range_is_refused(crop_min: float) -> None:
     with pytest.raises(PlanError, match="crop_min is"):
         Augment(crop_min=crop_min)
+
+
+# ---------------------------------------------------------------- distortions
+
+
+def picture_of(channels: int, side_px: int = 33) -> Frame:
+    """Return a smooth picture without black and white, so that every operation has something to do."""
+    across, down = np.meshgrid(np.linspace(40, 160, side_px), np.linspace(0, 50, side_px))
+    planes = [across + down * (k + 1) / channels for k in range(channels)]
+    return np.dstack(planes).astype(np.uint8)
+
+
+@pytest.mark.parametrize("sign", [-1, 1])
+@pytest.mark.parametrize(("channels", "name"), [(3, name) for name in OPS] + [(1, name) for name in GRAY_OPS])
+def test_every_operation_changes_a_picture_and_keeps_its_form(channels: int, name: str, sign: int) -> None:
+    picture = picture_of(channels)
+    before = picture.copy()
+    for strength in (0.3, 1.0):
+        changed = OPS[name](picture, sign * strength).reshape(picture.shape)
+        assert changed.dtype == np.uint8
+        assert not np.array_equal(changed, picture)
+    np.testing.assert_array_equal(picture, before)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("name", ["auto-contrast", "equalize", "brightness", "contrast", "sharpness", "solarize"])
+def test_one_colour_does_not_break_an_operation(channels: int, name: str) -> None:
+    flat = np.full((5, 5, channels), 77, np.uint8)
+    assert np.unique(OPS[name](flat, 0.5)).size == 1
+
+
+def test_operations_go_both_ways_and_grow() -> None:
+    picture = picture_of(3)
+    darker, brighter = (OPS["brightness"](picture, s).mean() for s in (-0.5, 0.5))
+    assert darker < picture.mean() < brighter
+    for name in ("shear-x", "shear-y", "translate-x", "translate-y", "rotate"):
+        empty = [int((OPS[name](picture, s) == EMPTY).all(axis=2).sum()) for s in (0.5, 1.0)]
+        assert 0 < empty[0] < empty[1], name
+    moved = OPS["translate-x"](picture, 10 / (0.45 * 33))
+    np.testing.assert_array_equal(moved[:, 10:], picture[:, :-10])
+    level = picture_of(3)[:, :, :1]
+    gray = np.dstack([level] * 3)
+    np.testing.assert_array_equal(OPS["saturation"](gray, 1.0), gray)  # gray has no colour to strengthen
+    quarter = OPS["posterize"](picture, 1.0)
+    assert set(np.unique(quarter % 16)) == {0}
+
+
+@pytest.mark.parametrize("pixel", [RGB, GRAY])
+def test_distorted_views_repeat_and_differ(pixel: PixelContract) -> None:
+    frame, augment = frame_of(40, 60), Augment(crop_min=0.3, flip=True, randaug=7)
+    views = [view(frame, pixel, augment, np.random.default_rng(seed)) for seed in range(40)]
+    again = [view(frame, pixel, augment, np.random.default_rng(seed)) for seed in range(40)]
+    assert all(np.array_equal(a, b) for a, b in zip(views, again, strict=True))
+    plain = [view(frame, pixel, Augment(crop_min=0.3, flip=True), np.random.default_rng(seed)) for seed in range(40)]
+    assert sum(np.array_equal(a, b) for a, b in zip(views, plain, strict=True)) <= 4
+    assert {(v.shape, v.dtype.name) for v in views} == {((32, 32, pixel.channels), "uint8")}
+
+
+def test_distortion_of_magnitude_zero_draws_nothing() -> None:
+    frame, rngs = frame_of(40, 60), [np.random.default_rng(3) for _ in range(2)]
+    plain = view(frame, RGB, Augment(crop_min=0.3, flip=True), rngs[0])
+    off = view(frame, RGB, Augment(crop_min=0.3, flip=True, randaug=0.0), rngs[1])
+    np.testing.assert_array_equal(plain, off)
+    assert rngs[0].random() == rngs[1].random()
+    # And what is on draws after crop and flip: the same part of the picture is seen.
+    rng = np.random.default_rng(3)
+    view(frame, RGB, Augment(crop_min=0.3, flip=True, randaug=5), rng)
+    assert rng.random() != np.random.default_rng(3).random()
+
+
+@pytest.mark.parametrize("magnitude", [-1.0, 10.5, float("nan")])
+def test_a_magnitude_out_of_range_is_refused(magnitude: float) -> None:
+    with pytest.raises(PlanError, match="randaug is"):
+        Augment(randaug=magnitude)
