@@ -30,14 +30,24 @@ class Part(NamedTuple):
 
 
 class _Open:
-    """Hold a file descriptor, closed when the last reader lets go of it: a cache may drop it at any time."""
+    """Hold a file descriptor, closed when the last reader lets go of it: a cache may drop it at any time.
+
+    All use is by methods, which hold on to it: a number alone might be closed, and stand for another file, when it is
+    read. (Two threads that open a shard at once have two, of which the cache drops one.)
+    """
 
     def __init__(self, path: str) -> None:
-        self.number = os.open(path, os.O_RDONLY)
+        self._number = os.open(path, os.O_RDONLY)
 
     def __del__(self) -> None:
-        if hasattr(self, "number"):
-            os.close(self.number)
+        if hasattr(self, "_number"):
+            os.close(self._number)
+
+    def read(self, size: int, start: int) -> bytes:
+        return os.pread(self._number, size, start)
+
+    def ask_for(self, size: int, start: int) -> None:
+        os.posix_fadvise(self._number, start, size, os.POSIX_FADV_WILLNEED)
 
 
 @lru_cache(maxsize=OPEN_MOST)
@@ -64,7 +74,7 @@ def content(reference: str) -> bytes:
     part = part_of(reference)
     if part is None:
         return Path(reference).read_bytes()
-    data = os.pread(_opened(part.shard).number, part.size, part.start)
+    data = _opened(part.shard).read(part.size, part.start)
     if len(data) < part.size:
         raise DataError(
             f"shard '{part.shard}' ends early: {part.size} bytes from {part.start} on were there when it was indexed",
@@ -85,7 +95,7 @@ def read_ahead(references: Iterable[str]) -> None:
         part = part_of(reference)
         if part is not None:
             try:
-                os.posix_fadvise(_opened(part.shard).number, part.start, part.size, os.POSIX_FADV_WILLNEED)
+                _opened(part.shard).ask_for(part.size, part.start)
             except OSError:
                 return
 
@@ -96,7 +106,7 @@ def shown(reference: str) -> str:
     if part is None:
         return f"'{reference}'"
     try:
-        header = os.pread(_opened(part.shard).number, BLOCK, part.start - BLOCK)
+        header = _opened(part.shard).read(BLOCK, part.start - BLOCK)
         name = tarfile.TarInfo.frombuf(header, "utf-8", "replace").name
     except (OSError, tarfile.HeaderError):
         name = f"byte {part.start}"

@@ -64,7 +64,8 @@ def _index(path: str) -> Index:
     key = repr((FORMAT, os.path.abspath(path), facts.st_size, facts.st_mtime_ns))
     kept = cache_folder() / "shards" / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.npz"
     try:
-        with np.load(kept, allow_pickle=False) as data:  # a zip, which knows the checksums of its parts
+        # A zip, which knows the checksums of its parts.
+        with open(kept, "rb") as file, np.load(file, allow_pickle=False) as data:
             return Index(
                 data["starts"], data["sizes"], data["keys"], data["labels"],
                 tuple(data["names"].tolist()), str(data["digest"]),
