@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
-from edgemae.data.images import ImageSet, require_disjoint, require_labels, same_classes, sample, scan, split
+from edgemae.data.images import ImageSet, sample, sift, split
+from edgemae.data.requirements import require_disjoint, require_labels, require_size, same_classes
+from edgemae.data.shards import images_at
 from edgemae.spec.errors import DataError
 from edgemae.spec.sections import Plan
+
+HELD_OUT_FROM_MOST = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -51,11 +55,11 @@ def gather(plan: Plan) -> Inputs:
     """Scan the plan's folders, split where none is given, and refuse overlap between judging and everything else."""
     if not plan.data.train:
         raise DataError("no images were given", expected="--data DIR", fix="pass a folder of images")
-    train = scan(plan.data.train)
+    train = images_at(plan.data.train)
     if train.labels is not None:
         require_labels(train, "training a classifier")
     if plan.data.eval:
-        evaluation = scan(plan.data.eval)
+        evaluation = images_at(plan.data.eval, checked=True)
         evaluation = same_classes(train, evaluation) if train.labels is not None else evaluation.unlabelled()
         if train.labels is not None and evaluation.labels is None:
             raise DataError(
@@ -64,7 +68,9 @@ def gather(plan: Plan) -> Inputs:
                 fix="sort the evaluation images into class folders",
             )
     else:
+        _refuse_many(train)
         train, evaluation = split(train, plan.data.eval_fraction, plan.seed)
+        evaluation = evaluation if train.checked else sift(evaluation)
         if not len(train) or not len(evaluation):
             raise DataError(
                 f"'{plan.data.train}' has too few different images to hold some out for judging",
@@ -73,7 +79,9 @@ def gather(plan: Plan) -> Inputs:
             )
     unlabelled = train.unlabelled()
     if plan.data.unlabelled:
-        unlabelled = _joined(unlabelled, scan(plan.data.unlabelled))
+        unlabelled = unlabelled.joined(images_at(plan.data.unlabelled).unlabelled())
+    # By the smaller input: which of the two models is trained is not known here.
+    require_size(unlabelled, min(plan.student.image_px, plan.teacher.image_px), plan.seed)
     require_disjoint(unlabelled, evaluation)
     return Inputs(
         unlabelled=unlabelled,
@@ -85,17 +93,19 @@ def gather(plan: Plan) -> Inputs:
 
 def calibration_of(plan: Plan, train: ImageSet, evaluation: ImageSet | None) -> ImageSet:
     """Return calibration images: a folder of their own, or a sample of the training images; never evaluation ones."""
-    own = scan(plan.data.calib) if plan.data.calib else train
+    own = images_at(plan.data.calib) if plan.data.calib else train
     if evaluation is not None:
         require_disjoint(own, evaluation)
-    return sample(own, plan.quantize.calibration_images, plan.seed)
+    chosen = sample(own, plan.quantize.calibration_images, plan.seed)
+    return chosen if chosen.checked else sift(chosen)
 
 
-def _joined(a: ImageSet, b: ImageSet) -> ImageSet:
-    """Return two unlabelled sets as one; an image that is in both is taken once."""
-    known = set(a.hashes)
-    b = b.pick([i for i, digest in enumerate(b.hashes) if digest not in known])
-    return replace(
-        a, folder=f"{a.folder} and {b.folder}", paths=a.paths + b.paths, hashes=a.hashes + b.hashes,
-        skipped=a.skipped + b.skipped,
-    )  # fmt: skip
+def _refuse_many(train: ImageSet) -> None:
+    """Refuse to hold a fifth of millions of pictures out, which would all have to be decoded first."""
+    if train.checked or len(train) <= HELD_OUT_FROM_MOST:
+        return
+    raise DataError(
+        f"'{train.folder}' holds {len(train)} pictures in shards, too many to hold a part of them out",
+        expected=f"evaluation images of their own beside more than {HELD_OUT_FROM_MOST} pictures",
+        fix="pass them with --eval-data: a folder, or shards",
+    )

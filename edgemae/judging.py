@@ -16,10 +16,12 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from edgemae.data.images import ImageSet, scan
+from edgemae.data.decode import read_picture
+from edgemae.data.images import ImageSet
+from edgemae.data.shards import images_at
 from edgemae.device.latency import profile
 from edgemae.device.model import Result, load
-from edgemae.device.preprocess import preprocess, read_frame
+from edgemae.device.preprocess import preprocess
 from edgemae.device.stream import Streamed, stream
 from edgemae.measure.accuracy import Predictions, predict, score
 from edgemae.measure.gates import P90_RUNS
@@ -40,7 +42,7 @@ def evaluate_path(path: Path, eval_data: str, engine: str, heads: int = 0) -> di
     """Return accuracy of a bundle (through its engine, no torch) or of a model file (through torch)."""
     if is_bundle(path):
         with load(path, engine=engine) as model:
-            images = known_classes(scan(eval_data), model.labels)
+            images = known_classes(images_at(eval_data, checked=True), model.labels)
             found = predict(model.session, _frames(images, model.pixel))
             here = {"bundle": str(path), "engine": model.rung.engine, "precision": model.rung.precision}
             return _answer(here, found, images, labels=model.labels, size_bytes=_size(path))
@@ -49,7 +51,7 @@ def evaluate_path(path: Path, eval_data: str, engine: str, heads: int = 0) -> di
 
     _must_exist(path)
     teacher = load_teacher(path, heads=heads)
-    images = known_classes(scan(eval_data), teacher.labels)
+    images = known_classes(images_at(eval_data, checked=True), teacher.labels)
     found = predict(_torch_run(teacher.vit), _batches(images, teacher.pixel))
     about: dict[str, Any] = {"model": str(path), "engine": "torch", "precision": "fp32"}
     about |= {"params": count_params(teacher.vit), "macs": count_macs(teacher.vit.shape)}
@@ -91,7 +93,7 @@ def _frames(images: ImageSet, pixel: PixelContract) -> Batches:
     with progress("evaluate", len(images)) as shown:
         for i, path in enumerate(images.paths):
             label = None if images.labels is None else np.array([images.labels[i]])
-            yield preprocess(read_frame(path, pixel), pixel), label
+            yield preprocess(read_picture(path, pixel), pixel), label
             shown.advance()
 
 

@@ -11,9 +11,10 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from edgemae.data.decode import read_picture
 from edgemae.data.images import ImageSet, sample
 from edgemae.device.engines import open_session
-from edgemae.device.preprocess import Frame, preprocess, read_frame, resize
+from edgemae.device.preprocess import Frame, preprocess, resize
 from edgemae.device.selfcheck import golden_files, golden_name
 from edgemae.ladder import Choice
 from edgemae.measure.parity import COSINE_MIN, tolerance_for
@@ -72,7 +73,7 @@ def golden_frames(images: ImageSet, pixel: PixelContract, seed: int) -> list[Fra
     """Return frames of calibration images, at most twice the input's size: enough to prove the resize too."""
     frames = []
     for path in sample(images, GOLDEN_FRAMES, seed).paths:
-        frame = read_frame(path, pixel)
+        frame = read_picture(path, pixel)
         scale = 2 * pixel.image_px / min(frame.shape[:2])
         if scale < 1:
             frame = resize(frame, (round(frame.shape[0] * scale), round(frame.shape[1] * scale)), pixel)

@@ -20,7 +20,8 @@ def train(tmp_path: Path) -> Path:
 
 
 def plan(**data: object) -> Plan:
-    return plan_from({"data": {name: str(value) for name, value in data.items()}})
+    folders = {name: str(value) for name, value in data.items()}
+    return plan_from({"data": folders, "student": {"image_px": 32}})
 
 
 def test_without_evaluation_data_a_part_of_each_class_is_held_out(train: Path) -> None:

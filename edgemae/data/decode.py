@@ -1,4 +1,4 @@
-"""What a decoding process does: image files in, uint8 views out.
+"""What a decoding process does: image files or members of shards in, uint8 views out.
 
 No torch here, so that such a process starts in half a second and needs some 60 MiB instead of 250.
 """
@@ -9,6 +9,7 @@ import multiprocessing
 import os
 import signal
 import threading
+from typing import NamedTuple
 
 import cv2
 import msgspec
@@ -16,36 +17,77 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgemae.data.augment import Augment, view
-from edgemae.device.preprocess import read_frame
+from edgemae.data.content import content, read_ahead, shown
+from edgemae.data.intact import ends_early
+from edgemae.device.preprocess import Frame
+from edgemae.device.preprocess import decode as decode_bytes
 from edgemae.spec.errors import DataError
 from edgemae.spec.graph import PixelContract
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True):
-    """Ask for one batch: `paths`, and for each the `keys` that seed its view."""
+    """Ask for one batch: `paths`, and for each the `keys` that seed its view.
+
+    `go_on`: leave the rows of broken pictures black and name them, instead of raising an error.
+    """
 
     paths: tuple[str, ...]
     keys: tuple[tuple[int, ...], ...]
     pixel: PixelContract
     augment: Augment
+    go_on: bool = False
 
 
-def decode(request: Request) -> NDArray[np.uint8]:
-    """Return views (B, H, W, C) uint8 of a batch. Raises DataError for a file that cannot be read any more."""
-    rows = zip(request.paths, request.keys, strict=True)
-    return np.stack([_view(path, key, request) for path, key in rows])
+class Views(NamedTuple):
+    """Hold views (B, H, W, C) uint8 and the rows whose pictures are broken."""
+
+    pictures: NDArray[np.uint8]
+    broken: tuple[int, ...] = ()
 
 
-def _view(path: str, key: tuple[int, ...], request: Request) -> NDArray[np.uint8]:
+def decode(request: Request) -> Views:
+    """Return the views of a batch. Raises DataError for a file that cannot be read any more."""
+    pixel, broken = request.pixel, []
+    pictures = np.zeros((len(request.paths), pixel.image_px, pixel.image_px, pixel.channels), np.uint8)
+    read_ahead(request.paths)
+    for row, (path, key) in enumerate(zip(request.paths, request.keys, strict=True)):
+        frame = _frame(path, pixel)
+        if frame is not None:
+            pictures[row] = view(frame, pixel, request.augment, np.random.default_rng(key))
+        elif request.go_on:
+            broken.append(row)
+        else:
+            raise _unreadable(path)
+    return Views(pictures, tuple(broken))
+
+
+def read_picture(reference: str, pixel: PixelContract) -> Frame:
+    """Return an image, a file or a member of a shard, as a BGR frame. Raises DataError."""
+    frame = _frame(reference, pixel)
+    if frame is None:
+        raise _unreadable(reference)
+    return frame
+
+
+def _frame(reference: str, pixel: PixelContract) -> Frame | None:
+    """Return an image as a BGR frame; None for one that is broken, also one whose rest OpenCV would make up in gray."""
     try:
-        frame = read_frame(path, request.pixel)
+        data = content(reference)
     except OSError as error:
         raise DataError(
-            f"'{path}' cannot be read any more: {error.strerror}",
+            f"{shown(reference)} cannot be read any more: {error.strerror}",
             expected="every image where it was when the folder was scanned",
             fix="put it back and run the same command again, or leave it out and start anew",
         ) from error
-    return view(frame, request.pixel, request.augment, np.random.default_rng(key))
+    return None if ends_early(data) else decode_bytes(data, pixel)
+
+
+def _unreadable(reference: str) -> DataError:
+    return DataError(
+        f"{shown(reference)} is not a readable image",
+        expected="a whole jpg, png, webp or bmp picture",
+        fix="remove or replace it",
+    )
 
 
 def start() -> None:

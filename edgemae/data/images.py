@@ -10,17 +10,22 @@ import hashlib
 import logging
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
+from numpy.typing import NDArray
 
-from edgemae.data.intact import check, quiet_opencv
+from edgemae.data.content import key_of_file
+from edgemae.data.intact import Checked, check, quiet_opencv
 from edgemae.spec.errors import DataError
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+CHOICE_MOST = 200_000  # images that a sample is drawn from, themselves drawn at random: millions take too long
 SPLITS = {"train", "val", "valid", "validation", "test", "eval", "unlabelled", "unlabeled"}
 log = logging.getLogger("edgemae.data")
 
@@ -29,20 +34,23 @@ log = logging.getLogger("edgemae.data")
 class ImageSet:
     """List images with labels and content hashes.
 
-    `labels` is None for a flat folder; `skipped` pairs the path of a broken file with the reason.
+    `labels` is None for a flat folder; `skipped` pairs the path of a broken file with the reason; `sides_px` are the
+    shorter sides as far as they are known. `checked` tells whether every picture was decoded once.
     """
 
     folder: str
-    paths: tuple[str, ...]
-    hashes: tuple[str, ...]
-    labels: tuple[int, ...] | None
+    paths: Sequence[str]
+    hashes: Sequence[Hashable]
+    labels: Sequence[int] | None
     classes: tuple[str, ...] = ()
     skipped: tuple[tuple[str, str], ...] = ()
+    sides_px: tuple[int, ...] = ()
+    checked: ClassVar[bool] = True
 
     def __len__(self) -> int:
         return len(self.paths)
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         """Return a digest of contents and labels; independent of where the folder lies."""
         digest = hashlib.sha256("\n".join(self.classes).encode())
@@ -57,10 +65,40 @@ class ImageSet:
             paths=tuple(self.paths[i] for i in indices),
             hashes=tuple(self.hashes[i] for i in indices),
             labels=None if self.labels is None else tuple(self.labels[i] for i in indices),
+            sides_px=tuple(self.sides_px[i] for i in indices) if self.sides_px else (),
         )
 
     def unlabelled(self) -> ImageSet:
         return replace(self, labels=None, classes=())
+
+    def order(self, seed: int, epoch: int, batch: int) -> NDArray[np.int64]:
+        """Return the positions of an epoch's images in the order of training, (N,) or up to the last whole batch."""
+        del batch
+        return np.random.default_rng((seed, epoch)).permutation(len(self))
+
+    def different(self) -> Counter[int]:
+        """Count the images of each label; those of equal content count once."""
+        return Counter(label for label, _ in set(zip(self.labels or (), self.hashes, strict=True)))
+
+    def keys(self) -> NDArray[np.uint64]:
+        """Return the `content_key` of every image, by which files and members of shards can be compared, (N,)."""
+        return np.array([key_of_file(path) for path in self.paths], np.uint64)
+
+    def joined(self, other: ImageSet) -> ImageSet:
+        """Return both without labels as one set; an image that is in both is taken once. Raises DataError."""
+        if type(self) is not type(other):
+            raise DataError(
+                f"'{self.folder}' and '{other.folder}' are a folder of images and tar shards: they cannot be mixed",
+                expected="both as folders, or both as shards",
+                fix="pack the folder into shards too",
+            )
+        known = set(self.hashes)
+        other = other.pick([i for i, digest in enumerate(other.hashes) if digest not in known])
+        return replace(
+            self, folder=f"{self.folder} and {other.folder}", paths=(*self.paths, *other.paths), labels=None,
+            hashes=(*self.hashes, *other.hashes), skipped=self.skipped + other.skipped, classes=(),
+            sides_px=self.sides_px + other.sides_px,
+        )  # fmt: skip
 
 
 def scan(folder: str | Path) -> ImageSet:
@@ -76,30 +114,48 @@ def scan(folder: str | Path) -> ImageSet:
             expected="a folder with one sub-folder a class, or a flat folder of images",
             fix="check the path",
         )
-    loose, by_class = _list(root)
+    loose, by_class = list_images(root)
     _refuse_layout(root, loose, by_class)
     classes = tuple(sorted(by_class))
     rows = [(path, -1) for path in loose]
     rows += [(path, label) for label, name in enumerate(classes) for path in by_class[name]]
+    paths, labels = tuple(path for path, _ in rows), tuple(label for _, label in rows)
+    found = _checked(paths)
+    images = ImageSet(str(root), paths, tuple(c.digest for c in found), labels if classes else None, classes)
+    return _sound(images, found)
+
+
+def sift(images: ImageSet) -> ImageSet:
+    """Decode every picture once and return the set without the broken ones, which are named in the log.
+
+    Raises DataError when none is left.
+    """
+    return _sound(images, _checked(images.paths))
+
+
+def _checked(paths: Sequence[str]) -> list[Checked]:
     with quiet_opencv(), ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:  # cv2 and hashlib release the lock
-        checked = list(pool.map(lambda row: check(row[0]), rows))
-    good = [(path, digest, label) for (path, label), (digest, why) in zip(rows, checked, strict=True) if not why]
-    skipped = tuple((path, why) for (path, _), (_, why) in zip(rows, checked, strict=True) if why)
+        return list(pool.map(check, paths))
+
+
+def _sound(images: ImageSet, found: list[Checked]) -> ImageSet:
+    good = [i for i, c in enumerate(found) if not c.why]
+    skipped = tuple((images.paths[i], c.why) for i, c in enumerate(found) if c.why)
     for path, why in skipped[:10]:
         log.warning("skipped %s: %s", path, why)
     if skipped:
-        log.warning("%d of %d files in %s were skipped", len(skipped), len(rows), root)
+        log.warning("%d of %d files in %s were skipped", len(skipped), len(found), images.folder)
     if not good:
         raise DataError(
-            f"no readable image in '{root}' ({len(skipped)} broken files)" if skipped else f"no image in '{root}'",
+            f"no readable image in '{images.folder}' ({len(skipped)} broken files)"
+            if skipped else f"no image in '{images.folder}'",
             expected=f"files ending in {', '.join(EXTENSIONS)}",
             fix="check the path and the files",
-        )
-    paths, hashes, labels = zip(*good, strict=True)
-    return ImageSet(str(root), paths, hashes, labels if classes else None, classes, skipped)
+        )  # fmt: skip
+    return replace(images.pick(good), skipped=skipped, sides_px=tuple(found[i].side_px for i in good))
 
 
-def _list(root: Path) -> tuple[list[str], dict[str, list[str]]]:
+def list_images(root: Path) -> tuple[list[str], dict[str, list[str]]]:
     """Return (loose images, images by top-level sub-folder), both sorted; links to folders are followed once."""
     loose: list[str] = []
     by_class: dict[str, list[str]] = {}
@@ -148,66 +204,6 @@ def _refuse_layout(root: Path, loose: list[str], by_class: dict[str, list[str]])
         )
 
 
-# ---------------------------------------------------------------- requirements
-
-
-def require_labels(images: ImageSet, purpose: str) -> None:
-    """Raise DataError unless the set has at least two classes with at least two images each."""
-    if images.labels is None:
-        raise DataError(
-            f"'{images.folder}' has no class folders, and {purpose} needs labels",
-            expected="one sub-folder for each class",
-            fix="sort the images into class folders, or leave out the step that needs labels",
-        )
-    counts = Counter(label for label, _ in set(zip(images.labels, images.hashes, strict=True)))  # copies count once
-    if len(images.classes) < 2 or len(counts) < 2:
-        names = ", ".join(images.classes[label] for label in sorted(counts))
-        raise DataError(
-            f"'{images.folder}' has one class only ({names}), and {purpose} needs at least two",
-            expected="two or more class folders with images",
-            fix="add a second class (for example 'other')",
-        )
-    small = [images.classes[label] for label in range(len(images.classes)) if counts[label] < 2]
-    if small:
-        raise DataError(
-            f"class '{small[0]}' in '{images.folder}' has {counts[images.classes.index(small[0])]} readable image(s)",
-            expected="at least two different images in every class, so that one can be held out",
-            fix="add images or remove the folder",
-        )
-
-
-def same_classes(train: ImageSet, other: ImageSet) -> ImageSet:
-    """Return `other` with its labels renumbered to the classes of `train`.
-
-    Raises DataError for a class that the training set does not have.
-    """
-    if other.labels is None:
-        return other
-    unknown = sorted(set(other.classes) - set(train.classes))
-    if unknown:
-        raise DataError(
-            f"'{other.folder}' has the class '{unknown[0]}', which '{train.folder}' has not",
-            expected=f"classes among {', '.join(train.classes)}",
-            fix="rename or remove that folder",
-        )
-    number = [train.classes.index(name) for name in other.classes]
-    return replace(other, labels=tuple(number[label] for label in other.labels), classes=train.classes)
-
-
-def require_disjoint(calibration: ImageSet, evaluation: ImageSet) -> None:
-    """Raise DataError when an image of the evaluation set, by content, is also used for calibration or training."""
-    shared = set(calibration.hashes) & set(evaluation.hashes)
-    if not shared:
-        return
-    example = next(p for p, h in zip(calibration.paths, calibration.hashes, strict=True) if h in shared)
-    raise DataError(
-        f"{len(shared)} images of '{calibration.folder}' are also in the evaluation set '{evaluation.folder}' "
-        f"(same content, for example '{example}')",
-        expected="evaluation images that nothing was trained or calibrated on",
-        fix="pass other folders, or leave --eval-data out and a part of the training data is held out",
-    )
-
-
 # ---------------------------------------------------------------- splits
 
 
@@ -216,10 +212,12 @@ def split(images: ImageSet, fraction: float, seed: int) -> tuple[ImageSet, Image
 
     Raises DataError when there is too little to hold any out, or a class would be left without images.
     """
-    taken: set[str] = set()
-    for label in sorted(set(images.labels or [-1])):
-        rows = [h for i, h in enumerate(images.hashes) if images.labels is None or images.labels[i] == label]
-        members = list(dict.fromkeys(rows))
+    taken: set[Hashable] = set()
+    contents: dict[int, dict[Hashable, None]] = {}
+    for i, digest in enumerate(images.hashes):
+        contents.setdefault(-1 if images.labels is None else images.labels[i], {})[digest] = None
+    for label in sorted(contents):
+        members = list(contents[label])
         order = np.random.default_rng((seed, label + 1)).permutation(len(members))
         goal = min(len(members) - 1, max(1, round(len(members) * fraction)))
         taken |= {members[k] for k in order[:goal]}
@@ -238,7 +236,7 @@ def sample(images: ImageSet, count: int, seed: int) -> ImageSet:
     """Return up to `count` images, spread evenly over the classes, the same ones for the same seed."""
     rng = np.random.default_rng((seed, 7))
     groups: dict[int, list[int]] = {}
-    for i in rng.permutation(len(images)):
+    for i in rng.permutation(len(images))[-CHOICE_MOST:]:
         groups.setdefault(-1 if images.labels is None else images.labels[i], []).append(int(i))
     chosen: list[int] = []
     while len(chosen) < min(count, len(images)):

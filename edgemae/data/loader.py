@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import sys
 from collections import deque
@@ -17,18 +18,25 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from edgemae.data.augment import Augment
-from edgemae.data.decode import Request, decode, start
+from edgemae.data.content import shown
+from edgemae.data.decode import Request, Views, decode, start
 from edgemae.data.images import ImageSet
 from edgemae.device.preprocess import normalise
-from edgemae.spec.errors import MachineError
+from edgemae.spec.errors import DataError, MachineError, PlanError
 from edgemae.spec.graph import PixelContract
 
+log = logging.getLogger("edgemae.data")
+LOST_FEW = 10  # broken pictures in shards that are put up with in any case
 AHEAD = 4  # batches that each worker may be ahead: 3.5 MB each at 128 x 96 px
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Hold pixels (B, C, H, W) float32, labels (B,) int64 (-1: none) and positions (B,) in the ImageSet."""
+    """Hold pixels (B, C, H, W) float32, labels (B,) int64 (-1: none) and positions (B,) in the ImageSet.
+
+    `view` numbers the view of every image in it: an image with the same number looks the same in any epoch, so that
+    what a teacher says of it can be kept. -1: nothing repeats.
+    """
 
     pixels: Tensor
     labels: Tensor
@@ -43,7 +51,12 @@ class Batch:
 
 @dataclass(frozen=True)
 class Loader:
-    """Describe a way through an ImageSet, epoch after epoch. `train` shuffles and drops the last partial batch."""
+    """Describe a way through an ImageSet, epoch after epoch. `train` shuffles and drops the last partial batch.
+
+    `batch` counts the images of a step over all `world` processes; the one numbered `rank` gets its rows of it, in one
+    piece. Every step's batch is the same for any `world`. With `views` above 0 an image has that many views, which
+    return epoch after epoch.
+    """
 
     images: ImageSet
     pixel: PixelContract
@@ -55,6 +68,20 @@ class Loader:
     rank: int = 0
     world: int = 1
     views: int = 0
+
+    def __post_init__(self) -> None:
+        if self.batch % self.world:
+            raise PlanError(
+                f"a batch of {self.batch} images cannot be divided among {self.world} processes",
+                expected=f"a multiple of {self.world}",
+                fix=f"take {-(-self.batch // self.world) * self.world} images a batch, or other processes",
+            )
+        if not 0 <= self.rank < self.world or self.views < 0:
+            raise PlanError(
+                f"rank {self.rank} of {self.world} processes, with {self.views} views an image",
+                expected="a rank from 0 to one less than the processes, and 0 views or more",
+                fix="correct the launcher's settings, or the plan's number of views",
+            )
 
     @property
     def steps(self) -> int:
@@ -73,20 +100,20 @@ class Loader:
         A view depends on (seed, epoch, image), not on workers or on where reading began. Raises DataError for an image
         that cannot be read any more, MachineError when a worker process dies.
         """
-        plan = self._plan(first, stop)
+        asked, lost = self._asked(first, stop), Lost()
         if not self.workers or stop - first < 2:
-            for indices, request in plan:
-                yield self._batch(indices, decode(request))
+            for ask in asked:
+                yield self._batch(ask, decode(ask.request), lost)
             return
         pool = _workers(min(self.workers, stop - first))
-        waiting: deque[tuple[list[int], Future[NDArray[np.uint8]]]] = deque()
+        waiting: deque[tuple[_Ask, Future[Views]]] = deque()
         try:
-            for indices, request in plan:
-                waiting.append((indices, pool.submit(decode, request)))
+            for ask in asked:
+                waiting.append((ask, pool.submit(decode, ask.request)))
                 if len(waiting) > AHEAD * self.workers:
-                    yield self._next(waiting)
+                    yield self._next(waiting, lost)
             while waiting:
-                yield self._next(waiting)
+                yield self._next(waiting, lost)
         except BrokenProcessPool as error:
             raise MachineError(
                 "a worker process that decodes images died",
@@ -96,34 +123,89 @@ class Loader:
         finally:
             pool.shutdown(cancel_futures=True)  # some are left when the reader had enough
 
-    def _plan(self, first: int, stop: int) -> Iterator[tuple[list[int], Request]]:
-        """Yield (positions in the ImageSet, request) for every batch."""
+    def _asked(self, first: int, stop: int) -> Iterator[_Ask]:
         order: NDArray[np.int64] = np.arange(len(self.images))
+        rows = self.batch // self.world
         for step in range(first, stop):
             epoch, number = divmod(step, self.steps)
             if self.train and (step == first or number == 0):
-                order = np.random.default_rng((self.seed, epoch)).permutation(len(self.images))
-            indices = order[number * self.batch : (number + 1) * self.batch].tolist()
-            part = self.batch // self.world
-            indices = indices[self.rank * part : (self.rank + 1) * part] if self.world > 1 else indices
-            yield (
-                indices,
-                Request(
-                    paths=tuple(self.images.paths[i] for i in indices),
-                    keys=tuple((self.seed, epoch, i) for i in indices),
-                    pixel=self.pixel,
-                    augment=self.augment,
-                ),
+                order = self.images.order(self.seed, epoch, self.batch)
+            begin = number * self.batch + self.rank * rows
+            indices = order[begin : min(begin + rows, (number + 1) * self.batch)].tolist()
+            yield _Ask(epoch, indices, self._request(epoch, indices))
+
+    def _request(self, epoch: int, indices: list[int]) -> Request:
+        view = epoch % self.views if self.views else epoch
+        return Request(
+            paths=tuple(self.images.paths[i] for i in indices),
+            keys=tuple((self.seed, view, i) for i in indices),
+            pixel=self.pixel,
+            augment=self.augment,
+            go_on=self.train and not self.images.checked,
+        )
+
+    def _next(self, waiting: deque[tuple[_Ask, Future[Views]]], lost: Lost) -> Batch:
+        ask, future = waiting.popleft()
+        return self._batch(ask, future.result(), lost)
+
+    def _batch(self, ask: _Ask, views: Views, lost: Lost) -> Batch:
+        lost.served += len(ask.indices)
+        for row in views.broken:
+            ask.indices[row], views.pictures[row] = self._instead(ask, ask.indices[row], lost)
+        pixels = np.empty((len(views.pictures), self.pixel.channels, *views.pictures.shape[1:3]), np.float32)
+        for row, picture in enumerate(views.pictures):
+            pixels[row] = normalise(picture, self.pixel)[0]
+        labels = [-1 if self.images.labels is None else self.images.labels[i] for i in ask.indices]
+        return Batch(
+            torch.from_numpy(pixels), torch.tensor(labels, dtype=torch.int64),
+            torch.tensor(ask.indices, dtype=torch.int64), ask.epoch % self.views if self.views else -1,
+        )  # fmt: skip
+
+    def _instead(self, ask: _Ask, index: int, lost: Lost) -> tuple[int, NDArray[np.uint8]]:
+        """Return (position, view) of the next readable image after a broken one, which is its neighbour in the shard.
+
+        Shards are not decoded while indexing: 14 million pictures would take hours before the first step. An error
+        here would end a training after days because of one picture, and a black one would teach nonsense under its
+        label. The choice depends on the set alone, so the same step gives the same batch again.
+        """
+        while True:
+            lost.tell(self.images.paths[index])
+            index = (index + 1) % len(self.images)
+            views = decode(self._request(ask.epoch, [index]))
+            if not views.broken:
+                return index, views.pictures[0]
+
+
+@dataclass(frozen=True)
+class _Ask:
+    """Hold the number of an epoch, positions in the ImageSet, and the request for their views."""
+
+    epoch: int
+    indices: list[int]
+    request: Request
+
+
+@dataclass
+class Lost:
+    """Count broken pictures that others stood in for."""
+
+    served: int = 0
+    broken: int = 0
+
+    def tell(self, reference: str) -> None:
+        """Name a broken picture in the log. Raises DataError when they are more than a few and 1 % of all."""
+        self.broken += 1
+        if self.broken <= LOST_FEW or self.broken % 100 == 0:
+            log.warning(
+                "%s is not a readable image: the next one takes its place (%d of %d so far)",
+                shown(reference), self.broken, self.served,
+            )  # fmt: skip
+        if self.broken > max(LOST_FEW, self.served // 100):
+            raise DataError(
+                f"{self.broken} of {self.served} pictures are broken, the last {shown(reference)}",
+                expected=f"{LOST_FEW} at most, or 1 % of all",
+                fix="the shards are damaged, or were changed after they were indexed: copy or pack them again",
             )
-
-    def _next(self, waiting: deque[tuple[list[int], Future[NDArray[np.uint8]]]]) -> Batch:
-        indices, future = waiting.popleft()
-        return self._batch(indices, future.result())
-
-    def _batch(self, indices: list[int], views: NDArray[np.uint8]) -> Batch:
-        pixels = np.concatenate([normalise(picture, self.pixel) for picture in views])
-        labels = [-1 if self.images.labels is None else self.images.labels[i] for i in indices]
-        return Batch(torch.from_numpy(pixels), torch.tensor(labels), torch.tensor(indices))
 
 
 def _workers(count: int) -> ProcessPoolExecutor:

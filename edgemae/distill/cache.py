@@ -130,8 +130,10 @@ def kept_views(root: Path | None, view: TeacherView | None, loader: Loader) -> I
 
 def _name(view: TeacherView, loader: Loader) -> str:
     """Return a digest of all that decides a teacher's outputs: its weights and shape, the images and their views."""
+    images = loader.images
+    in_order = tuple(images.hashes) if images.checked else images.fingerprint  # a folder's does not know the order
     said = (view.vit.shape.as_dict(), view.depth, msgspec.to_builtins(loader.pixel),
-            msgspec.to_builtins(loader.augment), loader.seed, loader.views, loader.images.hashes)  # fmt: skip
+            msgspec.to_builtins(loader.augment), loader.seed, loader.views, in_order)  # fmt: skip
     digest = hashlib.sha256(repr(said).encode())
     state = view.vit.state_dict() | {"mean": view.own_mean, "std": view.own_std}
     for name, value in sorted(state.items()):

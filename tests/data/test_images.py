@@ -16,7 +16,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgemae.data.images import ImageSet, require_disjoint, require_labels, same_classes, sample, scan, split
+from edgemae.data.images import ImageSet, sample, scan, split
+from edgemae.data.requirements import require_disjoint, require_labels, same_classes
 from edgemae.spec.errors import DataError
 
 Make = Callable[..., Path]
