@@ -16,6 +16,7 @@ from torch import nn
 from edgemae.data.images import ImageSet
 from edgemae.distill.stages import (
     Images,
+    choose_recipe,
     distill,
     finetune,
     heal_embedding,
@@ -24,6 +25,7 @@ from edgemae.distill.stages import (
     student_pixel,
     train_further,
 )
+from edgemae.distill.view import TeacherView
 from edgemae.model.student import Student, load_student
 from edgemae.model.teacher import Teacher
 from edgemae.model.vit import ViT
@@ -336,3 +338,49 @@ def test_a_student_in_memory_trains_as_one_from_its_file(
     kept, _ = heal_embedding(student, student, plan.prune.heal, plan, images.unlabelled)
     again, _ = heal_embedding(read, read, plan.prune.heal, plan, images.unlabelled)
     assert equal(kept.vit, again.vit)
+
+
+# ---------------------------------------------------------------- fixed views
+
+
+@pytest.mark.parametrize("recipe", ["feature", "relation-full", "logit"])
+def test_a_teacher_is_asked_once_for_each_fixed_view(
+    plan_with: MakePlan, teacher_with: MakeTeacher, images: Images, tmp_path: Path, recipe: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    asked: list[int] = []
+    plain = TeacherView.pixels
+    monkeypatch.setattr(TeacherView, "pixels", lambda self, pixels: (asked.append(len(pixels)), plain(self, pixels))[1])
+    plan = plan_with(
+        distill__recipe=recipe, distill__views=2, distill__epochs=6, distill__finetune__views=2,
+        distill__finetune__epochs=4, scale__views_folder=str(tmp_path / "kept"),
+    )  # fmt: skip
+    teacher = teacher_with(labels=("blue", "red"))
+    first, _ = distill(teacher, plan, images)
+    once = 2 * (2 * len(images.unlabelled))  # two stages of other crops, two views of every image in each
+    assert sum(asked) == once
+    again, _ = distill(teacher, plan, images)
+    assert sum(asked) == once  # a second run asks for nothing
+    assert equal(first.vit, again.vit)
+
+
+def test_fixed_views_that_would_not_repeat_are_refused(
+    plan_with: MakePlan, teacher_with: MakeTeacher, images: Images
+) -> None:
+    with pytest.raises(PlanError, match="shows the teacher other patches in every step"):
+        distill(teacher_with(), plan_with(distill__views=2), images)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "learn_from", "head"),
+    [
+        ("relation", "auto", False), ("relation", "tuned", True), ("feature", "auto", True),
+        ("feature", "pretrained", False), ("logit", "auto", True),
+    ],
+)  # fmt: skip
+def test_which_teacher_a_recipe_learns_from(
+    plan_with: MakePlan, teacher_with: MakeTeacher, recipe: str, learn_from: str, head: bool
+) -> None:
+    plan = plan_with(distill__recipe=recipe, distill__learn_from=learn_from).distill
+    _, source = choose_recipe(plan, teacher_with(), teacher_with(labels=("blue", "red")))
+    assert bool(source.labels) == head
