@@ -20,14 +20,14 @@ def pretrain(plan: Plan, start: Path | None, **at: Any) -> Path:
         blank_teacher(plan)  # its shape is refused here or never
     else:
         tell_import(read_teacher(start, plan))
-    return pretrained(open_flow(plan, **at), start)
+    return pretrained(open_flow(plan, together=True, **at), start)
 
 
 def finetune(plan: Plan, teacher: Path, **at: Any) -> Path:
     """Train a teacher with a head on labels; return its file."""
     check_plan(plan)
     tell_import(read_teacher(teacher, plan))
-    return finetuned(open_flow(plan, **at), teacher)
+    return finetuned(open_flow(plan, together=True, **at), teacher)
 
 
 def distill(plan: Plan, teacher: Path, guide: Path | None, **at: Any) -> Path:
@@ -36,7 +36,7 @@ def distill(plan: Plan, teacher: Path, guide: Path | None, **at: Any) -> Path:
     begin = read_teacher(teacher, plan)
     check_recipe(plan, begin)
     tell_import(begin)
-    flow = open_flow(plan, **at)
+    flow = open_flow(plan, together=True, **at)
     if guide is not None:
         read_guide(guide, plan, flow.inputs)
     elif flow.inputs.labelled is not None:

@@ -71,11 +71,19 @@ def start_logging(verbose: bool) -> None:
         level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr,
         force=True,
     )  # fmt: skip
-    logging.getLogger("edgemae").setLevel(logging.DEBUG if verbose else logging.INFO)
+    quiet = logging.ERROR if _is_helper() else logging.INFO
+    logging.getLogger("edgemae").setLevel(logging.DEBUG if verbose else quiet)
+
+
+def _is_helper() -> bool:
+    """Tell whether this is one of several processes of a training, and not the first: that one talks."""
+    return os.environ.get("RANK", "0") != "0"
 
 
 def run_app(app: typer.Typer) -> int:
     """Run the command line; return its exit code. No traceback reaches a user for a mistake of theirs."""
+    if _is_helper():
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (as long as the process)
     try:
         code = app(standalone_mode=False)
         sys.stdout.flush()

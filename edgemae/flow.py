@@ -18,6 +18,7 @@ import edgemae
 from edgemae.data.augment import Augment
 from edgemae.data.loader import Loader
 from edgemae.distill.losses import distillation
+from edgemae.distill.ranks import Ranks
 from edgemae.distill.stages import Images, distill, finetune, heal_embedding, pretrain, train_further
 from edgemae.distill.train import Curve
 from edgemae.distill.view import TeacherView
@@ -28,7 +29,7 @@ from edgemae.model.teacher import Teacher
 from edgemae.model.vit import ViT
 from edgemae.model.weights import read_model, write_atomic
 from edgemae.prune import prune
-from edgemae.spec.errors import CheckpointError
+from edgemae.spec.errors import CheckpointError, InputError
 from edgemae.spec.graph import IMAGENET_MEAN, IMAGENET_STD, PixelContract
 from edgemae.spec.plan import plan_tree
 from edgemae.spec.sections import Plan
@@ -61,9 +62,26 @@ class Flow:
             **more,
         }
 
+    def keep(self, path: Path, model: Teacher | Student, curves: dict[str, Curve]) -> None:
+        """Write a model with its loss curves beside it; of several processes only the first does."""
+        if self.work.ranks.first:
+            model.save(path)
+            write_atomic(path.parent / "curves.json", json.dumps(curves, indent=1).encode())
 
-def open_flow(plan: Plan, output: Path, *, overwrite: bool = False, resume: bool = False) -> Flow:
-    """Read the images, then open the output folder: a mistyped --data leaves no folder behind."""
+
+def open_flow(
+    plan: Plan, output: Path, *, overwrite: bool = False, resume: bool = False, together: bool = False
+) -> Flow:
+    """Read the images, then open the output folder: a mistyped --data leaves no folder behind.
+
+    `together` allows several processes. Raises InputError for more than one without it.
+    """
+    if Ranks().world > 1 and not together:
+        raise InputError(
+            f"{Ranks().world} processes were started, and this verb works alone",
+            expected="pretrain, finetune or distill under torchrun or accelerate launch",
+            fix="distill in many processes, then run this verb on the result in one",
+        )
     torch.set_num_threads(plan.threads)
     check_output(output, overwrite=overwrite, resume=resume)
     inputs = gather(plan)
@@ -122,8 +140,7 @@ def pretrained(flow: Flow, start: Path | None) -> Path:
         teacher = read_teacher(start, plan) if start else None
         pixel = teacher.pixel if teacher else teacher_pixel(plan)
         trained, curve = pretrain(plan, flow.inputs.unlabelled, pixel, teacher, folder / "train.ckpt")
-        trained.save(folder / TEACHER)
-        write_curves(folder, {"pretrain": curve})
+        flow.keep(folder / TEACHER, trained, {"pretrain": curve})
 
     return flow.work.run("pretrain", flow.key(**key), make) / TEACHER
 
@@ -133,8 +150,7 @@ def finetuned(flow: Flow, source: Path) -> Path:
 
     def make(folder: Path) -> None:
         tuned, curve = finetune(read_teacher(source, flow.plan), flow.plan, flow.images, folder / "train.ckpt")
-        tuned.save(folder / TEACHER)
-        write_curves(folder, {"finetune": curve})
+        flow.keep(folder / TEACHER, tuned, {"finetune": curve})
 
     key = {"finetune": plan_tree(flow.plan.finetune), "from": file_digest(source), "heads": flow.plan.teacher_heads}
     return flow.work.run("finetune", flow.key(**key), make) / TEACHER
@@ -147,8 +163,7 @@ def distilled(flow: Flow, source: Path, guide: Path | None) -> Path:
     def make(folder: Path) -> None:
         tuned = read_teacher(guide, plan) if guide else None
         student, curves = distill(read_teacher(source, plan), plan, flow.images, folder / "train.ckpt", tuned)
-        student.save(folder / STUDENT)
-        write_curves(folder, curves)
+        flow.keep(folder / STUDENT, student, curves)
 
     key = {"distill": plan_tree(plan.distill), "student": plan_tree(plan.student), "from": file_digest(source),
            "guide": file_digest(guide) if guide else "", "heads": plan.teacher_heads, "pixels": plan.data.resize,
@@ -180,8 +195,7 @@ def pruned(flow: Flow, source: Path, guide: Path | None, width_multiple: int) ->
             student, plan.prune, width_multiple=width_multiple, batches=lambda: _score_batches(flow, student),
             loss=_score_loss(student, teacher), heal=heal if plan.prune.heal.epochs else None,
         )  # fmt: skip
-        small.save(folder / STUDENT)
-        write_curves(folder, curves)
+        flow.keep(folder / STUDENT, small, curves)
 
     key = {"prune": plan_tree(plan.prune), "from": file_digest(source), "multiple": width_multiple,
            "guide": file_digest(guide) if guide else ""}  # fmt: skip
@@ -197,10 +211,6 @@ def teacher_pixel(plan: Plan) -> PixelContract:
         image_px=plan.teacher.image_px, channels=plan.teacher.channels, color="GRAY" if gray else "RGB",
         resize=plan.data.resize, mean=mean, std=std,
     )  # fmt: skip
-
-
-def write_curves(folder: Path, curves: dict[str, Curve]) -> None:
-    write_atomic(folder / "curves.json", json.dumps(curves, indent=1).encode())
 
 
 def read_curves(*models: Path) -> dict[str, Curve]:

@@ -4,7 +4,7 @@
     OUT/stages/student-3f9a.../        what the stage wrote, its training checkpoint while it runs, then `done.json`
 
 A stage whose key is done is read back; one that was killed goes on from its checkpoint; a changed number gives another
-key, so only what follows from it is done again.
+key, so only what follows from it is done again. Several processes of one training share the folder: the first writes.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from typing import Any
 
 import msgspec
 
+from edgemae.distill.ranks import Ranks
 from edgemae.model.weights import write_atomic
 from edgemae.spec.errors import InputError, StorageError
 from edgemae.spec.plan import plan_tree
@@ -72,9 +73,10 @@ class Workdir:
     """Keep the stages of one output folder. Raises InputError for a folder that holds something else."""
 
     def __init__(self, folder: Path, *, overwrite: bool = False, resume: bool = False) -> None:
-        self.folder = folder
+        self.folder, self.ranks = folder, Ranks()
         check_output(folder, overwrite=overwrite, resume=resume)
-        if overwrite:
+        self.ranks.wait()
+        if overwrite and self.ranks.first:
             shutil.rmtree(folder / "stages", ignore_errors=True)
         try:
             (folder / "stages").mkdir(parents=True, exist_ok=True)
@@ -89,26 +91,36 @@ class Workdir:
         """Return the folder of a finished stage, making it with `make(folder)` unless its key is done already."""
         key = digest_of({"stage": name, **inputs})[:KEY_LENGTH]
         folder = self.folder / "stages" / f"{name}-{key}"
-        state = _state(folder)
+        state = self.ranks.agree(_state(folder))
         if state == "done":
             log.info("%s: done before, kept", name)
             return folder
         log.info("%s: %s", name, state)
         folder.mkdir(parents=True, exist_ok=True)
-        for left in folder.glob(".*.tmp"):  # of a write that was killed
+        for left in folder.glob(".*.tmp") if self.ranks.first else ():  # of a write that was killed
             left.unlink()
         began = time.monotonic()
         make(folder)
-        for checkpoint in folder.glob("*.ckpt"):
-            checkpoint.unlink()
-        files = {p.name: file_digest(p) for p in sorted(folder.iterdir()) if p.is_file() and p.name != "done.json"}
-        done = {"inputs": inputs, "files": files, "seconds": round(time.monotonic() - began, 1)}
-        write_atomic(folder / "done.json", json.dumps(done, indent=1).encode())
+        if self.ranks.first:
+            _finish(folder, inputs, time.monotonic() - began)
+        self.ranks.wait()
         return folder
 
     def keep_plan(self, plan: Plan) -> None:
         """Write the resolved plan beside the stages."""
-        write_atomic(self.folder / "plan.toml", to_toml(plan))
+        if self.ranks.first:
+            write_atomic(self.folder / "plan.toml", to_toml(plan))
+
+
+def _finish(folder: Path, inputs: dict[str, Any], seconds: float) -> None:
+    """Drop what was needed on the way, and write down what the stage made."""
+    for checkpoint in folder.glob("*.ckpt"):
+        checkpoint.unlink()
+    for views in folder.glob("teacher-views-*"):
+        shutil.rmtree(views)
+    files = {p.name: file_digest(p) for p in sorted(folder.iterdir()) if p.is_file() and p.name != "done.json"}
+    done = {"inputs": inputs, "files": files, "seconds": round(seconds, 1)}
+    write_atomic(folder / "done.json", json.dumps(done, indent=1).encode())
 
 
 def _state(folder: Path) -> str:

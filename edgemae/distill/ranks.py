@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
-from accelerate.utils import gather_object
+from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor, nn
 
 from edgemae.spec.errors import MachineError, PlanError
@@ -56,6 +56,13 @@ class Ranks:
     def gather(self, values: list[Any]) -> list[Any]:
         """Return the lists of all processes as one."""
         return list(gather_object(values)) if self.world > 1 else values
+
+    def agree(self, value: Any) -> Any:
+        """Return the first process's value in all of them."""
+        if self.world == 1:
+            return value
+        (agreed,) = broadcast_object_list([value], from_process=0)
+        return agreed
 
     def wait(self) -> None:
         """Wait until all processes are here."""

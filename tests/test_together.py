@@ -1,0 +1,61 @@
+"""Verbs in two processes, as `torchrun` starts them."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import edgemae
+from edgemae.model.student import load_student
+from tests.tiny import Job, meta_pth, stage
+from tests.tiny import edgemae as run
+
+HEADS = ("--teacher-heads", 2, "--teacher-decoder-heads", 2)
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return meta_pth(tmp_path_factory.mktemp("teacher") / "mae.pth")
+
+
+def launch(*arguments: object) -> subprocess.CompletedProcess[str]:
+    """Run the command line in two processes."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    torchrun = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", str(port)]
+    command = [sys.executable, *torchrun, "-m", "edgemae", *map(str, arguments)]
+    where = os.environ | {"PYTHONPATH": str(Path(edgemae.__file__).parent.parent)}
+    return subprocess.run(command, env=where, capture_output=True, text=True, timeout=240)
+
+
+def test_a_student_of_two_processes_is_that_of_one(job: Job, teacher: Path, tmp_path: Path) -> None:
+    work = (teacher, *HEADS, *job.work, "--set", "distill.finetune.ema=0.9", "--json")
+    ran = launch("distill", *work, "-o", tmp_path / "two")
+    assert ran.returncode == 0, ran.stderr
+    said: dict[str, Any] = json.loads(ran.stdout)  # one object: only the first process talks
+    alone = run("distill", *work, "-o", tmp_path / "one")
+    assert alone.code == 0, alone.err
+    assert said.keys() == alone.json.keys()
+    one, two = (load_student(stage(tmp_path / name, "student") / "student.safetensors") for name in ("one", "two"))
+    apart = [(a - b).abs().max() for a, b in zip(two.vit.parameters(), one.vit.parameters(), strict=True)]
+    assert max(apart) < 1e-5
+    lines = (stage(tmp_path / "two", "student") / "train-1.events.jsonl").read_text().splitlines()
+    events = [json.loads(line) for line in lines]
+    assert events[0]["processes"] == 2
+    assert [line["event"] for line in events if line["event"] != "step"] == ["start", "epoch", "end"]
+    assert all(line["images_s"] > 0 for line in events if line["event"] == "step")
+
+
+def test_other_verbs_work_alone(job: Job, teacher: Path, tmp_path: Path) -> None:
+    ran = launch("compile", teacher, *HEADS, *job.work, "--target", job.target, "-o", tmp_path / "out")
+    assert ran.returncode != 0
+    assert "2 processes were started, and this verb works alone" in ran.stderr
+    assert not (tmp_path / "out/stages").exists()
