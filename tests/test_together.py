@@ -51,7 +51,6 @@ def test_a_student_of_two_processes_is_that_of_one(job: Job, teacher: Path, tmp_
     events = [json.loads(line) for line in lines]
     assert events[0]["processes"] == 2
     assert [line["event"] for line in events if line["event"] != "step"] == ["start", "epoch", "end"]
-    assert all(line["images_s"] > 0 for line in events if line["event"] == "step")
 
 
 def test_other_verbs_work_alone(job: Job, teacher: Path, tmp_path: Path) -> None:
