@@ -163,7 +163,8 @@ def _trainings(plan: Plan) -> Iterator[Rule]:
         if hasattr(t, "decoder_heads"):
             fits = t.decoder_width % t.decoder_heads == 0
             yield f"{table}.decoder_heads", t.decoder_heads, fits, f"a divisor of decoder_width, {t.decoder_width}"
-        for name, most in (("mixup", 100), ("label_smoothing", 0.99), ("drop_path", 0.99), ("teacher_weight", 1)):
+        shares = {"mixup": 100, "label_smoothing": 0.99, "drop_path": 0.99, "teacher_weight": 1, "randaug": 10}
+        for name, most in (shares | {"views": 1_000_000}).items():
             share = getattr(t, name, 0.0)
             yield f"{table}.{name}", share, 0 <= share <= most, f"0 to {most}"
         for name in ("layer_decay", "token_keep", "teacher_temperature"):
