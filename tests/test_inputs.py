@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import webdataset
 
+from edgemae.ahead import blank_teacher
 from edgemae.data.images import scan
 from edgemae.inputs import gather
 from edgemae.spec.errors import DataError
@@ -131,7 +132,8 @@ def test_a_class_with_one_image_stops_every_verb_before_anything_is_written(
     lonely = train / "lonely"
     lonely.mkdir()
     shutil.copy(next((train / "circle").iterdir()), lonely / "one.png")
-    (tmp_path / "teacher.safetensors").write_bytes(b"never read")
+    small = {"image_px": 32, "width": 32, "depth": 1, "heads": 2, "head_dim": 16}
+    blank_teacher(plan_from({"teacher": small})).save(tmp_path / "teacher.safetensors")
     source = [] if verb in ("pretrain", "compile") else [tmp_path / "teacher.safetensors"]
     ran = edgemae(verb, *source, "--data", train, "--output", tmp_path / "out")
     assert ran.code == 2

@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgemae.data.content import Part, shown
-from edgemae.data.images import ImageSet, list_images, scan, sift
+from edgemae.data.images import EXTENSIONS, ImageSet, scan, sift
 from edgemae.data.index import Index, indexes
 from edgemae.spec.errors import DataError
 
@@ -107,7 +107,7 @@ class ShardSet(ImageSet):
         walk = np.argsort(rng.permutation(len(self.parts.shards))[shard], kind="stable")
         if not steps:
             return walk
-        most = min(len(np.unique(shard)), LANES_MOST)
+        most = min(int(np.count_nonzero(np.bincount(shard))), LANES_MOST)
         lanes = max(n for n in range(1, most + 1) if batch % n == 0)
         each = steps * batch // lanes
         walk = walk[: steps * batch]
@@ -119,8 +119,10 @@ class ShardSet(ImageSet):
     def different(self) -> Counter[int]:
         if self.labels is None:
             return Counter()
-        pairs = np.unique(np.stack((np.asarray(self.labels).astype(np.uint64), self.keys())), axis=1)
-        return Counter(pairs[0].astype(int).tolist())
+        order = np.lexsort((self.keys(), np.asarray(self.labels)))
+        labels, keys = np.asarray(self.labels)[order], self.keys()[order]
+        first = np.append(True, (labels[1:] != labels[:-1]) | (keys[1:] != keys[:-1]))
+        return +Counter(dict(enumerate(np.bincount(labels[first]).tolist())))  # + leaves out what does not occur
 
     def keys(self) -> NDArray[np.uint64]:
         return np.asarray(self.hashes, np.uint64)
@@ -190,10 +192,10 @@ def _shards_in(root: Path) -> list[str] | None:
     shards = [str(root / name) for name in names if name.endswith(".tar")]
     if not shards:
         return None
-    loose, by_class = list_images(root)
-    if loose or by_class:
+    loose = [name for _, _, files in os.walk(root) for name in files if name.lower().endswith(EXTENSIONS)]
+    if loose:
         raise DataError(
-            f"'{root}' mixes {len(shards)} tar files with {len(loose) + sum(map(len, by_class.values()))} images",
+            f"'{root}' mixes {len(shards)} tar files with {len(loose)} images",
             expected="either tar shards, or images",
             fix="move one of them into a folder of its own",
         )
