@@ -105,7 +105,7 @@ class ShardSet(ImageSet):
         rng = np.random.default_rng((seed, epoch))
         steps, shard = len(self) // batch, self.parts.shard
         place = rng.permutation(len(self.parts.shards))
-        # In the smallest integers that hold it, of which numpy sorts 16 bits three times as fast.
+        # In the smallest integers that hold it: numpy sorts 16 bits three times as fast.
         walk = np.argsort(place.astype(np.min_scalar_type(len(place)))[shard], kind="stable")
         if not steps:
             return walk
@@ -158,8 +158,7 @@ def _array(kind: str, values: NDArray[Any]) -> array[int]:
 def images_at(where: str, *, checked: bool = False) -> ImageSet:
     """Return the images of a folder, or of shards: a folder of tar files, one, or `train-{000000..000146}.tar`.
 
-    `checked` decodes the pictures of shards too, as a folder's always are: broken ones are left out, counted and named.
-    Raises DataError.
+    `checked` decodes those of shards too, as a folder's always are, and leaves broken ones out. Raises DataError.
     """
     paths = _shards_at(where)
     if paths is None:
