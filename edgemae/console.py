@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from edgemae.spec.target import Target
 
 INTERRUPTED = 130
+SILENT = os.environ.get("RANK", "0") != "0"  # one of several processes of a training: the first talks
 WIDTH = 132  # of tables in a file or a pipe, where nothing says how wide the reader's window is
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
 EXTRAS = {"cv2": "camera", "onnxruntime": "onnxruntime", "openvino": "openvino"}  # any other library: build
@@ -71,18 +72,13 @@ def start_logging(verbose: bool) -> None:
         level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr,
         force=True,
     )  # fmt: skip
-    quiet = logging.ERROR if _is_helper() else logging.INFO
+    quiet = logging.ERROR if SILENT else logging.INFO
     logging.getLogger("edgemae").setLevel(logging.DEBUG if verbose else quiet)
-
-
-def _is_helper() -> bool:
-    """Tell whether this is one of several processes of a training, and not the first: that one talks."""
-    return os.environ.get("RANK", "0") != "0"
 
 
 def run_app(app: typer.Typer) -> int:
     """Run the command line; return its exit code. No traceback reaches a user for a mistake of theirs."""
-    if _is_helper():
+    if SILENT:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (as long as the process)
     try:
         code = app(standalone_mode=False)

@@ -32,7 +32,9 @@ Version = Annotated[
 Output = Annotated[
     Path, typer.Option("--output", "-o", help="Folder for stages, report and result; an earlier run goes on.")
 ]
-Data = Annotated[str | None, typer.Option("--data", help="Images: one sub-folder a class, or a flat folder.")]
+Data = Annotated[
+    str | None, typer.Option("--data", help="Images: one sub-folder a class, a flat folder, or tar shards.")
+]
 Unlabelled = Annotated[str | None, typer.Option("--unlabelled", help="More images, used without labels.")]
 EvalData = Annotated[str | None, typer.Option("--eval-data", help="Images to judge by; default: a part of --data.")]
 CalibData = Annotated[

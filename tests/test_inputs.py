@@ -6,12 +6,15 @@ import shutil
 from pathlib import Path
 
 import pytest
+import webdataset
 
+from edgemae.ahead import blank_teacher
+from edgemae.data.images import scan
 from edgemae.inputs import gather
 from edgemae.spec.errors import DataError
 from edgemae.spec.plan import plan_from
 from edgemae.spec.sections import Plan
-from tests.tiny import write_shapes
+from tests.tiny import edgemae, write_shapes
 
 
 @pytest.fixture
@@ -78,6 +81,65 @@ def test_classes_of_evaluation_data_must_be_known_and_there(train: Path, tmp_pat
         gather(plan(train=train, eval=strange))
     with pytest.raises(DataError, match="has no class folders"):
         gather(plan(train=train, eval=write_shapes(tmp_path / "flat", 4, seed=2, classes=())))
+
+
+def packed(folder: Path, root: Path) -> Path:
+    """Pack a folder of classes into two shards with WebDataset's writer."""
+    images = scan(folder)
+    root.mkdir()
+    with webdataset.ShardWriter(f"{root}/part-%06d.tar", maxcount=len(images) // 2, verbose=0) as sink:
+        for number, path in enumerate(images.paths):
+            row = {"__key__": f"{number:06d}", "png": Path(path).read_bytes()}
+            sink.write(row | ({"cls": images.classes[images.labels[number]]} if images.labels else {}))
+    return root
+
+
+def test_shards_serve_wherever_folders_do(train: Path, tmp_path: Path) -> None:
+    val, more = write_shapes(tmp_path / "val", 4, seed=2), write_shapes(tmp_path / "more", 3, seed=5, classes=("",))
+    shards, others = packed(train, tmp_path / "shards"), packed(more, tmp_path / "others")
+    inputs = gather(plan(train=shards, eval=packed(val, tmp_path / "judge"), unlabelled=others))
+    assert inputs.classes == ("circle", "square")
+    assert (len(inputs.unlabelled), len(inputs.evaluation), len(inputs.calibration)) == (43, 8, 40)
+    assert inputs.summary()["training"]["images"] == 40
+    assert gather(plan(train=shards, eval=val)).evaluation.labels == (0,) * 4 + (1,) * 4
+    alone = gather(plan(train=shards))
+    assert (len(alone.unlabelled), len(alone.evaluation)) == (32, 8)
+    with pytest.raises(DataError, match=r"40 images of .* are also in the evaluation set"):
+        gather(plan(train=shards, eval=train))
+    with pytest.raises(DataError, match="cannot be mixed"):
+        gather(plan(train=shards, eval=val, unlabelled=more))
+
+
+def test_a_part_of_millions_of_pictures_is_not_held_out(
+    train: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("edgemae.inputs.HELD_OUT_FROM_MOST", 39)
+    with pytest.raises(DataError, match="40 pictures in shards, too many") as caught:
+        gather(plan(train=packed(train, tmp_path / "shards")))
+    assert "--eval-data" in caught.value.fix
+
+
+def test_pictures_that_would_be_blown_up_are_refused(train: Path) -> None:
+    sizes = {"image_px": 112}
+    with pytest.raises(DataError, match="smaller than a third of the 112 px"):
+        gather(plan_from({"data": {"train": str(train)}, "student": sizes, "teacher": sizes}))
+
+
+@pytest.mark.parametrize("verb", ["pretrain", "finetune", "distill", "compile"])
+def test_a_class_with_one_image_stops_every_verb_before_anything_is_written(
+    verb: str, train: Path, tmp_path: Path
+) -> None:
+    lonely = train / "lonely"
+    lonely.mkdir()
+    shutil.copy(next((train / "circle").iterdir()), lonely / "one.png")
+    small = {"image_px": 32, "width": 32, "depth": 1, "heads": 2, "head_dim": 16}
+    blank_teacher(plan_from({"teacher": small})).save(tmp_path / "teacher.safetensors")
+    source = [] if verb in ("pretrain", "compile") else [tmp_path / "teacher.safetensors"]
+    ran = edgemae(verb, *source, "--data", train, "--output", tmp_path / "out")
+    assert ran.code == 2
+    assert "class 'lonely'" in ran.err
+    assert "has 1 readable image" in ran.err
+    assert not (tmp_path / "out").exists()
 
 
 def test_no_folder_at_all() -> None:

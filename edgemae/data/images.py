@@ -114,7 +114,7 @@ def scan(folder: str | Path) -> ImageSet:
             expected="a folder with one sub-folder a class, or a flat folder of images",
             fix="check the path",
         )
-    loose, by_class = list_images(root)
+    loose, by_class = _list(root)
     _refuse_layout(root, loose, by_class)
     classes = tuple(sorted(by_class))
     rows = [(path, -1) for path in loose]
@@ -155,7 +155,7 @@ def _sound(images: ImageSet, found: list[Checked]) -> ImageSet:
     return replace(images.pick(good), skipped=skipped, sides_px=tuple(found[i].side_px for i in good))
 
 
-def list_images(root: Path) -> tuple[list[str], dict[str, list[str]]]:
+def _list(root: Path) -> tuple[list[str], dict[str, list[str]]]:
     """Return (loose images, images by top-level sub-folder), both sorted; links to folders are followed once."""
     loose: list[str] = []
     by_class: dict[str, list[str]] = {}

@@ -131,7 +131,7 @@ class _Samples:
     def index(self) -> Index:
         sample: list[Member] = []
         stem = ""
-        for member in members(self.path, self.number):
+        for member in members(self.path):
             folder, _, name = member.name.rpartition("/")
             if name.startswith("."):  # what macOS adds
                 continue

@@ -10,7 +10,8 @@ from typing import NamedTuple, NoReturn
 from edgemae.data.content import BLOCK
 from edgemae.spec.errors import DataError
 
-EMPTY_BLOCK = bytes(BLOCK)
+PACKERS = {b"\x1f\x8b": "gunzip", b"BZh": "bunzip2", b"\xfd7zXZ": "unxz", b"\x28\xb5\x2f\xfd": "unzstd"}
+PADDING_MOST = 1 << 20  # tar fills up to 10 KiB with zeros
 
 
 class Member(NamedTuple):
@@ -23,35 +24,60 @@ class Member(NamedTuple):
     tail: bytes
 
 
-def members(path: str, number: int) -> Iterator[Member]:
-    """Yield the regular files of a tar by one read of three blocks each: an end, the next header, a beginning.
+def members(path: str) -> Iterator[Member]:
+    """Yield the regular files of a tar. Raises DataError for one that is damaged, ends early or is compressed."""
+    with open(path, "rb") as file:
+        number = file.fileno()
+        length = os.fstat(number).st_size
+        with _open(path, file, length) as tar:
+            while (info := _next(path, tar)) is not None:
+                tar.members = []  # type: ignore[attr-defined]  # else it keeps all of them
+                if info.issparse():
+                    raise DataError(
+                        f"'{path}' holds the sparse file '{info.name}'", expected="plain files", fix="pack it anew"
+                    )
+                start, size = info.offset_data, info.size if info.isreg() else 0
+                if start + size > length:
+                    _refuse_short(path, f"in the middle of '{info.name}'")
+                if info.isreg():
+                    last = max(0, (size - 1) // BLOCK) * BLOCK
+                    head = os.pread(number, min(size, BLOCK), start)
+                    tail = head if size <= BLOCK else os.pread(number, size - last, start + last)
+                    yield Member(info.name, start, size, head, tail)
+            _check_end(path, os.pread(number, PADDING_MOST, tar.offset), tar.offset)
 
-    `tarfile` reads the headers one by one but takes 60 microseconds a member; its parser of one header is used here.
-    """
-    length = os.fstat(number).st_size
-    at, blocks = 0, os.pread(number, 2 * BLOCK, 0)
-    _refuse_packed(path, blocks)
-    name, long_size = "", -1  # of an extended header, for the member behind it
-    while (header := blocks[:BLOCK]) != EMPTY_BLOCK:
-        info = _parsed(path, at, header)
-        is_file, extends = info.isreg(), info.type in (tarfile.GNUTYPE_LONGNAME, tarfile.XHDTYPE)
-        size = 0 if info.isdir() or info.islnk() or info.issym() else info.size
-        if is_file and long_size >= 0:
-            size = long_size
-        start = at + BLOCK
-        following = start + -(-size // BLOCK) * BLOCK
-        if following > length:
-            _refuse_short(path, f"in the middle of '{name or info.name}'")
-        head = blocks[BLOCK : BLOCK + min(size, BLOCK)]
-        blocks = os.pread(number, 3 * BLOCK, following - BLOCK)
-        if extends:
-            name, long_size = _extended(info.type, os.pread(number, size, start), (name, long_size))
-        else:
-            if is_file:
-                yield Member(name or info.name, start, size, head, blocks[: (size - 1) % BLOCK + 1 if size else 0])
-            name, long_size = "", -1
-        at, blocks = following, blocks[BLOCK:]
-    if os.pread(number, 1 << 20, at).strip(b"\0"):
+
+def _open(path: str, file: object, length: int) -> tarfile.TarFile:
+    beginning = os.pread(file.fileno(), BLOCK, 0)  # type: ignore[attr-defined]
+    for mark, command in PACKERS.items():
+        if beginning.startswith(mark):
+            raise DataError(
+                f"'{path}' is compressed",
+                expected="plain tar files: a member of a compressed one cannot be reached alone",
+                fix=f"unpack it with `{command}`; pictures are compressed already",
+            )
+    if length < BLOCK:
+        _refuse_short(path, "before its first member")
+    try:
+        return tarfile.open(path, "r:", fileobj=file, errors="surrogateescape")  # type: ignore[call-overload]
+    except tarfile.TarError as error:
+        _refuse_unread(path, error, 0)
+
+
+def _next(path: str, tar: tarfile.TarFile) -> tarfile.TarInfo | None:
+    try:
+        return tar.next()
+    except tarfile.TarError as error:
+        _refuse_unread(path, error, tar.offset)
+
+
+def _check_end(path: str, rest: bytes, at: int) -> None:
+    """Refuse what `tarfile` takes for an end without a word: a damaged header, or no end mark at all."""
+    if len(rest) < BLOCK:
+        _refuse_short(path, "without an end mark")
+    if rest[:BLOCK].strip(b"\0"):
+        raise _damaged(path, "bad header", at)
+    if rest.strip(b"\0"):
         raise DataError(
             f"'{path}' goes on behind its end mark at byte {at}",
             expected="one tar file",
@@ -59,42 +85,18 @@ def members(path: str, number: int) -> Iterator[Member]:
         )
 
 
-def _parsed(path: str, at: int, header: bytes) -> tarfile.TarInfo:
-    if len(header) < BLOCK:
-        _refuse_short(path, "without an end mark")
-    try:
-        info = tarfile.TarInfo.frombuf(header, "utf-8", "surrogateescape")
-    except tarfile.HeaderError as error:
-        raise DataError(
-            f"'{path}' is damaged, or no tar file: {error} at byte {at}",
-            expected="an uncompressed tar file",
-            fix=f"copy it again; `tar -tf {path}` says whether it is whole",
-        ) from error
-    if info.type == tarfile.GNUTYPE_SPARSE:
-        raise DataError(f"'{path}' holds the sparse file '{info.name}'", expected="plain files", fix="pack it anew")
-    return info
+def _refuse_unread(path: str, error: tarfile.TarError, at: int) -> NoReturn:
+    if any(text in str(error) for text in ("unexpected end", "empty header", "truncated header")):
+        _refuse_short(path, f"in the middle of the member at byte {at}")
+    raise _damaged(path, str(error), at) from error
 
 
-def _extended(kind: bytes, data: bytes, known: tuple[str, int]) -> tuple[str, int]:
-    """Return (name, size or -1) as an extended header in GNU's or pax format gives them for the next member."""
-    name, size = known
-    if kind == tarfile.GNUTYPE_LONGNAME:
-        return data.rstrip(b"\0").decode("utf-8", "surrogateescape"), size
-    while data and data[:1] != b"\0":
-        digits = data.partition(b" ")[0]
-        key, _, value = data[len(digits) + 1 : int(digits) - 1].partition(b"=")
-        name = value.decode("utf-8", "surrogateescape") if key == b"path" else name
-        size = int(value) if key == b"size" else size
-        data = data[int(digits) :]
-    return name, size
-
-
-def _refuse_packed(path: str, blocks: bytes) -> None:
-    if blocks[:2] == b"\x1f\x8b" or blocks[:3] == b"BZh" or blocks[:4] in (b"\x28\xb5\x2f\xfd", b"\xfd7zX"):
-        raise DataError(
-            f"'{path}' is compressed", expected="plain tar files: a member of a compressed one cannot be reached alone",
-            fix=f"unpack it, for example with `gunzip {path}`; pictures are compressed already",
-        )  # fmt: skip
+def _damaged(path: str, why: str, at: int) -> DataError:
+    return DataError(
+        f"'{path}' is damaged, or no tar file: {why} at byte {at}",
+        expected="an uncompressed tar file",
+        fix=f"copy it again; `tar -tf {path}` says whether it is whole",
+    )
 
 
 def _refuse_short(path: str, where: str) -> NoReturn:

@@ -139,7 +139,10 @@ class ScalePlan(Section, frozen=True):
 
 
 class DataPlan(Section, frozen=True):
-    """Folders of images. `train` may be flat (no labels); `eval` and `calib` default to parts of `train`."""
+    """Folders of images, or tar shards: a folder of them, one, or a pattern such as train-{000000..000146}.tar.
+
+    `train` may be flat (no labels); `eval` and `calib` default to parts of `train`.
+    """
 
     train: str = ""
     unlabelled: str = ""

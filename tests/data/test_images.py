@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgemae.data.images import ImageSet, sample, scan, split
-from edgemae.data.requirements import require_disjoint, require_labels, same_classes
+from edgemae.data.requirements import require_disjoint, require_labels, require_size, same_classes
 from edgemae.spec.errors import DataError
 
 Make = Callable[..., Path]
@@ -258,6 +258,36 @@ def test_labels_follow_the_training_classes(image_folder: Make) -> None:
         same_classes(other, train)
     flat = other.unlabelled()
     assert same_classes(train, flat) is flat
+
+
+def test_sizes_are_known(image_folder: Make) -> None:
+    root = image_folder(classes=(), per_class=1, image_hw=(300, 401))
+    for side_px in (1, 4, 8, 31, 120):
+        (root / f"{side_px}.jpg").write_bytes(encoded(side_px=side_px))
+    images = scan(root)
+    sides = {Path(path).stem: side_px for path, side_px in zip(images.paths, images.sides_px, strict=True)}
+    assert abs(sides.pop("000") - 300) < 8
+    assert sides == {str(side_px): side_px for side_px in (1, 4, 8, 31, 120)}
+    assert images.pick([1, 0]).sides_px == (images.sides_px[1], images.sides_px[0])
+
+
+def test_small_images_are_told_of_and_most_are_refused(image_folder: Make, caplog: pytest.LogCaptureFixture) -> None:
+    root = image_folder(per_class=5)
+    for number in range(3):
+        (root / "circle" / f"small{number}.png").write_bytes(encoded(".png", 4))
+    require_size(scan(root), 16, 0)
+    assert caplog.text == ""  # three are nobody's trouble
+    for number in range(3, 10):
+        (root / "circle" / f"small{number}.png").write_bytes(encoded(".png", 4))
+    require_size(scan(root), 12, 0)
+    assert caplog.text == ""  # a third is enough
+    require_size(scan(root), 16, 0)
+    assert "10 of 20 images" in caplog.text
+    assert "small0.png' with 4 px: they are enlarged" in caplog.text
+    (root / "circle" / "small.png").write_bytes(encoded(".png", 5))
+    with pytest.raises(DataError, match=r"11 of 21 images in .* smaller than a third of the 16 px") as caught:
+        require_size(scan(root), 16, 0)
+    assert "image_px" in caught.value.fix
 
 
 # ---------------------------------------------------------------- fingerprint

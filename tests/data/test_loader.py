@@ -23,7 +23,7 @@ from edgemae.data.augment import Augment, view
 from edgemae.data.images import ImageSet, scan
 from edgemae.data.loader import Batch, Loader
 from edgemae.device.preprocess import normalise, preprocess, read_frame
-from edgemae.spec.errors import DataError, MachineError
+from edgemae.spec.errors import DataError, MachineError, PlanError
 from edgemae.spec.graph import PixelContract
 
 PIXEL = PixelContract(image_px=16)
@@ -236,3 +236,55 @@ def test_a_decoding_process_loads_no_torch() -> None:
     code = "import sys, edgemae.data.decode; sys.exit('torch' in sys.modules)"
     root = Path(edgemae.__file__).parent.parent
     assert subprocess.run([sys.executable, "-c", code], cwd=root, check=False).returncode == 0
+
+
+# ---------------------------------------------------------------- processes and views
+
+
+def test_evaluation_is_shared_among_processes_too(images: ImageSet) -> None:
+    """The last batch has two images of four: the first process gets both, the second none."""
+    ranks = [list(Loader(images, PIXEL, 4, train=False, rank=rank, world=2).epoch()) for rank in range(2)]
+    assert [[len(batch.indices) for batch in batches] for batches in ranks] == [[2, 2, 2, 2], [2, 2, 2, 0]]
+    assert ranks[1][3].pixels.shape == (0, 3, 16, 16)
+    seen = torch.cat([batch.indices for pair in zip(*ranks, strict=True) for batch in pair])
+    assert seen.tolist() == list(range(14))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"world": 3}, "a batch of 4 images cannot be divided among 3 processes"),
+        ({"world": 2, "rank": 2}, "rank 2 of 2 processes"),
+        ({"rank": -1}, "rank -1"),
+        ({"views": -1}, "with -1 views"),
+    ],
+)
+def test_what_cannot_be_shared_is_refused(images: ImageSet, settings: dict[str, int], message: str) -> None:
+    with pytest.raises(PlanError, match=message):
+        Loader(images, PIXEL, 4, **settings)  # type: ignore[arg-type]
+
+
+def test_a_number_of_views_returns_in_turn(images: ImageSet) -> None:
+    augment = Augment(crop_min=0.3, flip=True)
+    loader = Loader(images, PIXEL, 4, augment, seed=5, views=2)
+    seen: dict[int, list[dict[int, torch.Tensor]]] = {}
+    for epoch in range(6):
+        batches = list(loader.epoch(epoch))
+        assert {batch.view for batch in batches} == {epoch % 2}
+        rows = {int(i): p for batch in batches for i, p in zip(batch.indices, batch.pixels, strict=True)}
+        seen.setdefault(epoch % 2, []).append(rows)
+    for first, *others in seen.values():
+        for rows in others:
+            assert list(rows) != list(first)  # the order is new
+            assert all(torch.equal(rows[i], first[i]) for i in rows.keys() & first.keys())
+    even, odd = seen[0][0], seen[1][0]
+    assert all(not torch.equal(even[i], odd[i]) for i in even.keys() & odd.keys())
+    plain = next(Loader(images, PIXEL, 4, augment, seed=5).epoch())
+    assert plain.view == -1
+    assert torch.equal(plain.pixels, next(loader.epoch()).pixels)
+
+
+def test_distorted_views_repeat(images: ImageSet) -> None:
+    loader = Loader(images, PIXEL, 4, Augment(crop_min=0.3, randaug=6), workers=2)
+    assert same(list(loader.batches(0, 3)), list(loader.batches(0, 3)))
+    assert not same(list(loader.batches(0, 3)), list(Loader(images, PIXEL, 4, Augment(crop_min=0.3)).batches(0, 3)))

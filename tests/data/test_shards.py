@@ -324,6 +324,9 @@ def spoilt(path: Path, kind: str) -> None:
         path.write_bytes(np.random.default_rng(0).bytes(5000))
     elif kind == "bit":
         path.write_bytes(data[:5] + b"X" + data[6:])
+    elif kind == "later bit":  # tarfile itself takes it for the end
+        start = data.index(b"000005.jpg")
+        path.write_bytes(data[:start] + b"X" + data[start + 1 :])
     elif kind == "joined":
         path.write_bytes(data + data)
     else:
@@ -336,6 +339,7 @@ def spoilt(path: Path, kind: str) -> None:
         pytest.param("gzip", "is compressed", id="gzip"),
         pytest.param("noise", "is damaged, or no tar file", id="noise"),
         pytest.param("bit", "is damaged, or no tar file: .* at byte 0", id="bit"),
+        pytest.param("later bit", r"is damaged, or no tar file: bad (header|checksum) at byte \d{4}", id="later bit"),
         pytest.param("joined", "goes on behind its end mark", id="joined"),
         pytest.param("empty", r"holds no image, only \.txt \(1\)", id="no image"),
     ],
