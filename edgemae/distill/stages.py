@@ -119,13 +119,18 @@ def distill(teacher: Teacher, plan: Plan, images: Images, checkpoint: Path | Non
     student = Student(vit.eval(), pixel, labels, history)
     if images.labelled is None:
         return student, curves
-    torch.manual_seed(plan.seed + 1)
-    vit = copy.deepcopy(vit) if recipe.needs_head else with_head(vit, len(images.labelled.classes))
-    student = replace(student, vit=vit, labels=images.labelled.classes)
-    student, curves["finetune-student"] = train_further(
-        student, d.finetune, plan, images, guide, _beside(checkpoint, "2")
-    )
+    student, curves["finetune-student"] = supervise(student, plan, images, guide, _beside(checkpoint, "2"))
     return student, curves
+
+
+def supervise(student: Student, plan: Plan, images: Images, guide: Teacher | None,
+              checkpoint: Path | None = None) -> tuple[Student, Curve]:  # fmt: skip
+    """Return the student after stage 2: labels, and the logits of `guide`. One without a head gets one."""
+    labelled = _need_labels(images, "stage 2")
+    torch.manual_seed(plan.seed + 1)
+    if student.vit.head is None:
+        student = replace(student, vit=with_head(student.vit, len(labelled.classes)), labels=labelled.classes)
+    return train_further(student, plan.distill.finetune, plan, images, guide, checkpoint)
 
 
 def train_further(student: Student, settings: FinetunePlan, plan: Plan, images: Images, guide: Teacher | None,
