@@ -25,6 +25,7 @@ from edgemae.model.vit import ViT
 from edgemae.spec.graph import Grid, Scales
 from edgemae.spec.sections import Plan
 
+RANGE_SPEED = 40.0  # ends move in log scale by that many times the rate of the weights, which is 1e-2 a step as in TQT
 MIN_SCALE = 2.0**-20  # keeps the scale of a dead row above zero, in fp16 too
 NORM_BEFORE = {"attn.qkv": "norm1", "mlp.fc1": "norm2"}  # linears that read a LayerNorm which nothing else reads
 
@@ -55,7 +56,7 @@ class RoundedLinear(nn.Linear):
 
     def input_grid(self, weight: float = 1.0) -> tuple[Tensor, Tensor]:
         """Return (scale, zero point) of the input; the gradient that reaches `bend` is multiplied by `weight`."""
-        bend = weight * self.bend + (1 - weight) * self.bend.detach()
+        bend = RANGE_SPEED * (weight * self.bend + (1 - weight) * self.bend.detach())
         low, high = self.ends * bend.exp()
         if self.symmetric:
             scale = (high / 127).clamp(min=MIN_SCALE)
@@ -137,11 +138,12 @@ def _smooth(vit: ViT, divisors: Mapping[str, NDArray[np.float32]]) -> None:
     """Divide LayerNorms and multiply their linears by `divisors`: the same outputs, flatter inputs."""
     for name, values in divisors.items():
         block, _, part = name.removeprefix("blocks.").partition(".")
-        norm = vit.get_submodule(f"blocks.{block}.{NORM_BEFORE[part]}")
+        norm, linear = vit.get_submodule(f"blocks.{block}.{NORM_BEFORE[part]}"), vit.get_submodule(name)
+        assert isinstance(norm, nn.LayerNorm) and isinstance(linear, nn.Linear)
         divisor = torch.from_numpy(values)
         norm.weight /= divisor
         norm.bias /= divisor
-        vit.get_submodule(name).weight *= divisor
+        linear.weight *= divisor
 
 
 def _round(x: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from edgemae.quantize.calibrate import Calibration, batch_of, session
 from edgemae.quantize.half import halve
 from edgemae.quantize.linear import insert_dynamic
 from edgemae.quantize.search import (
+    AWARE,
     Choice,
     float_model,
     is_trained,
@@ -28,7 +29,6 @@ from edgemae.spec.sections import QuantizePlan
 from edgemae.spec.target import Target
 
 Scheme = Callable[[Graph, Calibration, QuantizePlan], Graph]
-AWARE = "+aware"  # ends the scheme of a graph whose scales were trained
 
 
 def ort_dynamic(graph: Graph, calibration: Calibration, plan: QuantizePlan) -> Graph:
@@ -88,6 +88,7 @@ SCHEMES: dict[str, Scheme] = {
     "openvino-static": openvino_static,
     "tensorrt-qdq": tensorrt_qdq,
 }
+STATIC_SCHEMES = {"ort-static": False, "openvino-static": False, "tensorrt-qdq": True}  # name: symmetric
 ENGINE_SCHEMES: dict[str, tuple[str, ...]] = {
     "onnxruntime": ("ort-static", "ort-dynamic"),
     "openvino": ("openvino-static",),

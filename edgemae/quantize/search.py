@@ -27,6 +27,7 @@ from edgemae.spec.graph import Graph, Grid, Scales
 from edgemae.spec.sections import QuantizePlan
 
 Floats = NDArray[np.float32]
+AWARE = "+aware"  # ends the scheme of a graph whose scales were trained
 CHOICE_IMAGES = 64  # pictures on which alphas are compared; more changed no choice and cost time
 
 
