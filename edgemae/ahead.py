@@ -105,6 +105,7 @@ def check_plan(plan: Plan) -> None:
         ("distill.recipe", plan.distill.recipe, RECIPES),
         ("pretrain.loss", plan.pretrain.loss, ("norm-pixel", "pixel", "bce")),
         ("prune.criterion", plan.prune.criterion, CRITERIA),
+        ("quantize.aware_when", plan.quantize.aware_when, ("hurt", "always")),
         ("data.resize", plan.data.resize, ("short-side", "stretch")),
     )
     for name, value, known in choices:
@@ -148,9 +149,10 @@ def _trainings(plan: Plan) -> Iterator[Rule]:
     tables: dict[str, Any] = {
         "pretrain": plan.pretrain, "finetune": plan.finetune, "distill": plan.distill,
         "distill.finetune": plan.distill.finetune, "prune.heal": plan.prune.heal,
+        "quantize.aware": plan.quantize.aware,
     }  # fmt: skip
     for table, t in tables.items():
-        least = 0 if table == "prune.heal" else 1
+        least = 0 if table in ("prune.heal", "quantize.aware") else 1
         yield f"{table}.epochs", t.epochs, t.epochs >= least, f">= {least}"
         yield f"{table}.batch", t.batch, t.batch >= 1, ">= 1"
         yield f"{table}.lr", t.lr, t.lr > 0, "above 0"

@@ -5,12 +5,22 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from edgemae.ahead import blank_teacher, check_labels, check_plan, check_recipe, read_guide
 from edgemae.flow import Flow, distilled, finetuned, open_flow, pretrained, pruned, read_teacher, tell_import
+from edgemae.graph_files import graph_digest
+from edgemae.measure.accuracy import score
 from edgemae.model.student import Student, load_student
+from edgemae.model.vit import count_macs, count_params
+from edgemae.model.weights import write_atomic
+from edgemae.quantize.schemes import candidates
+from edgemae.quantize.search import AWARE
+from edgemae.spec.report import StageScore
 from edgemae.spec.sections import Plan
 from edgemae.spec.target import Target
-from edgemae.trials import score_int8
+from edgemae.tail import tail
+from edgemae.trials import Candidate, engine_predictions, graphs, int8_candidates, torch_predictions
 
 
 def pretrain(plan: Plan, start: Path | None, **at: Any) -> Path:
@@ -54,10 +64,43 @@ def prune(plan: Plan, student: Path, guide: Path | None, width_multiple: int, **
     return pruned(flow, student, guide, width_multiple)
 
 
-def quantize(plan: Plan, student: Path, target: Target, **at: Any) -> dict[str, Any]:
-    """Make and score the int8 graphs of a student that fit a target; return a row for each scheme."""
+def quantize(plan: Plan, student: Path, guide: Path | None, target: Target, **at: Any) -> dict[str, Any]:
+    """Make and score the int8 graphs of a student that fit a target, those of the tail too where it runs.
+
+    Returns a row for each scheme.
+    """
     check_plan(plan)
-    return score_int8(_with_student(plan, load_student(student), **at), target, student)
+    flow = _with_student(plan, load_student(student), **at)
+    if guide is not None:
+        read_guide(guide, plan, flow.inputs)
+    float_graph = graphs(flow, student)["explicit"]
+    floats = [Candidate(e, float_graph, "explicit", graph_digest(float_graph)) for e in target.engines]
+    eights = int8_candidates(flow, student, candidates(target, plan.quantize))
+    scores = _scores(flow, target, student, [*floats, *eights])
+    _, more = tail(flow, target, student, guide, [*floats, *eights], scores)
+    scores |= _scores(flow, target, student, more)
+    rows: dict[str, Any] = {}
+    for c in (*eights, *more):
+        scheme = c.graph.history[-1].plan["scheme"] + (AWARE if c.aware else "")
+        files = {f"{scheme}{Path(name).suffix}": data for name, data in c.graph.files.items()}
+        for name, data in files.items():
+            write_atomic(flow.work.folder / name, data)
+        rows[scheme] = {"files": sorted(files), "settings": c.graph.scheme, **msgspec.to_builtins(scores[c.name])}
+    return rows
+
+
+def _scores(flow: Flow, target: Target, path: Path, found: list[Candidate]) -> dict[str, StageScore]:
+    """Return what candidates score through their engines, against a float student."""
+    student = load_student(path)
+    reference = torch_predictions(flow, "student", path, student.vit, student.pixel)
+    return {
+        c.name: score(
+            c.graph.precision, engine_predictions(flow, c, target, student.pixel), reference,
+            params=count_params(student.vit), macs=count_macs(student.vit.shape), size_bytes=c.graph.size_bytes,
+            label_names=student.labels,
+        )
+        for c in found
+    }  # fmt: skip
 
 
 def _with_student(plan: Plan, student: Student, **at: Any) -> Flow:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,7 @@ from edgemae.spec.plan import plan_tree
 from edgemae.spec.report import EngineLatency, GateVerdict, Report, StageScore
 from edgemae.spec.sections import Plan
 from edgemae.spec.target import Target
+from edgemae.tail import before_tail, tail
 from edgemae.trials import (
     Candidate,
     all_candidates,
@@ -63,10 +64,12 @@ class Models:
     tuned: Path | None
     student: Path
     pruned: Path
+    tail: Path | None = None  # for int8 only
 
     @property
     def files(self) -> list[Path]:
-        return list(dict.fromkeys(p for p in (self.source, self.tuned, self.student, self.pruned) if p is not None))
+        made = (self.source, self.tuned, self.student, self.pruned, self.tail)
+        return list(dict.fromkeys(path for path in made if path is not None))
 
 
 @dataclass(frozen=True)
@@ -122,10 +125,16 @@ def finish(flow: Flow, models: Models, target: Target, output: Path, *, alone: b
     student = load_student(models.pruned)
     found = all_candidates(flow, target, models.pruned)
     stages, scores, predictions = evaluate(flow, models, target, found)
+    trained, more = tail(flow, target, models.pruned, models.tuned, found, scores)
+    if trained is not None:
+        models, stages = replace(models, tail=trained), (*stages, before_tail(found, scores))
+        found += more
+        scores |= evaluate(flow, models, target, more)[1]
     latency = latencies(flow, target, models.pruned, found)
     ladder = choose(target, plan.quantize, found, scores, latency)
     engines = table(ladder, scores, latency, len(target.engines))
-    stages = (*stages, *_int8_stage(ladder[0].candidate, found, scores, latency))
+    stages = (*stages, *_int8_stage(ladder[0].candidate, [ladder[0].candidate, *(more or found)], scores, latency))
+    history = load_student(trained).history if trained and ladder[0].candidate.aware else student.history
     packed = pack(ladder, target, student.pixel, flow.inputs.calibration, plan.seed)
     rungs = (*engines, *unmeasured(ladder, latency, len(target.engines)))
     gates = _verdicts(plan, stages, rungs, target, sum(map(len, packed.files.values())))
@@ -133,7 +142,7 @@ def finish(flow: Flow, models: Models, target: Target, output: Path, *, alone: b
     report = Report(
         name=name, target=target.name, created=now(), stages=stages, engines=engines, gates=gates,
         machine=fingerprint(), data=flow.inputs.summary(), curves=read_curves(*models.files),
-        history=[msgspec.to_builtins(step) for step in student.history], attention=_attention(found, latency),
+        history=[msgspec.to_builtins(step) for step in history], attention=_attention(found, latency),
         int8_evidence=_evidence(target, found, latency),
         notes=_notes(target, models) + rehearsals(flow, target, found),
     )  # fmt: skip
@@ -142,7 +151,7 @@ def finish(flow: Flow, models: Models, target: Target, output: Path, *, alone: b
     manifest = Manifest(
         name=name, version=plan.version, created=report.created, target=target, io=ladder[0].candidate.graph.io,
         status="passed" if all(g.passed for g in gates) else "failed", pixel=student.pixel, ladder=packed.ladder,
-        golden=packed.golden, labels=student.labels, history=student.history, gates=gates, latency=engines,
+        golden=packed.golden, labels=student.labels, history=history, gates=gates, latency=engines,
         machine=report.machine, licence=_licence(models, student, plan),
         baseline_stats=baseline_stats(predictions["pruned"].logits, predictions["pruned"].embedding),
     )  # fmt: skip

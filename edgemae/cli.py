@@ -150,14 +150,20 @@ def prune(
 def quantize(
     flags: PlanFlags, student: StudentPath, output: Output = Path("runs/quantize"), target: TargetName = None,
     scheme: Schemes = None, calib_data: CalibData = None,
+    guide: Annotated[Path | None, typer.Option("--tuned-teacher", help="Fine-tuned teacher for the tail.")] = None,
+    aware: Annotated[bool, typer.Option("--aware", help="Train for the integers, also if int8 does not hurt.")] = False,
 ) -> None:  # fmt: skip
     """Make int8 graphs of a student, calibrated on images, and score each through its engine."""
     start_logging(flags.verbose)
     (device,) = find_targets([target])
-    plan = flags.resolve(data__calib=calib_data, quantize__schemes=scheme or None)
+    plan = flags.resolve(
+        data__calib=calib_data, quantize__schemes=scheme or None, quantize__aware_when="always" if aware else None
+    )
     from edgemae import arrows
 
-    console.print_rows("int8 graphs", arrows.quantize(plan, student, device, **flags.at(output)), json=flags.json)
+    console.print_rows(
+        "int8 graphs", arrows.quantize(plan, student, guide, device, **flags.at(output)), json=flags.json
+    )
 
 
 @app.command()

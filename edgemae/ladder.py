@@ -97,6 +97,13 @@ def _for_engine(
     return Choice(eight, f"int8 {gain:.2f}x as fast as float on {isa_class()}; {figures}"), best
 
 
+def is_hurt(found: list[Candidate], scores: Mapping[str, StageScore]) -> bool:
+    """Tell whether there are int8 candidates and none is as right as the float graph of its engine."""
+    eights = [c for c in found if c.graph.precision == "int8"]
+    floats = {c.engine: scores[c.name] for c in reversed(found) if c.graph.precision != "int8"}
+    return bool(eights) and not any(_is_right(scores[c.name], floats[c.engine]) for c in eights)
+
+
 def _is_right(eight: StageScore, float_score: StageScore) -> bool:
     if eight.top1 is not None and float_score.top1 is not None:
         return eight.top1 >= float_score.top1 - MAX_INT8_DROP - 1e-9

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import platform
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,15 +24,16 @@ from edgemae.export.lint import lint
 from edgemae.export.to_onnx import ATTENTION_FORMS, both_forms
 from edgemae.flow import Flow
 from edgemae.graph_files import graph_digest, load_graph, save_array, save_graph
-from edgemae.measure.accuracy import Predictions, predict, score
+from edgemae.measure.accuracy import Predictions, predict
 from edgemae.model.student import load_student
-from edgemae.model.vit import ViT, count_macs, count_params
+from edgemae.model.vit import ViT
 from edgemae.model.weights import write_atomic
 from edgemae.quantize.calibrate import Calibration
 from edgemae.quantize.half import to_fp16
 from edgemae.quantize.schemes import ENGINE_SCHEMES, SCHEMES, candidates
+from edgemae.quantize.search import AWARE
 from edgemae.spec.errors import EngineRuntimeError, MachineError
-from edgemae.spec.graph import Graph, PixelContract
+from edgemae.spec.graph import Graph, PixelContract, Scales
 from edgemae.spec.plan import plan_tree
 from edgemae.spec.report import EngineLatency
 from edgemae.spec.target import Target
@@ -51,6 +52,11 @@ class Candidate:
     graph: Graph
     form: str
     digest: str
+
+    @property
+    def aware(self) -> bool:
+        """Tell whether its scales were trained."""
+        return self.graph.scheme.endswith(AWARE)
 
     @property
     def name(self) -> str:
@@ -73,18 +79,20 @@ def graphs(flow: Flow, student_path: Path) -> dict[str, Graph]:
     return {form: load_graph(folder, form) for form in ATTENTION_FORMS}
 
 
-def quantized(flow: Flow, graph: Graph, scheme: str, pixel: PixelContract) -> Graph:
-    """Return the int8 graph of one scheme, calibrated on the calibration images."""
+def quantized(flow: Flow, graph: Graph, scheme: str, pixel: PixelContract, scales: Scales | None = None) -> Graph:
+    """Return the int8 graph of one scheme, with `scales` where they are of its kind, else calibrated."""
     plan = flow.plan.quantize
 
     def make(folder: Path) -> None:
         log.info("%s: %d calibration images", scheme, len(flow.inputs.calibration))
-        calibration = calibration_of(flow.inputs.calibration, pixel, flow.plan.workers)
+        calibration = replace(calibration_of(flow.inputs.calibration, pixel, flow.plan.workers), scales=scales)
         save_graph(folder, "int8", SCHEMES[scheme](graph, calibration, plan))
 
-    key = {"scheme": scheme, "from": graph_digest(graph), "plan": plan_tree(plan), "seed": flow.plan.seed,
+    settings = {name: value for name, value in plan_tree(plan).items() if not name.startswith("aware")}
+    key = {"scheme": scheme, "from": graph_digest(graph), "plan": settings, "seed": flow.plan.seed,
            "calibration": flow.inputs.calibration.fingerprint, "pixel": msgspec.to_builtins(pixel),
            "tools": _versions("onnxruntime", "openvino", "nncf")}  # fmt: skip
+    key |= {} if scales is None else {"scales": msgspec.to_builtins(scales)}
     return load_graph(flow.work.run(f"int8-{scheme}", key, make), "int8")
 
 
@@ -97,7 +105,6 @@ def calibration_of(images: ImageSet, pixel: PixelContract, workers: int) -> Cali
 def all_candidates(flow: Flow, target: Target, student_path: Path) -> list[Candidate]:
     """Return what can be tried for a target: every float form, then every int8 scheme that fits its engines."""
     forms = graphs(flow, student_path)
-    pixel = load_student(student_path).pixel
     found: list[Candidate] = []
     for engine in target.engines:
         if engine == "tensorrt":
@@ -106,34 +113,18 @@ def all_candidates(flow: Flow, target: Target, student_path: Path) -> list[Candi
         else:
             found += [Candidate(engine, graph, form, graph_digest(graph)) for form, graph in forms.items()]
     if "int8" in target.precisions:
-        for scheme in candidates(target, flow.plan.quantize):
-            graph = quantized(flow, forms["explicit"], scheme, pixel)
-            found.append(Candidate(_owner(scheme), graph, "explicit", graph_digest(graph)))
+        found += int8_candidates(flow, student_path, candidates(target, flow.plan.quantize))
     return found
 
 
-def score_int8(flow: Flow, target: Target, student_path: Path) -> dict[str, Any]:
-    """Return, for every int8 scheme that fits the target, its file and what it scores through its engine."""
-    student = load_student(student_path)
-    shape = student.vit.shape
-    reference = torch_predictions(flow, "student", student_path, student.vit, student.pixel)
-    rows: dict[str, Any] = {}
-    for scheme in candidates(target, flow.plan.quantize):
-        graph = quantized(flow, graphs(flow, student_path)["explicit"], scheme, student.pixel)
-        said = engine_predictions(
-            flow, Candidate(_owner(scheme), graph, "explicit", graph_digest(graph)), target, student.pixel
-        )
-        row = score("int8", said, reference, params=count_params(student.vit), macs=count_macs(shape),
-                    size_bytes=graph.size_bytes, label_names=student.labels)  # fmt: skip
-        files = {f"{scheme}{Path(name).suffix}": data for name, data in graph.files.items()}
-        for name, data in files.items():
-            write_atomic(flow.work.folder / name, data)
-        rows[scheme] = {"files": sorted(files), "settings": graph.scheme, **msgspec.to_builtins(row)}
-    return rows
-
-
-def _owner(scheme: str) -> str:
-    return next(engine for engine, schemes in ENGINE_SCHEMES.items() if scheme in schemes)
+def int8_candidates(flow: Flow, student_path: Path, schemes: tuple[str, ...]) -> list[Candidate]:
+    """Return a student's int8 graph of every scheme, with the scales that it was trained for if it has some."""
+    student, found = load_student(student_path), []
+    for scheme in schemes:
+        graph = quantized(flow, graphs(flow, student_path)["explicit"], scheme, student.pixel, student.scales)
+        owner = next(engine for engine, names in ENGINE_SCHEMES.items() if scheme in names)
+        found.append(Candidate(owner, graph, "explicit", graph_digest(graph)))
+    return found
 
 
 def rehearsals(flow: Flow, target: Target, found: list[Candidate]) -> list[str]:

@@ -107,3 +107,14 @@ def test_the_table_marks_choices_and_a_noisy_machine(target: Target) -> None:
     assert [row.chosen for row in rows] == [False, True]
     assert "noisy machine" in rows[0].reason
     assert (rows[1].top1, rows[1].cosine) == (0.9, 0.999)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "hurt"), [(0.895, 0.5, False), (0.894, 0.5, True), (0.5, 0.9, False), (0.5, 0.6, True)]
+)
+def test_int8_hurts_when_no_graph_is_as_right_as_its_float_one(first: float, second: float, hurt: bool) -> None:
+    other, eight = candidate("onnxruntime", "fp32"), candidate("onnxruntime", "int8", "ort-static")
+    scores = {FLOAT.name: 0.9, other.name: 0.9, EIGHT.name: first, eight.name: second}
+    rows = {name: score(top1) for name, top1 in scores.items()}
+    assert ladder.is_hurt([FLOAT, other, EIGHT, eight], rows) is hurt
+    assert not ladder.is_hurt([FLOAT, other], rows)

@@ -58,6 +58,9 @@ batch = 16
 [prune]
 steps = 1
 score_batches = 2
+[quantize.aware]
+epochs = 1
+batch = 16
 [prune.heal]
 epochs = 1
 batch = 16

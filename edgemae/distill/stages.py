@@ -153,12 +153,12 @@ def train_further(student: Student, settings: FinetunePlan, plan: Plan, images: 
               views_root(plan, checkpoint))  # fmt: skip
     curve = train_classifier(vit, settings, run, view, name)
     step = _step(name, plan, plan_tree(settings), labelled, curve)
-    return replace(student, vit=vit, history=(*student.history, step)), curve
+    return replace(student, vit=vit, history=(*student.history, step), scales=None), curve
 
 
 def heal_embedding(student: Student, original: Student, settings: FinetunePlan, plan: Plan, images: ImageSet,
-                   checkpoint: Path | None = None) -> tuple[Student, Curve]:  # fmt: skip
-    """Return a pruned student trained without labels to give the embeddings of the one before pruning."""
+                   checkpoint: Path | None = None, name: str = "heal") -> tuple[Student, Curve]:  # fmt: skip
+    """Return a changed student trained without labels to give the embeddings of the one before the change."""
     vit, reference = copy.deepcopy(student.vit), copy.deepcopy(original.vit).eval().requires_grad_(False)
 
     def loss(batch: Batch, moment: Moment) -> dict[str, Tensor]:
@@ -174,12 +174,12 @@ def heal_embedding(student: Student, original: Student, settings: FinetunePlan, 
         Augment(crop_min=settings.crop_min, flip=settings.flip, randaug=settings.randaug),
     )
     curve = fit(Job(
-        name="heal", module=vit, groups=param_groups(vit, settings.weight_decay), loss=loss, loader=loader,
+        name=name, module=vit, groups=param_groups(vit, settings.weight_decay), loss=loss, loader=loader,
         epochs=settings.epochs, lr=settings.lr, warmup_fraction=settings.warmup_fraction, seed=plan.seed,
         bf16=settings.bf16, checkpoint=checkpoint, scale=plan.scale, all_used=False,  # a head learns nothing here
     ))  # fmt: skip
-    step = _step("heal", plan, plan_tree(settings), images, curve)
-    return replace(student, vit=vit, history=(*student.history, step)), curve
+    step = _step(name, plan, plan_tree(settings), images, curve)
+    return replace(student, vit=vit, history=(*student.history, step), scales=None), curve
 
 
 def student_pixel(pixel: PixelContract, plan: Plan) -> PixelContract:

@@ -13,21 +13,28 @@ from torch import Tensor
 from edgemae.model.vit import ViT, ViTShape
 from edgemae.model.weights import FORMAT, broken, load_exactly, read_model, write_model
 from edgemae.spec.errors import CheckpointError
-from edgemae.spec.graph import PixelContract, Step
+from edgemae.spec.graph import PixelContract, Scales, Step
 
 
 @dataclass(frozen=True)
 class Student:
-    """Hold a small ViT and everything needed to use it. `labels` is empty for a model without a head."""
+    """Hold a small ViT and everything needed to use it. `labels` is empty for a model without a head.
+
+    `scales` are those that its weights were trained for; whoever changes the weights drops them.
+    """
 
     vit: ViT
     pixel: PixelContract
     labels: tuple[str, ...] = ()
     history: tuple[Step, ...] = field(default=())
+    scales: Scales | None = None
 
     def save(self, path: Path) -> None:
         """Write an edgemae model file."""
-        write_model(path, self.vit.state_dict(), header_of("student", self.vit, self.pixel, self.labels, self.history))
+        header = header_of("student", self.vit, self.pixel, self.labels, self.history)
+        if self.scales is not None:
+            header["scales"] = msgspec.to_builtins(self.scales)
+        write_model(path, self.vit.state_dict(), header)
 
 
 def load_student(path: Path) -> Student:
@@ -41,7 +48,8 @@ def load_student(path: Path) -> Student:
         )
     tensors, header = read
     try:
-        return Student(vit_from(tensors, header, path), *common_fields(header))
+        scales = msgspec.convert(header["scales"], Scales) if "scales" in header else None
+        return Student(vit_from(tensors, header, path), *common_fields(header), scales)
     except (KeyError, TypeError, ValueError, msgspec.ValidationError) as error:
         raise broken(path, error) from error
 

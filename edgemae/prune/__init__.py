@@ -66,7 +66,7 @@ def _cut_to(
         return None
     stats = Stats(student.vit, batches, loss, plan.score_batches)
     keep = choose(score(student.vit, plan.criterion, stats), student.vit.shape, goal_macs / macs, width_multiple)
-    return replace(student, vit=cut(student.vit, keep))
+    return replace(student, vit=cut(student.vit, keep), scales=None)
 
 
 def _healed(heal: Heal, student: Student, step: int) -> Student:

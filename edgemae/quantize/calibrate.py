@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgemae.spec.errors import DataError
+from edgemae.spec.graph import Scales
 
 Floats = NDArray[np.float32]
 MIN_IMAGES = 32  # 32 against 128 images: at most 0.06 points on ImageNet (PTQ4ViT, table 5); fewer was never shown
@@ -20,10 +21,14 @@ BINS = 4096  # of a range that holds every value: 16 bins an int8 step before cl
 
 @dataclass(frozen=True)
 class Calibration:
-    """Hold preprocessed pictures (N, C, H, W) float32 and the digest that names them in the history."""
+    """Hold preprocessed pictures (N, C, H, W) float32 and the digest that names them in the history.
+
+    `scales`: what training has settled. A scheme of that kind takes them as they are, and pictures only give the error.
+    """
 
     images: Floats
     digest: str
+    scales: Scales | None = None
 
     @classmethod
     def of(cls, images: Floats) -> Calibration:

@@ -41,11 +41,15 @@ class Linear:
 
 @dataclass(frozen=True)
 class Quantizer:
-    """Per-tensor activation quantizer: real = (integer - zero) * scale. Signed int8 when `symmetric`."""
+    """Per-tensor activation quantizer: real = (integer - zero) * scale. Signed int8 when `symmetric`.
+
+    `weight_scale` (out,) is given where training has settled it; None: the largest weight of a row decides.
+    """
 
     scale: float
     zero: int
     symmetric: bool
+    weight_scale: Floats | None = None
 
     @classmethod
     def of(cls, low: float, high: float, *, symmetric: bool) -> Quantizer:
@@ -93,10 +97,13 @@ def find_linears(model: onnx.ModelProto) -> list[Linear]:
     return found
 
 
-def quantize_weight(weight: Floats, levels: int, *, fp16: bool = False) -> tuple[NDArray[np.int8], Floats]:
+def quantize_weight(
+    weight: Floats, levels: int, *, fp16: bool = False, scale: Floats | None = None
+) -> tuple[NDArray[np.int8], Floats]:
     """Return (int8 (out, in) in -levels .. levels, scale (out,)): symmetric, one scale an output channel."""
-    scale = np.maximum(np.abs(weight).max(axis=1) / levels, MIN_SCALE).astype(np.float32)
-    scale = fp16_up(scale) if fp16 else scale
+    if scale is None:
+        scale = np.maximum(np.abs(weight).max(axis=1) / levels, MIN_SCALE).astype(np.float32)
+        scale = fp16_up(scale) if fp16 else scale
     return np.clip(np.rint(weight / scale[:, None]), -levels, levels).astype(np.int8), scale
 
 
@@ -135,9 +142,8 @@ class _Editor:
 
     def qdq(self, linear: Linear, quantizer: Quantizer) -> None:
         name, kind = linear.name, np.int8 if quantizer.symmetric else np.uint8
-        values, scale = quantize_weight(
-            linear.weight, GPU_LEVELS if quantizer.symmetric else CPU_LEVELS, fp16=quantizer.symmetric
-        )
+        levels = GPU_LEVELS if quantizer.symmetric else CPU_LEVELS
+        values, scale = quantize_weight(linear.weight, levels, fp16=quantizer.symmetric, scale=quantizer.weight_scale)
         x = (
             self.constant(f"{name}.x_scale", np.asarray(quantizer.scale, np.float32)),
             self.constant(f"{name}.x_zero", np.asarray(quantizer.zero, kind)),

@@ -67,6 +67,13 @@ def quantize_ir(data: bytes, images: Floats, alpha: float) -> dict[str, bytes]:
     return _files(openvino, quantized)
 
 
+def ir_of(data: bytes) -> dict[str, bytes]:
+    """Return {"model.xml", "model.bin"} of a Q/DQ ONNX graph (bytes) with uint8 inputs, its scales as they are."""
+    openvino, _ = load_openvino()
+    with _quiet():
+        return _files(openvino, openvino.Core().read_model(data))
+
+
 def openvino_session(files: dict[str, bytes]) -> Callable[[Floats], list[Any]]:
     """Return a function that runs IR bytes on this CPU, outputs in the order of the graph."""
     openvino, _ = load_openvino()

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from edgemae.quantize.calibrate import Calibration, View, batch_of, channel_ranges, percentile_ranges, session
 from edgemae.quantize.linear import Quantizer, find_linears, insert_qdq
-from edgemae.quantize.schemes import relative_error
+from edgemae.quantize.search import relative_error
 from edgemae.spec.graph import Graph
 
 PERCENTILE = 100.0  # clip nothing: what is compared is the layers

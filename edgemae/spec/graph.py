@@ -64,6 +64,28 @@ class Step(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     licence: str | None = None  # licence of a model that came in at this step
 
 
+class Grid(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """State the integers of one linear layer: input = (integer - zero) * scale, weight row = integer * weight_scale.
+
+    All scales are float32 values, written out so that reading them gives the same bits.
+    """
+
+    scale: float
+    zero: int
+    weight_scale: tuple[float, ...]  # one an output row, of the weight as it stands in the graph
+
+
+class Scales(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """State the grids that a model was trained for, by the name of the layer; other layers stay float.
+
+    `symmetric`: int8 around zero for inputs and 127 levels for weights, as GPUs want it; else uint8 with a zero point
+    and 64 levels. They hold for the very weights that they were trained with, and for no others.
+    """
+
+    symmetric: bool
+    linears: dict[str, Grid]
+
+
 @dataclass(frozen=True)
 class Graph:
     """Hold one serialized network for engines that read ONNX, or OpenVINO IR as a second form.
