@@ -13,7 +13,7 @@ from pathlib import Path
 import msgspec
 
 from edgemae.distill.aware import train_aware
-from edgemae.flow import STUDENT, Flow, read_teacher, write_curves
+from edgemae.flow import STUDENT, Flow, read_teacher
 from edgemae.ladder import is_hurt
 from edgemae.model.student import load_student
 from edgemae.quantize.schemes import STATIC_SCHEMES, candidates
@@ -59,8 +59,7 @@ def aware(flow: Flow, source: Path, guide: Path | None, symmetric: bool) -> Path
         start, divisors = starting_scales(graphs(flow, source)["explicit"], calibration, plan.quantize, symmetric)
         teacher = read_teacher(guide, plan) if guide else None
         trained, curve = train_aware(student, start, divisors, plan, flow.images, teacher, folder / "train.ckpt")
-        trained.save(folder / STUDENT)
-        write_curves(folder, {"aware": curve})
+        flow.keep(folder / STUDENT, trained, {"aware": curve})
 
     settings = {name: plan_tree(plan.quantize)[name] for name in ("aware", "smooth_alphas", "percentile")}
     key = {"quantize": settings, "from": file_digest(source), "symmetric": symmetric,
