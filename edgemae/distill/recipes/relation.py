@@ -49,9 +49,9 @@ class Relation(nn.Module):
         self.adapter = nn.Conv2d(shape.heads[-1], teacher.vit.shape.heads[self.block - 1], 1, bias=False)
 
     def student_taps(self, pixels: Tensor, keep: Tensor) -> dict[str, Tensor]:
-        """Return predicted patches (B, N, P*P*C) and adapted relations (B, teacher heads, K, K)."""
+        """Return predicted hidden patches (B, N - K, P*P*C) and adapted relations (B, teacher heads, K, K)."""
         x = self.student.encode(pixels, keep, blocks=self.read_at)
-        predicted = self.decoder(self.read_norm(x), keep)
+        predicted = self.decoder(self.read_norm(x), keep, hidden_only=True)
         for block in self.student.blocks[self.read_at :]:
             x = block(x)
         skip = int(self.student.shape.cls_token)
