@@ -34,6 +34,11 @@ class Batch:
     labels: Tensor
     indices: Tensor
 
+    def part(self, rows: slice, device: torch.device) -> Batch:
+        """Return some rows, on a device."""
+        pixels, labels = (t[rows].to(device, non_blocking=True) for t in (self.pixels, self.labels))
+        return Batch(pixels, labels, self.indices[rows])
+
 
 @dataclass(frozen=True)
 class Loader:
@@ -46,6 +51,8 @@ class Loader:
     seed: int = 0
     workers: int = 0
     train: bool = True
+    rank: int = 0
+    world: int = 1
 
     @property
     def steps(self) -> int:
@@ -95,6 +102,8 @@ class Loader:
             if self.train and (step == first or number == 0):
                 order = np.random.default_rng((self.seed, epoch)).permutation(len(self.images))
             indices = order[number * self.batch : (number + 1) * self.batch].tolist()
+            part = self.batch // self.world
+            indices = indices[self.rank * part : (self.rank + 1) * part] if self.world > 1 else indices
             yield (
                 indices,
                 Request(

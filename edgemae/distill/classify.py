@@ -18,7 +18,7 @@ from edgemae.distill.train import Curve, Job, fit
 from edgemae.distill.view import TeacherView
 from edgemae.model.vit import ViT
 from edgemae.spec.graph import PixelContract
-from edgemae.spec.sections import FinetunePlan
+from edgemae.spec.sections import FinetunePlan, ScalePlan
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,7 @@ class Run:
     pixel: PixelContract
     seed: int = 0
     workers: int = 0
+    scale: ScalePlan = ScalePlan()
     checkpoint: Path | None = None
     evaluation: ImageSet | None = None  # scored for the curve only; nothing is chosen by it
 
@@ -58,7 +59,7 @@ def train_classifier(vit: ViT, plan: FinetunePlan, run: Run, teacher: TeacherVie
     job = Job(
         name=name, module=vit, groups=layer_decay_groups(vit, plan.weight_decay, plan.layer_decay), loss=loss,
         loader=loader, epochs=plan.epochs, lr=plan.lr, warmup_fraction=plan.warmup_fraction, seed=run.seed,
-        bf16=plan.bf16, betas=(0.9, 0.999), checkpoint=run.checkpoint,
+        bf16=plan.bf16, betas=(0.9, 0.999), ema=plan.ema, scale=run.scale, checkpoint=run.checkpoint,
         validate=(lambda: top1(vit, run)) if run.evaluation is not None else None,
     )  # fmt: skip
     return fit(job)

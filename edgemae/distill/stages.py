@@ -72,6 +72,7 @@ def pretrain(plan: Plan, images: ImageSet, pixel: PixelContract, start: Teacher 
     curve = fit(Job(
         name="pretrain", module=mae, groups=param_groups(mae, p.weight_decay), loss=loss, loader=loader,
         epochs=p.epochs, lr=p.lr, warmup_fraction=p.warmup_fraction, seed=plan.seed, bf16=p.bf16, checkpoint=checkpoint,
+        scale=plan.scale,
     ))  # fmt: skip
     step = _step("pretrain", plan, plan_tree(p), images, curve)
     before = start.history if start else ()
@@ -84,7 +85,7 @@ def finetune(teacher: Teacher, plan: Plan, images: Images, checkpoint: Path | No
     labelled = _need_labels(images, "fine-tuning")
     torch.manual_seed(plan.seed)
     vit = with_head(teacher.vit, len(labelled.classes))
-    run = Run(labelled, teacher.pixel, plan.seed, plan.workers, checkpoint, images.evaluation)
+    run = Run(labelled, teacher.pixel, plan.seed, plan.workers, plan.scale, checkpoint, images.evaluation)
     curve = train_classifier(vit, plan.finetune, run, None, "finetune")
     step = _step("finetune", plan, plan_tree(plan.finetune), labelled, curve)
     tuned = replace(teacher, vit=vit, labels=labelled.classes, history=(*teacher.history, step), mae=None)
@@ -134,7 +135,7 @@ def train_further(student: Student, settings: FinetunePlan, plan: Plan, images: 
     if guide is not None and guide.vit.head is not None:
         _need_classes("the teacher", guide.labels, labelled)
     view = TeacherView(guide, student.pixel) if guide is not None and guide.vit.head is not None else None
-    run = Run(labelled, student.pixel, plan.seed, plan.workers, checkpoint, images.evaluation)
+    run = Run(labelled, student.pixel, plan.seed, plan.workers, plan.scale, checkpoint, images.evaluation)
     curve = train_classifier(vit, settings, run, view, name)
     step = _step(name, plan, plan_tree(settings), labelled, curve)
     return replace(student, vit=vit, history=(*student.history, step)), curve
@@ -156,7 +157,7 @@ def heal_embedding(student: Student, original: Student, settings: FinetunePlan, 
     curve = fit(Job(
         name="heal", module=vit, groups=param_groups(vit, settings.weight_decay), loss=loss, loader=loader,
         epochs=settings.epochs, lr=settings.lr, warmup_fraction=settings.warmup_fraction, seed=plan.seed,
-        bf16=settings.bf16, checkpoint=checkpoint,
+        bf16=settings.bf16, checkpoint=checkpoint, scale=plan.scale, all_used=False,  # a head learns nothing here
     ))  # fmt: skip
     step = _step("heal", plan, plan_tree(settings), images, curve)
     return replace(student, vit=vit, history=(*student.history, step)), curve
@@ -211,7 +212,7 @@ def _stage_one(module: Logit | Relation, plan: Plan, images: ImageSet, pixel: Pi
     return fit(Job(
         name=f"distill ({d.recipe})", module=module, groups=param_groups(module, d.weight_decay), loss=module.step,
         loader=loader, epochs=d.epochs, lr=d.lr, warmup_fraction=d.warmup_fraction, seed=plan.seed, bf16=d.bf16,
-        checkpoint=_beside(checkpoint, "1"),
+        ema=d.ema, checkpoint=_beside(checkpoint, "1"), scale=plan.scale, all_used=module.all_used,
     ))  # fmt: skip
 
 

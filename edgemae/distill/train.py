@@ -1,20 +1,18 @@
 """The one training loop: deterministic, resumable to the exact step, and honest about waiting for data.
 
 Everything random in a step derives from (seed, step): the order of images and their views in `edgemae.data.loader`, and
-torch's generator here. So a run that was killed and resumed ends with the weights of one that was not.
+the generator of a `Moment`. So a run that was killed and resumed ends with the weights of one that was not, and a step
+that is divided among processes or parts is the same step.
 """
 
 from __future__ import annotations
 
-import io
 import logging
 import math
-import pickle
 import time
-import zipfile
 from collections.abc import Callable
-from contextlib import closing
-from dataclasses import dataclass, field
+from contextlib import closing, nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +20,17 @@ import torch
 from torch import Tensor, nn
 
 from edgemae.data.loader import Batch, Loader
-from edgemae.distill.moment import Moment, whole
-from edgemae.distill.schedule import rate_at
-from edgemae.model.weights import write_atomic
-from edgemae.spec.errors import CheckpointError, DataError, InputError
-from edgemae.spec.progress import progress
+from edgemae.distill.average import Average
+from edgemae.distill.events import Events
+from edgemae.distill.moment import Moment
+from edgemae.distill.ranks import Ranks, lost_process
+from edgemae.distill.resume import restore, save
+from edgemae.distill.schedule import hold_key_biases, rate_at
+from edgemae.distill.watch import Divergence, small_terms, tell_small
+from edgemae.model.vit import Block
+from edgemae.spec.errors import DataError, InputError
+from edgemae.spec.progress import Progress, progress
+from edgemae.spec.sections import ScalePlan
 
 log = logging.getLogger("edgemae")
 CHECKPOINT_EVERY_S = 60.0
@@ -49,16 +53,26 @@ class Job:
     bf16: bool = True
     betas: tuple[float, float] = (0.9, 0.95)
     clip: float = 3.0
+    ema: float = 0.0  # decay of the running mean of the weights that is returned; 0: the last weights
     checkpoint: Path | None = None
-    validate: Callable[[], float] | None = field(default=None)
+    validate: Callable[[], float] | None = None
+    scale: ScalePlan = ScalePlan()
+    all_used: bool = True  # False: a step leaves some of the module's parameters without a gradient
+
+    @property
+    def steps(self) -> int:
+        return self.loader.steps * self.epochs
 
 
 def fit(job: Job) -> Curve:
     """Train `job.module` in place and return one row of mean losses an epoch.
 
-    Resumes from `job.checkpoint` when that exists and writes it at every epoch and at least once a minute. Raises
-    InputError on a loss or gradient that is not finite, naming the step, the images of the batch and the last good
-    checkpoint; DataError for an image that cannot be read any more; CheckpointError for another training's checkpoint.
+    Resumes from `job.checkpoint` when that exists and writes it at every epoch and at least once a minute, with events
+    beside it. Under `torchrun` every process calls this with the same job and ends with the same weights.
+
+    Raises InputError on a loss or gradient that is not finite, or a loss that has diverged, naming the step, the images
+    of the batch and the last good checkpoint; DataError for an image that cannot be read any more; CheckpointError for
+    another training's checkpoint; MachineError when another process is lost.
     """
     if len(job.loader.images) < job.loader.batch:
         raise DataError(
@@ -66,141 +80,202 @@ def fit(job: Job) -> Curve:
             expected="at least one full batch",
             fix="add images or lower the batch size in the plan",
         )
-    optimizer = torch.optim.AdamW(job.groups, lr=0.0, betas=job.betas)
-    done, curve, sums = _resume(job, optimizer)
-    steps = job.loader.steps * job.epochs
-    peak = job.lr * job.loader.batch / 256
-    job.module.train()
-    waited, saved, started = 0.0, time.monotonic(), time.monotonic()
-    with progress(job.name, steps, done) as shown, closing(job.loader.batches(done, steps)) as batches:
-        for step in range(done, steps):
-            before = time.monotonic()
-            batch = next(batches)
-            waited += time.monotonic() - before
-            _set_rate(optimizer, rate_at(step, steps, peak, job.warmup_fraction))
-            terms = _step(job, optimizer, batch, step)
-            sums = {name: sums.get(name, 0.0) + value for name, value in terms.items()}
-            shown.advance(
-                **terms, images_s=shown.rate * job.loader.batch,
-                data_wait_pct=100 * waited / (time.monotonic() - started),
-            )  # fmt: skip
-            epoch, rest = divmod(step + 1, job.loader.steps)
-            if rest == 0:
-                curve.append(_row(job, epoch, sums))
-                sums = {}
-            if rest == 0 or time.monotonic() - saved > CHECKPOINT_EVERY_S:
-                _save(job, optimizer, step + 1, curve, sums)
-                saved = time.monotonic()
-    job.module.eval()
-    job.module.zero_grad()  # a returned model holds no gradients, which are as large as itself
-    return curve
+    run = _Run(job)
+    with lost_process(job.name), progress(job.name, job.steps, run.done, shown=run.ranks.first) as shown:
+        try:
+            run.train(shown)
+        finally:
+            run.events.close()
+    return run.curve
 
 
-def _row(job: Job, epoch: int, sums: dict[str, float]) -> dict[str, float]:
-    """Return the means of an epoch, with the validation score after every tenth of the training."""
-    row = {"epoch": float(epoch)} | {name: value / job.loader.steps for name, value in sums.items()}
-    if job.validate is not None and (epoch == job.epochs or epoch % max(1, job.epochs // 10) == 0):
-        row["validation"] = job.validate()
-        job.module.train()
-    return row
-
-
-def bf16_is_fast() -> bool:
-    """Tell whether this CPU multiplies bf16 natively; on plain AVX2 autocast is 5 to 8 times slower than fp32."""
+def bf16_is_fast(device: torch.device) -> bool:
+    """Tell whether a device multiplies bf16 natively; on plain AVX2 autocast is 5 to 8 times slower than fp32."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
-def _step(job: Job, optimizer: torch.optim.Optimizer, batch: Batch, step: int) -> dict[str, float]:
-    """Take one optimiser step and return the value of every term and of their sum."""
-    moment = whole(len(batch.pixels), torch.Generator().manual_seed(job.seed * 1_000_003 + step))
-    with torch.autocast("cpu", torch.bfloat16, enabled=job.bf16 and bf16_is_fast()):
-        terms = job.loss(batch, moment)
-    total = torch.stack([t.float() for t in terms.values()]).sum()
-    values = {name: float(t.detach()) for name, t in terms.items()} | {"loss": float(total.detach())}
-    _refuse_endless(job, batch, step, "loss", values["loss"], values)
-    optimizer.zero_grad(set_to_none=True)
-    total.backward()
-    norm = nn.utils.clip_grad_norm_([p for g in optimizer.param_groups for p in g["params"]], job.clip)
-    # Before the weights take it in: else a checkpoint of them would be the last one.
-    _refuse_endless(job, batch, step, "gradient's norm", float(norm), values)
-    optimizer.step()
-    return values
+class _Step(nn.Module):
+    """The loss as a module's forward, which is what averages gradients over processes."""
+
+    def __init__(self, job: Job) -> None:
+        super().__init__()
+        self.trained, self.loss = job.module, job.loss
+
+    def forward(self, batch: Batch, moment: Moment) -> dict[str, Tensor]:
+        return self.loss(batch, moment)
 
 
-def _refuse_endless(job: Job, batch: Batch, step: int, what: str, value: float, terms: dict[str, float]) -> None:
-    if math.isfinite(value):
-        return
-    files = [job.loader.images.paths[i] for i in batch.indices[:4].tolist()]
-    kept = job.checkpoint is not None and job.checkpoint.exists()
-    raise InputError(
-        f"{job.name}: the {what} became {value} at step {step} (terms {terms}; batch begins with {files})",
-        expected="finite numbers",
-        fix="lower the learning rate" + (f"; the last good checkpoint is kept at {job.checkpoint}" if kept else ""),
-    )
+class _Run:
+    """A training under way: what changes from step to step, and how one step is taken."""
 
+    def __init__(self, job: Job) -> None:
+        self.job, self.ranks = job, Ranks(all_used=job.all_used)
+        self.parts = self.ranks.rows(job.loader.batch, job.scale.accumulate)
+        self.loader = replace(job.loader, rank=self.ranks.rank, world=self.ranks.world)
+        self.module = self.ranks.prepare(_Step(job))
+        self.held = hold_key_biases(job.module)
+        self.optimizer = torch.optim.AdamW(job.groups, lr=0.0, betas=job.betas)
+        self.average = Average(job.module, job.ema) if job.ema > 0 else None
+        self.divergence = Divergence()
+        self.done, self.curve, self.sums = 0, Curve(), dict[str, float]()
+        self._resume()
+        self.events = Events(
+            job.checkpoint if self.ranks.first else None, self.done, job.scale.tensorboard, job=job.name,
+            steps=job.steps, processes=self.ranks.world,
+        )  # fmt: skip
 
-def _set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    for group in optimizer.param_groups:
-        group["lr"] = rate * group["scale"]
+    def train(self, shown: Progress) -> None:
+        """Take all steps that are left."""
+        job = self.job
+        waited, saved, started = 0.0, time.monotonic(), time.monotonic()
+        _mode(job, train=True)
+        with closing(self.loader.batches(self.done, job.steps)) as batches:
+            for step in range(self.done, job.steps):
+                before = time.monotonic()
+                batch = next(batches)
+                waited += time.monotonic() - before
+                terms, norm = self._step(batch, step)
+                self.sums = {name: self.sums.get(name, 0.0) + value for name, value in terms.items()}
+                self.done = step + 1
+                shown.advance(
+                    **terms, images_s=shown.rate * job.loader.batch,
+                    data_wait_pct=100 * waited / (time.monotonic() - started),
+                )  # fmt: skip
+                self.events.step(
+                    step=self.done, rate=self.optimizer.param_groups[0]["lr"], gradient_norm=norm, **shown.figures
+                )
+                ended = self.done % job.loader.steps == 0
+                if ended:
+                    self._epoch()
+                if ended or time.monotonic() - saved > CHECKPOINT_EVERY_S:
+                    self._save()
+                    saved = time.monotonic()
+        self._end()
 
+    def _step(self, batch: Batch, step: int) -> tuple[dict[str, float], float]:
+        """Take one optimiser step; return every term with their sum, and the gradient's norm."""
+        job, values = self.job, dict[str, Tensor]()
+        rate = rate_at(step, job.steps, job.lr * job.loader.batch / 256, job.warmup_fraction)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate * group["scale"]
+        self.optimizer.zero_grad(set_to_none=True)
+        share = 1 / len(self.parts)
+        for number, rows in enumerate(self.parts):
+            last = number == len(self.parts) - 1
+            with nullcontext() if last else self.ranks.alone(self.module):
+                terms = self._terms(batch, rows, step)
+                (torch.stack([t.float() for t in terms.values()]).sum() * share).backward()
+            for name, term in terms.items():
+                values[name] = values.get(name, 0.0) + term.detach().float() * share
+        means = self.ranks.mean(torch.stack(list(values.values()))).tolist()
+        found = dict(zip(values, means, strict=True))
+        found["loss"] = sum(means)
+        self._refuse(batch, step, "loss", found["loss"], found)
+        norm = float(nn.utils.clip_grad_norm_([p for g in self.optimizer.param_groups for p in g["params"]], job.clip))
+        # Before the weights take it in: else a checkpoint of them would be the last one.
+        self._refuse(batch, step, "gradient's norm", norm, found)
+        self.optimizer.step()
+        if self.average is not None:
+            self.average.update(step)
+        if wrong := self.divergence.seen(found["loss"]):
+            self._stop(batch, step, wrong, found)
+        return found, norm
 
-# ---------------------------------------------------------------- checkpoints
+    def _terms(self, batch: Batch, rows: slice, step: int) -> dict[str, Tensor]:
+        """Return the loss terms of some rows of the step's batch, of which this process holds `batch`."""
+        job, device = self.job, self.ranks.device
+        first = rows.start - self.parts[0].start
+        mine = batch.part(slice(first, first + rows.stop - rows.start), device)
+        generator = torch.Generator().manual_seed(job.seed * 1_000_003 + step)
+        moment = Moment(job.loader.batch, rows, generator, step, job.steps, device)
+        with torch.autocast(device.type, torch.bfloat16, enabled=job.bf16 and bf16_is_fast(device)):
+            terms: dict[str, Tensor] = self.module(mine, moment)
+        return terms
 
+    # ------------------------------------------------------------ stops
 
-def _identity(job: Job) -> dict[str, Any]:
-    """Return what must be the same for a checkpoint to go on from."""
-    return {
-        "name": job.name, "epochs": job.epochs, "batch": job.loader.batch, "seed": job.seed, "lr": job.lr,
-        "values": sum(p.numel() for p in job.module.parameters()), "images": job.loader.images.fingerprint,
-    }  # fmt: skip
+    def _refuse(self, batch: Batch, step: int, what: str, value: float, terms: dict[str, float]) -> None:
+        if not math.isfinite(value):
+            self._stop(batch, step, f"the {what} became {value}", terms)
 
-
-def _save(job: Job, optimizer: torch.optim.Optimizer, done: int, curve: Curve, sums: dict[str, float]) -> None:
-    if job.checkpoint is None:
-        return
-    buffer = io.BytesIO()
-    state = {
-        "job": _identity(job), "module": job.module.state_dict(), "optimizer": optimizer.state_dict(), "done": done,
-        "curve": curve, "sums": sums,
-    }  # fmt: skip
-    torch.save(state, buffer)
-    write_atomic(job.checkpoint, buffer.getvalue())
-
-
-def _resume(job: Job, optimizer: torch.optim.Optimizer) -> tuple[int, Curve, dict[str, float]]:
-    """Return (steps done, curve, running sums), after loading the checkpoint when there is a sound one."""
-    state = None if job.checkpoint is None else _read(job.checkpoint)
-    if state is None:
-        return 0, [], {}
-    mine = _identity(job)
-    theirs = state.get("job", mine)
-    wrong = [f"{name} {theirs.get(name)!r}, not {value!r}" for name, value in mine.items() if theirs.get(name) != value]
-    if wrong:
-        raise CheckpointError(
-            f"'{job.checkpoint}' is the checkpoint of another training: {'; '.join(wrong)}",
-            expected="the checkpoint of this very training, or none",
-            fix="remove it to start anew, or name another file",
+    def _stop(self, batch: Batch, step: int, why: str, terms: dict[str, float]) -> None:
+        """Raise InputError on every process, each naming the images of all; every process must come here."""
+        job = self.job
+        files = self.ranks.gather([job.loader.images.paths[i] for i in batch.indices[:4].tolist()])
+        kept = job.checkpoint is not None and job.checkpoint.exists()
+        raise InputError(
+            f"{job.name}: {why} at step {step} (terms {terms}; batch begins with {files})",
+            expected="finite numbers that do not grow",
+            fix="lower the learning rate" + (f"; the last good checkpoint is kept at {job.checkpoint}" if kept else ""),
         )
-    job.module.load_state_dict(state["module"])
-    optimizer.load_state_dict(state["optimizer"])
-    log.info("%s: going on after step %d", job.name, state["done"])
-    return state["done"], state["curve"], state["sums"]
+
+    # ------------------------------------------------------------ epochs and checkpoints
+
+    def _epoch(self) -> None:
+        """Close an epoch: its mean losses, terms that hardly count, and the validation score after every tenth."""
+        job, epoch = self.job, self.done // self.job.loader.steps
+        row = {"epoch": float(epoch)} | {name: value / job.loader.steps for name, value in self.sums.items()}
+        small = small_terms(row, [name for name in self.sums if name != "loss"])
+        told = {name for line in self.curve for name in line if name.startswith("small ")}
+        if self.ranks.first:
+            tell_small(job.name, epoch, {name: share for name, share in small.items() if f"small {name}" not in told})
+        row |= {f"small {name}": share for name, share in small.items()}
+        if job.validate is not None and (epoch == job.epochs or epoch % max(1, job.epochs // 10) == 0):
+            with self.average.swapped() if self.average is not None else nullcontext():
+                row["validation"] = job.validate()
+            _mode(job, train=True)
+        self.curve.append(row)
+        self.sums = {}
+        self.events.write("epoch", step=self.done, **row)
+
+    def _end(self) -> None:
+        job = self.job
+        if self.average is not None:
+            self.average.settle()
+        _mode(job, train=False)
+        for hook in self.held:
+            hook.remove()
+        job.module.zero_grad()  # a returned model holds no gradients, which are as large as itself
+        job.module.to("cpu")
+        self.ranks.wait()
+        self.events.write("end", step=self.done)
+
+    def _identity(self) -> dict[str, Any]:
+        """Return what must be the same for a checkpoint to go on from."""
+        job = self.job
+        return {
+            "name": job.name, "epochs": job.epochs, "batch": job.loader.batch, "seed": job.seed, "lr": job.lr,
+            "ema": job.ema, "values": sum(p.numel() for p in job.module.parameters()),
+            "images": job.loader.images.fingerprint,
+        }  # fmt: skip
+
+    def _save(self) -> None:
+        if self.job.checkpoint is not None and self.ranks.first:
+            save(self.job.checkpoint, self._identity(), {
+                "module": self.job.module.state_dict(), "optimizer": self.optimizer.state_dict(), "done": self.done,
+                "curve": self.curve, "sums": self.sums, "average": self.average.values if self.average else {},
+            })  # fmt: skip
+
+    def _resume(self) -> None:
+        """Go on from the checkpoint, when there is a sound one."""
+        state = restore(self.job.checkpoint, self._identity()) if self.job.checkpoint is not None else None
+        self.ranks.wait()  # the first process must not write a new one while another still reads
+        if state is None:
+            return
+        self.job.module.load_state_dict(state["module"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.average is not None:
+            self.average.load(state["average"])
+        self.done, self.curve, self.sums = state["done"], state["curve"], state["sums"]
+        if self.ranks.first:
+            log.info("%s: going on after step %d", self.job.name, self.done)
 
 
-def _read(path: Path) -> dict[str, Any] | None:
-    """Return the content of a checkpoint; None when there is none or, said aloud, when it is damaged."""
-    try:
-        data = path.read_bytes()
-    except FileNotFoundError:
-        return None
-    try:
-        # torch does not look at the checksums that it writes: of 150 flipped bits it found 15.
-        with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            bad = archive.testzip()
-        if bad is None:
-            return dict(torch.load(io.BytesIO(data), weights_only=True))
-        reason = f"{bad} has another checksum"
-    except (zipfile.BadZipFile, pickle.UnpicklingError, RuntimeError, ValueError, LookupError, EOFError) as error:
-        reason = str(error).partition("\n")[0]
-    log.warning("checkpoint '%s' is damaged (%s): this training starts anew", path, reason)
-    return None
+def _mode(job: Job, *, train: bool) -> None:
+    """Switch the module to training or out of it; its blocks are compiled only while it trains, where that is asked."""
+    job.module.train(train)
+    for block in job.module.modules() if job.scale.compile else ():
+        if isinstance(block, Block):
+            block.compile() if train else setattr(block, "_compiled_call_impl", None)

@@ -120,6 +120,7 @@ class Attention(nn.Module):
         self.heads, self.head_dim = heads, head_dim
         self.scale = head_dim**-0.5
         self.form = "sdpa"  # sdpa | explicit (MatMul, Softmax, MatMul)
+        self.softmaxed = True  # False for a probe, whose logits themselves are compared with another model's
         self.qkv = nn.Linear(width, 3 * heads * head_dim)
         self.proj = nn.Linear(heads * head_dim, width)
 

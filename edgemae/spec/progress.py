@@ -19,18 +19,18 @@ LINE_EVERY_S = 15.0
 class Progress:
     """Count units of work; `advance(n, loss=0.1, ...)` moves on and shows the newest figures."""
 
-    def __init__(self, label: str, total: int, done: int = 0) -> None:
-        self.label, self.total, self.done = label, total, done
+    def __init__(self, label: str, total: int, done: int = 0, *, shown: bool = True) -> None:
+        self.label, self.total, self.done, self.shown = label, total, done, shown
         self.figures: dict[str, float] = {}
         self._start, self._from, self._last = time.monotonic(), done, time.monotonic()
-        self._bar = self._open_bar() if sys.stderr.isatty() else None
+        self._bar = self._open_bar() if shown and sys.stderr.isatty() else None
 
     def advance(self, count: int = 1, /, **figures: float) -> None:
         self.done += count
         self.figures.update(figures)
         if self._bar is not None:
             self._bar.update(self._task, completed=self.done, figures=self._text())
-        elif time.monotonic() - self._last >= LINE_EVERY_S:
+        elif self.shown and time.monotonic() - self._last >= LINE_EVERY_S:
             self._last = time.monotonic()
             left = (self.total - self.done) / max(self.rate, 1e-9)
             log.info("%s %d/%d  %s  %.0f s left", self.label, self.done, self.total, self._text(), left)
@@ -44,6 +44,8 @@ class Progress:
         """Take the bar away and say in one line how far the work came."""
         if self._bar is not None:
             self._bar.stop()
+        if not self.shown:
+            return
         end = f"stopped at {self.done} of {self.total}" if failed else "done"
         log.info("%s %s: %s in %.1f s", self.label, end, self._text() or self.done, time.monotonic() - self._start)
 
@@ -70,12 +72,12 @@ class Progress:
 
 
 @contextmanager
-def progress(label: str, total: int, done: int = 0) -> Iterator[Progress]:
-    """Show the progress of a block of work, and close the bar whatever happens."""
-    shown = Progress(label, total, done)
+def progress(label: str, total: int, done: int = 0, *, shown: bool = True) -> Iterator[Progress]:
+    """Count a block of work, and close the bar whatever happens; only one of several processes has it `shown`."""
+    counter = Progress(label, total, done, shown=shown)
     failed = True
     try:
-        yield shown
+        yield counter
         failed = False
     finally:
-        shown.close(failed=failed)
+        counter.close(failed=failed)

@@ -25,13 +25,13 @@ import edgemae
 from edgemae.data.images import ImageSet
 from edgemae.data.loader import Batch, Loader
 from edgemae.distill import train
+from edgemae.distill.moment import Moment
 from edgemae.distill.train import Job, bf16_is_fast, fit
 from edgemae.spec import progress
 from edgemae.spec.errors import CheckpointError, DataError, InputError
 from edgemae.spec.graph import PixelContract
 
 PIXEL = PixelContract(image_px=8)
-Losses = Callable[[Batch, torch.Generator], dict[str, Tensor]]
 
 
 class Toy(nn.Module):
@@ -53,9 +53,9 @@ def job_with(pictures: ImageSet) -> Callable[..., Job]:
     def make(**changes: Any) -> Job:
         toy = changes.pop("module", None) or Toy()
 
-        def loss(batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
+        def loss(batch: Batch, moment: Moment) -> dict[str, Tensor]:
             out = toy(batch.pixels)
-            return {"near": out.square().mean(), "noise": 0.1 * torch.rand((), generator=generator) + 0 * out.sum()}
+            return {"near": out.square().mean(), "noise": 0.1 * moment.flip() + 0 * out.sum()}
 
         settings: dict[str, Any] = {
             "name": "toy", "module": toy, "groups": [{"params": list(toy.parameters()), "scale": 1.0}], "loss": loss,
@@ -83,8 +83,8 @@ def test_each_term_is_logged_by_itself(job_with: Callable[..., Job]) -> None:
     job = job_with()
     inner = job.loss
 
-    def loss(batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
-        terms = inner(batch, generator)
+    def loss(batch: Batch, moment: Moment) -> dict[str, Tensor]:
+        terms = inner(batch, moment)
         steps.append({name: value.item() for name, value in terms.items()})
         return terms
 
@@ -142,7 +142,7 @@ def test_a_seed_gives_one_result(job_with: Callable[..., Job]) -> None:
 def test_bf16_only_where_it_is_asked_for_and_fast(
     job_with: Callable[..., Job], monkeypatch: pytest.MonkeyPatch, asked: bool, fast: bool
 ) -> None:
-    monkeypatch.setattr(train, "bf16_is_fast", lambda: fast)
+    monkeypatch.setattr(train, "bf16_is_fast", lambda _: fast)
     job = job_with(bf16=asked, epochs=1)
     kinds: list[torch.dtype] = []
     job.module.register_forward_hook(lambda _, args, out: kinds.append(out.dtype))
@@ -155,7 +155,7 @@ def test_bf16_only_where_it_is_asked_for_and_fast(
 @pytest.mark.skipif(not Path("/proc/cpuinfo").exists(), reason="reads the flags that Linux gives")
 def test_bf16_is_fast_where_the_processor_multiplies_it() -> None:
     flags = set(Path("/proc/cpuinfo").read_text().split())
-    assert bf16_is_fast() == bool(flags & {"avx512_bf16", "amx_tile"})
+    assert bf16_is_fast(torch.device("cpu")) == bool(flags & {"avx512_bf16", "amx_tile"})
 
 
 def test_waiting_for_data_is_shown(
@@ -192,9 +192,9 @@ def test_a_loss_that_is_not_finite_stops(job_with: Callable[..., Job], tmp_path:
     job = job_with(checkpoint=path)
     seen: list[list[int]] = []
 
-    def loss(batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
+    def loss(batch: Batch, moment: Moment) -> dict[str, Tensor]:
         seen.append(batch.indices.tolist())
-        terms = job.loss(batch, generator)
+        terms = job.loss(batch, moment)
         return terms | {"noise": terms["noise"] * (poison if len(seen) == 5 else 1.0)}
 
     with pytest.raises(InputError, match=r"toy: the loss became (nan|inf) at step 4") as caught:
@@ -210,7 +210,7 @@ def test_a_gradient_that_is_not_finite_stops_before_the_weights_take_it_in(job_w
     job = job_with()
     before = weights(job)
 
-    def loss(batch: Batch, _: torch.Generator) -> dict[str, Tensor]:
+    def loss(batch: Batch, _: Moment) -> dict[str, Tensor]:
         return {"root": (0 * job.module(batch.pixels)).sum().abs().sqrt()}  # 0, but its slope is not finite
 
     with pytest.raises(InputError, match="the gradient's norm became nan at step 0") as caught:
@@ -234,11 +234,11 @@ def interrupted(job: Job, after: int) -> None:
     """Run a job that is stopped after some steps."""
     steps: list[int] = []
 
-    def loss(batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
+    def loss(batch: Batch, moment: Moment) -> dict[str, Tensor]:
         if len(steps) == after:
             raise KeyboardInterrupt
         steps.append(1)
-        return job.loss(batch, generator)
+        return job.loss(batch, moment)
 
     with pytest.raises(KeyboardInterrupt):
         fit(replace(job, loss=loss))
@@ -350,21 +350,21 @@ def run(folder, checkpoint, workers):
 if __name__ == "__main__":
     train.CHECKPOINT_EVERY_S = 0.0
     die_in_write = int(sys.argv[3])
-    step, replace, writes = train._step, os.replace, 0
+    step, replace, writes = train._Run._step, os.replace, 0
 
-    def told(job, optimizer, batch, number):
+    def told(training, batch, number):
         print(number, flush=True)
         sys.stdin.readline()
-        return step(job, optimizer, batch, number)
+        return step(training, batch, number)
 
     def dying(source, target):
         global writes
-        writes += 1
-        if writes == die_in_write:
+        writes += str(target).endswith(".ckpt")
+        if writes and writes == die_in_write:
             os.kill(os.getpid(), signal.SIGKILL)
         replace(source, target)
 
-    train._step, os.replace = told, dying
+    train._Run._step, os.replace = told, dying
     run(sys.argv[1], Path(sys.argv[2]), 1)
 '''
 

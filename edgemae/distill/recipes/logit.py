@@ -21,6 +21,7 @@ class Logit(nn.Module):
     """Train `student` (with a head) to give the teacher's logits on whole pictures."""
 
     needs_head = True
+    all_used = True
 
     def __init__(self, student: ViT, teacher: Teacher, pixel: PixelContract, plan: DistillPlan) -> None:
         super().__init__()

@@ -25,6 +25,7 @@ class Relation(nn.Module):
     """Train `student` to relate visible patches as the teacher's chosen block does. No labels are used."""
 
     needs_head = False
+    all_used = False  # the final norm comes after what is compared
 
     def __init__(self, student: ViT, teacher: Teacher, pixel: PixelContract, plan: DistillPlan) -> None:
         super().__init__()
@@ -46,6 +47,7 @@ class Relation(nn.Module):
         self.probe_norm = nn.LayerNorm(shape.width, eps=LAYER_NORM_EPS)
         self.probe = Attention(shape.width, shape.heads[-1], shape.head_dim)
         self.probe.proj.requires_grad_(False)  # only its queries and keys are used
+        self.probe.softmaxed = False
         self.adapter = nn.Conv2d(shape.heads[-1], teacher.vit.shape.heads[self.block - 1], 1, bias=False)
 
     def student_taps(self, pixels: Tensor, keep: Tensor) -> dict[str, Tensor]:

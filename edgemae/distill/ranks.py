@@ -1,0 +1,97 @@
+"""The processes of one training: alone, or many under `torchrun` or `accelerate launch`."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate.utils import gather_object
+from torch import Tensor, nn
+
+from edgemae.spec.errors import MachineError, PlanError
+
+log = logging.getLogger("edgemae")
+
+
+class Ranks:
+    """Know which of how many processes this is, and exchange what they must agree on.
+
+    Every process goes through the same code with the same seed; the first one writes files and talks.
+    """
+
+    def __init__(self, *, all_used: bool = True) -> None:
+        threads = torch.get_num_threads()
+        # Otherwise parameters that a step does not touch are looked for in every step, which costs a walk of the graph.
+        unused = DistributedDataParallelKwargs(find_unused_parameters=not all_used)
+        self._accelerator = Accelerator(cpu=not torch.cuda.is_available(), kwargs_handlers=[unused])
+        torch.set_num_threads(threads)  # accelerate sets its own guess on processors
+        self.device: torch.device = self._accelerator.device
+        self.rank: int = self._accelerator.process_index
+        self.world: int = self._accelerator.num_processes
+
+    @property
+    def first(self) -> bool:
+        return self.rank == 0
+
+    def prepare(self, module: nn.Module) -> nn.Module:
+        """Return the module on this process's device, its gradients averaged over all processes."""
+        prepared: nn.Module = self._accelerator.prepare_model(module)
+        return prepared
+
+    def alone(self, module: nn.Module) -> Any:
+        """Return a context in which `backward` keeps its gradients to this process."""
+        return self._accelerator.no_sync(module)
+
+    def mean(self, values: Tensor) -> Tensor:
+        """Return the mean of a tensor over all processes."""
+        if self.world == 1:
+            return values
+        reduced: Tensor = self._accelerator.reduce(values, "mean")
+        return reduced
+
+    def gather(self, values: list[Any]) -> list[Any]:
+        """Return the lists of all processes as one."""
+        return list(gather_object(values)) if self.world > 1 else values
+
+    def wait(self) -> None:
+        """Wait until all processes are here."""
+        self._accelerator.wait_for_everyone()
+
+    def rows(self, batch: int, parts: int) -> list[slice]:
+        """Return the rows of a batch that this process sees, one slice for each of `parts`.
+
+        Raises PlanError when the batch does not divide evenly. A part holds an even number of images, because mixing
+        pairs each image with its neighbour.
+        """
+        pieces = self.world * parts
+        if pieces > 1 and batch % (2 * pieces):
+            raise PlanError(
+                f"a batch of {batch} does not divide among {self.world} processes with {parts} parts each",
+                expected=f"a multiple of {2 * pieces}",
+                fix=f"set the batch to {max(1, round(batch / (2 * pieces))) * 2 * pieces}, or change --set "
+                "scale.accumulate or the number of processes",
+            )
+        size = batch // pieces
+        starts = range(self.rank * size * parts, (self.rank + 1) * size * parts, size)
+        return [slice(start, start + size) for start in starts]
+
+
+@contextmanager
+def lost_process(name: str) -> Iterator[None]:
+    """Turn the error of a collective whose other side is gone into a message for the user."""
+    try:
+        yield
+    except RuntimeError as error:
+        text = str(error)
+        if not any(sign in text for sign in ("Connection", "connection", "gloo", "NCCL", "Socket", "timed out")):
+            raise
+        raise MachineError(
+            f"{name}: another process of this training is gone ({text.splitlines()[0][:120]})",
+            expected="all processes alive until the end",
+            fix="see that process's own message; run the same command again and the training goes on from its "
+            "last checkpoint",
+        ) from error

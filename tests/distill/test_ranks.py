@@ -1,0 +1,167 @@
+"""One training in two processes over gloo: the weights of one process, also after one of them is killed."""
+
+from __future__ import annotations
+
+import os
+import random
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+import edgemae
+from edgemae.distill.ranks import Ranks, lost_process
+from edgemae.spec.errors import MachineError, PlanError
+
+SCRIPT = '''
+"""All three trainings of a student with everything on that is random; may be told to die at a step."""
+
+import os, signal, sys
+from pathlib import Path
+
+import torch
+
+from edgemae.data.images import scan
+from edgemae.distill import train
+from edgemae.distill.stages import Images, distill, finetune, pretrain
+from edgemae.spec.graph import PixelContract
+from edgemae.spec.plan import load_plan
+
+torch.set_num_threads(1)
+folder, out, parts, die_rank, die_step = sys.argv[1], Path(sys.argv[2]), *map(int, sys.argv[3:])
+train.CHECKPOINT_EVERY_S = 0.0
+step, taken = train._Run._step, 0
+
+
+def counted(run, batch, number):
+    global taken
+    if run.ranks.rank == die_rank and taken == die_step:
+        os.kill(os.getpid(), signal.SIGKILL)
+    taken += 1
+    return step(run, batch, number)
+
+
+train._Run._step = counted
+small = {"image_px": 32, "patch_px": 8, "width": 32, "depth": 2, "heads": 2, "head_dim": 16}
+sizes = {f"{who}.{name}": value for who in ("teacher", "student") for name, value in small.items()}
+epochs = {f"{part}.{name}": value for part in ("pretrain", "finetune", "distill", "distill.finetune")
+          for name, value in {"epochs": 3, "batch": 8, "lr": 0.01}.items()}
+light = {f"{part}.{name}": value for part in ("pretrain", "distill")
+         for name, value in {"decoder_width": 16, "decoder_heads": 2}.items()}
+noisy = {f"{part}.{name}": value for part in ("finetune", "distill.finetune")
+         for name, value in {"mixup": 0.4, "cutmix": 0.5, "drop_path": 0.2, "token_keep": 0.5, "ema": 0.9}.items()}
+plan = load_plan(None, (), {"workers": 0, "scale.accumulate": parts, **sizes, **epochs, **light, **noisy})
+found = scan(folder)
+images = Images(found.unlabelled(), found, found)
+teacher, _ = pretrain(plan, images.unlabelled, PixelContract(image_px=32), checkpoint=out / "teacher.ckpt")
+tuned, _ = finetune(teacher, plan, images, out / "tuned.ckpt")
+student, curves = distill(teacher, plan, images, out / "student.ckpt", tuned)
+rank = os.environ.get("RANK", "0")
+models = {"teacher": teacher.vit, "tuned": tuned.vit, "student": student.vit}
+torch.save({name: vit.state_dict() for name, vit in models.items()}, out / f"weights-{rank}.pt")
+'''
+
+
+def start(
+    script: Path, folder: Path, out: Path, *, processes: int = 1, parts: int = 1, die: tuple[int, int] = (-1, 0)
+) -> subprocess.CompletedProcess[str]:
+    """Run the script in its own processes and return how it ended."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    launch = ["-m", "torch.distributed.run", "--nproc_per_node", str(processes), "--master_port", str(port)]
+    out.mkdir(exist_ok=True)
+    command = [sys.executable, *(launch if processes > 1 else []), script, folder, out, parts, *die]
+    where = os.environ | {"PYTHONPATH": str(Path(edgemae.__file__).parent.parent)}
+    return subprocess.run([str(part) for part in command], env=where, capture_output=True, text=True, timeout=240)
+
+
+def weights(out: Path, rank: int = 0) -> dict[str, Tensor]:
+    """Return all weights of all models that a run left."""
+    saved = torch.load(out / f"weights-{rank}.pt", weights_only=True)
+    return {f"{model}.{name}": value for model, state in saved.items() for name, value in state.items()}
+
+
+def apart(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
+    assert a.keys() == b.keys()
+    return max((a[name] - b[name]).abs().max().item() for name in a)
+
+
+@pytest.fixture(scope="module")
+def script(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("script") / "script.py"
+    path.write_text(SCRIPT)
+    return path
+
+
+@pytest.fixture(scope="module")
+def two(script: Path, picture_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return what an undisturbed run in two processes left."""
+    out = tmp_path_factory.mktemp("two")
+    ran = start(script, picture_folder, out, processes=2)
+    assert ran.returncode == 0, ran.stderr
+    return out
+
+
+def test_two_processes_and_two_parts_end_as_one(script: Path, picture_folder: Path, two: Path, tmp_path: Path) -> None:
+    for parts in (1, 2):
+        ran = start(script, picture_folder, tmp_path / str(parts), parts=parts)
+        assert ran.returncode == 0, ran.stderr
+    one = weights(tmp_path / "1")
+    assert apart(one, weights(two)) < 1e-5
+    assert apart(one, weights(tmp_path / "2")) < 1e-5
+    assert apart(weights(two), weights(two, rank=1)) == 0
+    moved = torch.cat([value.flatten() for name, value in one.items() if name.endswith("mlp.fc1.bias")])
+    assert moved.abs().mean() > 1e-4  # biases began at 0: the difference is small beside what was learnt
+
+
+def test_a_killed_process_loses_nothing(script: Path, picture_folder: Path, two: Path, tmp_path: Path) -> None:
+    chance = random.SystemRandom()
+    die = (chance.randrange(2), chance.randrange(1, 35))  # of 4 trainings with 9 steps each
+    ran = start(script, picture_folder, tmp_path, processes=2, die=die)
+    assert ran.returncode != 0, die
+    assert not (tmp_path / "weights-0.pt").exists()
+    newest = max(tmp_path.glob("*.ckpt"), key=lambda path: path.stat().st_mtime_ns)
+    assert torch.load(newest, weights_only=True)["done"] == (die[1] - 1) % 9 + 1, die
+    ran = start(script, picture_folder, tmp_path, processes=2)
+    assert ran.returncode == 0, ran.stderr
+    assert apart(weights(tmp_path), weights(two)) == 0, die
+
+
+# ---------------------------------------------------------------- alone
+
+
+@pytest.mark.parametrize(("batch", "parts", "rows"), [(8, 1, [(0, 8)]), (8, 2, [(0, 4), (4, 8)]), (7, 1, [(0, 7)])])
+def test_rows_of_one_process(batch: int, parts: int, rows: list[tuple[int, int]]) -> None:
+    assert [(part.start, part.stop) for part in Ranks().rows(batch, parts)] == rows
+
+
+@pytest.mark.parametrize(("rank", "rows"), [(0, [(0, 4), (4, 8)]), (1, [(8, 12), (12, 16)])])
+def test_rows_of_two_processes(rank: int, rows: list[tuple[int, int]]) -> None:
+    ranks = Ranks()
+    ranks.rank, ranks.world = rank, 2
+    assert [(part.start, part.stop) for part in ranks.rows(16, 2)] == rows
+
+
+def test_a_batch_that_does_not_divide_is_refused() -> None:
+    ranks = Ranks()
+    ranks.world = 3
+    with pytest.raises(PlanError, match="a batch of 64 does not divide among 3 processes with 2 parts") as caught:
+        ranks.rows(64, 2)
+    assert caught.value.expected == "a multiple of 12"
+    assert "set the batch to 60" in caught.value.fix
+
+
+def test_a_lost_process_is_said_in_words() -> None:
+    with (
+        pytest.raises(MachineError, match="toy: another process of this training is gone") as caught,
+        lost_process("toy"),
+    ):
+        raise RuntimeError("[gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:7")
+    assert "goes on from its last checkpoint" in caught.value.fix
+    with pytest.raises(RuntimeError, match="shapes"), lost_process("toy"):
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")

@@ -1,0 +1,49 @@
+"""Losses that grow, and terms that do not count."""
+
+from __future__ import annotations
+
+import logging
+import math
+
+import pytest
+
+from edgemae.distill.watch import Divergence, small_terms, tell_small
+
+
+def verdicts(losses: list[float]) -> list[str]:
+    watch = Divergence()
+    return [said for said in map(watch.seen, losses) if said]
+
+
+def test_a_loss_that_leaves_is_told() -> None:
+    falling = [2.3 - 0.01 * i for i in range(150)]
+    assert not verdicts(falling)
+    (said,) = verdicts([*falling, *[9.0] * 50])
+    assert "diverged: 9 over the last 50 steps, 1.055 at its best, 2.055 at the beginning" in said
+
+
+@pytest.mark.parametrize(
+    "losses",
+    [
+        [2.3 * math.exp(-i / 50) + 0.3 * (i % 7 == 0) for i in range(1000)],  # far below its start, and uneven
+        [1.0] * 50 + [0.1] * 50 + [1.2] * 100,  # regained
+        [1.0] * 60 + [40.0] + [1.0] * 100,  # one hard batch
+        [0.0] * 200,
+    ],
+    ids=["noisy", "back to its start", "one batch", "nothing"],
+)
+def test_what_is_no_divergence(losses: list[float]) -> None:
+    assert not verdicts(losses)
+
+
+def test_terms_under_one_percent() -> None:
+    row = {"pixel": 0.9, "relation": 0.005, "negative": -0.2, "loss": 0.705}
+    assert small_terms(row, ["pixel", "relation", "negative"]) == {"relation": pytest.approx(0.005 / 1.105)}
+    assert small_terms({"a": 0.0, "b": 0.0}, ["a", "b"]) == {}
+    assert small_terms({"a": 0.99, "b": 0.0101}, ["a", "b"]) == {}
+
+
+def test_a_term_that_hardly_counts_is_named(caplog: pytest.LogCaptureFixture) -> None:
+    tell_small("distill (relation)", 3, {"relation": 0.0042})
+    assert "term 'relation' was 0.42 % of the loss in epoch 3" in caplog.text
+    assert caplog.records[0].levelno == logging.WARNING
