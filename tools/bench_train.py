@@ -77,7 +77,8 @@ QUICK = Effort(
 )  # fmt: skip
 FULL = Effort(
     (
-        (SMALL, MAE_PAIR), (SMALL, RELATION_PAIR), (replace(TINY, batch=8), MAE_PAIR), (replace(TEACHER, batch=32), MAE_PAIR),
+        (SMALL, MAE_PAIR), (SMALL, RELATION_PAIR), (replace(TINY, batch=8), MAE_PAIR),
+        (replace(TEACHER, batch=32), MAE_PAIR),
         (replace(LARGE, batch=2), RELATION_PAIR),
     ),
     (*((name, SMALL) for name in MAKERS), (OURS, TEACHER), (THEIRS, TEACHER)), steps=60, pictures=1024,
