@@ -149,7 +149,7 @@ def test_the_terms_are_what_they_say(
     target = patchify(batch.pixels, 8)
     mean, scale = patch_stats(target)
     hidden = [i for i in range(16) if i not in (0, 5, 10, 15)]
-    error = (student["predicted"] - (target - mean) / scale).square()[:, hidden].mean()
+    error = (student["predicted"] - ((target - mean) / scale)[:, hidden]).square().mean()
     torch.testing.assert_close(terms["pixel"], 0.5 * error)
     # Pre-softmax logits: neither term drowns the other (post-softmax maps would be some 4e-3).
     assert 0.01 < terms["relation"].item() / terms["pixel"].item() < 100

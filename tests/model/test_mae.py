@@ -11,6 +11,7 @@ from edgemae.model.mae import (
     MAE,
     MASKS,
     DecoderShape,
+    hidden_index,
     hidden_mask,
     keep_count,
     make_keep,
@@ -18,6 +19,7 @@ from edgemae.model.mae import (
     patchify,
     unpatchify,
 )
+from edgemae.model.vit import take_patches
 from edgemae.spec.graph import IMAGENET_MEAN, IMAGENET_STD
 
 
@@ -100,6 +102,22 @@ def test_norm_pixel_loss_is_the_mean_over_hidden_patches(make_mae, pixels, keep)
     assert mae.patch_loss(perfect, pixels, keep) < 1e-10  # what is visible is not scored
 
 
+@pytest.mark.parametrize("cls_token", [False, True])
+def test_hidden_predictions_are_those_of_all_patches(make_mae, pixels, keep, cls_token: bool) -> None:
+    mae = make_mae(cls_token=cls_token)
+    tokens = mae.encoder.norm(mae.encoder.encode(pixels, keep))
+    hidden = hidden_index(keep, 16)
+    assert sorted([*hidden[0].tolist(), *keep[0].tolist()]) == list(range(16))
+    wanted = mae(pixels, keep).gather(1, hidden[:, :, None].expand(-1, -1, 192))
+    assert torch.allclose(mae.decoder(tokens, keep, hidden_only=True), wanted, atol=1e-6)
+
+
+def test_cut_patches_are_those_of_the_whole_grid(pixels) -> None:
+    index = torch.tensor([[5, 0], [15, 3], [6, 9]])
+    taken = take_patches(pixels, index, 8).permute(0, 1, 3, 4, 2).flatten(2)
+    assert torch.equal(taken, patchify(pixels, 8).gather(1, index[:, :, None].expand(-1, -1, 192)))
+
+
 def test_flat_patches_do_not_divide_by_zero(make_mae, keep) -> None:
     assert torch.isfinite(make_mae().loss(torch.zeros(3, 3, 32, 32), keep))
     assert torch.allclose(patch_stats(torch.ones(1, 1, 9))[1], torch.tensor(1e-3))
@@ -149,7 +167,7 @@ def test_a_perfect_prediction_reproduces_the_picture(make_mae, keep, generator, 
         "bce": patchify(picture.logit(), 8),
     }
     mae.forward = lambda pixels, keep: perfect[loss_kind]
-    assert mae.loss(pixels, keep) < (0.7 if loss_kind == "bce" else 1e-10)
+    assert mae.patch_loss(perfect[loss_kind], pixels, keep) < (0.7 if loss_kind == "bce" else 1e-10)
     masked, rebuilt = mae.reconstruct(pixels, keep)
     assert torch.allclose(rebuilt, picture, atol=1e-5)
     hidden = unpatchify(hidden_mask(keep, 16)[:, :, None].expand(-1, -1, 192), 8, 3).bool()

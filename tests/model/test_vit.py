@@ -88,9 +88,9 @@ def test_cls_pooling_reads_the_class_token_alone(tiny, generator) -> None:
 def test_all_patches_kept_in_order_is_the_plain_encoder(tiny, pixels) -> None:
     vit = tiny(cls_token=True)
     everything = torch.arange(16).expand(3, -1)
-    assert torch.allclose(vit.encode(pixels, everything), vit.encode(pixels), atol=1e-6)
+    assert torch.allclose(vit.encode(pixels, everything), vit.encode(pixels), atol=1e-5)  # a product, a convolution
     few = vit.encode(pixels, everything, blocks=1)
-    assert torch.allclose(vit.blocks[1](few), vit.encode(pixels), atol=1e-6)
+    assert torch.allclose(vit.blocks[1](few), vit.encode(pixels), atol=1e-5)
 
 
 def test_hidden_patches_cannot_be_seen(tiny, pixels) -> None:

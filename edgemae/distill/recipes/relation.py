@@ -46,9 +46,9 @@ class Relation(Recipe):
         return Depth(student.shape.grid, blocks)
 
     def student_taps(self, pixels: Tensor, keep: Tensor, drop: Tensor | None = None) -> dict[str, Tensor]:
-        """Return predicted patches (B, N, P*P*C) and adapted relations (B, teacher heads, K, K)."""
+        """Return predicted hidden patches (B, N - K, P*P*C) and adapted relations (B, teacher heads, K, K)."""
         x = self.student.encode(pixels, keep, self.read_at, drop)
-        predicted = self.decoder(self.read_norm(x), keep)
+        predicted = self.decoder(self.read_norm(x), keep, hidden_only=True)
         for i, block in enumerate(self.student.blocks[self.read_at :], self.read_at):
             x = block(x, None if drop is None else drop[:, i])
         skip = int(self.student.shape.cls_token)

@@ -1,0 +1,300 @@
+"""Speed of training, from files on disk to the optimiser's step: ours beside transformers' ViTMAEForPreTraining.
+
+    python tools/bench_train.py --quick --json train.json
+    python tools/bench_train.py --threads 1 --large --json tools/results/train.json
+
+Both compute the same loss (checked first, with the same weights and masks) with the same batch, precision and AdamW;
+bare steps are taken in turns. A ratio above 1 is faster than the reference. Ratios and MFU are of processor time, which
+other work on the machine hardly moves; wall time is beside them. Memory is the peak of a fresh process each.
+transformers starts its positions at zero and frozen, which no speed depends on; the check sets them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shlex
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import torch
+from torch import nn
+from train_contenders import (
+    CASES,
+    LARGE,
+    MAKERS,
+    OURS,
+    SMALL,
+    TEACHER,
+    THEIRS,
+    TINY,
+    Case,
+    Contender,
+    gemm_peak,
+    memory_batch,
+    parity,
+    recipe,
+)
+from train_files import from_files, pictures
+
+from edgemae.data.loader import Batch
+from edgemae.device.latency import Blocks, Samples, fingerprint, interleave, ratio, summarise, worst
+from edgemae.device.latency.machine import usable_cpus
+from edgemae.device.latency.timing import LEAD_RUNS
+from edgemae.distill.moment import whole
+from edgemae.distill.recipes import RECIPES
+from edgemae.distill.schedule import param_groups
+from edgemae.distill.ranks import bf16_is_fast
+from edgemae.spec.errors import EdgemaeError
+
+SCHEMA = "edgemae.bench-train/1"
+GOALS = {"bare ratio at least": 1.0, "relation cost at most": 1.6, "wait share under": 0.03, "large GiB at most": 24.0}
+
+
+@dataclass(frozen=True)
+class Effort:
+    """State what a run takes in: (case, contenders) of bare steps, the reference last; and steps from files."""
+
+    bare: tuple[tuple[Case, tuple[str, ...]], ...]
+    files: tuple[tuple[str, Case], ...]
+    steps: int
+    pictures: int
+
+
+MAE_PAIR, RELATION_PAIR = (OURS, THEIRS), ("relation", OURS)
+LESS = replace(SMALL, batch=32, rounds=8)
+QUICK = Effort(
+    ((LESS, MAE_PAIR), (LESS, RELATION_PAIR)), tuple((name, SMALL) for name in MAKERS), steps=15, pictures=256
+)  # fmt: skip
+FULL = Effort(
+    (
+        (SMALL, MAE_PAIR), (SMALL, RELATION_PAIR), (replace(TINY, batch=8), MAE_PAIR),
+        (replace(TEACHER, batch=32), MAE_PAIR),
+        (replace(LARGE, batch=2), RELATION_PAIR),
+    ),
+    (*((name, SMALL) for name in MAKERS), (OURS, TEACHER), (THEIRS, TEACHER)), steps=60, pictures=1024,
+)  # fmt: skip
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="the smallest shapes only, within 5 minutes")
+    parser.add_argument("--large", action="store_true", help="also one step of every recipe, ViT-Large to ViT-Tiny")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the results there")
+    parser.add_argument("--data", type=Path, help="folder of images; made up ones otherwise")
+    parser.add_argument("--threads", type=int, default=len(usable_cpus()), help="of torch")
+    parser.add_argument("--note", default="", help="a sentence about the machine that goes into the results")
+    parser.add_argument("--child", nargs="+", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    if args.child:
+        print(json.dumps(child(*args.child)))
+        return 0
+    command = shlex.join(["python", "tools/bench_train.py", *shown(sys.argv[1:])])
+    result = {
+        "schema": SCHEMA, "command": command, "threads": args.threads, "note": args.note,
+        "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "machine": fingerprint() | {"torch": torch.__version__}, "goals": GOALS,
+    }  # fmt: skip
+    for part, value in measure(args):
+        result[part] = value
+        print("\n".join(TABLES[part](value)), flush=True)
+        if args.json is not None:  # after every part: a long run that is stopped keeps what it has
+            args.json.write_text(json.dumps(result, indent=1) + "\n")
+    return 0
+
+
+def shown(arguments: Sequence[str]) -> list[str]:
+    """Return the command line without the folders of this machine."""
+    return [Path(word).name if word.startswith("/") else word for word in arguments]
+
+
+def measure(args: argparse.Namespace) -> Any:
+    """Yield (part, its result) as they come."""
+    effort = QUICK if args.quick else FULL
+    yield "gemm_peak_gmacs_s", (peak := gemm_peak()) / 1e9
+    yield "parity", {case.name: parity(case) for case, names in effort.bare if names == MAE_PAIR}
+    precisions = (False, True) if bf16_is_fast(torch.device("cpu")) else (False,)
+    groups = []
+    for case, names in effort.bare:
+        for bf16 in precisions:
+            groups.append(bare(case, names, peak, bf16=bf16))
+            yield "bare", groups
+    with tempfile.TemporaryDirectory() as made:
+        folder = args.data or pictures(Path(made), effort.pictures)
+        rows = []
+        for name, case in effort.files:
+            rows.append(spawn(args, "files", name, case.name, str(folder), str(effort.steps)))
+            yield "files", rows
+    if args.large:
+        large = []
+        for name in RECIPES:
+            large.append(spawn(args, "large", name))
+            yield "large", large
+
+
+# ---------------------------------------------------------------- children
+
+
+def spawn(args: argparse.Namespace, *words: str) -> dict[str, Any]:
+    """Run one contender in a process of its own, whose peak of memory is its alone."""
+    command = [sys.executable, __file__, "--threads", str(args.threads), "--child", *words]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    done = subprocess.run(command, stdout=subprocess.PIPE, env=environment, check=True, text=True)
+    return dict(json.loads(done.stdout.splitlines()[-1]))
+
+
+def child(kind: str, name: str, *rest: str) -> dict[str, Any]:
+    before = peak_mib()
+    if kind == "files":
+        case = CASES[rest[0]]
+        found: dict[str, Any] = {"case": case.name, "batch": case.batch} | from_files(
+            name, case, Path(rest[1]), int(rest[2])
+        )
+    else:
+        found = one_large_step(name)
+    return {"name": name, **found, "imports_mib": before, "peak_mib": peak_mib()}
+
+
+def one_large_step(name: str) -> dict[str, Any]:
+    """Take one step of a recipe at the product's named shapes."""
+    torch.manual_seed(0)
+    module = recipe(name, LARGE)
+    step = Step(Contender(module, module.step, 0), memory_batch(LARGE))
+    before = {key: value.detach().clone() for key, value in module.student.named_parameters()}
+    began = time.perf_counter()
+    step()
+    seconds = time.perf_counter() - began
+    moved = sum(not torch.equal(before[key], value) for key, value in module.student.named_parameters())
+    return {"case": LARGE.name, "batch": LARGE.batch, "seconds": seconds, "tensors_moved": moved}
+
+
+def peak_mib() -> float:
+    """Return this process' peak of resident memory; getrusage would count the parent's, from before the exec."""
+    rows = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return int(rows["VmHWM"].split()[0]) / 1024
+
+
+# ---------------------------------------------------------------- bare steps
+
+
+class Step:
+    """Take a training step on a batch that lies in memory: loss, gradients, clipping as `fit` does it, AdamW."""
+
+    def __init__(self, contender: Contender, batch: Batch, *, bf16: bool = False) -> None:
+        self.contender, self.batch, self.bf16 = contender, batch, bf16
+        contender.module.train()
+        self.optimizer = torch.optim.AdamW(param_groups(contender.module, 0.05), lr=1e-5, betas=(0.9, 0.95))
+        self.generator = torch.Generator().manual_seed(0)
+        self.cpu_ns: list[int] = []
+
+    def __call__(self) -> None:
+        began = time.process_time_ns()
+        moment = whole(len(self.batch.pixels), self.generator)
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.bf16):
+            terms = self.contender.loss(self.batch, moment)
+        self.optimizer.zero_grad(set_to_none=True)
+        torch.stack([term.float() for term in terms.values()]).sum().backward()
+        nn.utils.clip_grad_norm_([p for group in self.optimizer.param_groups for p in group["params"]], 3.0)
+        self.optimizer.step()
+        self.cpu_ns.append(time.process_time_ns() - began)
+
+    def blocks(self, taken: Samples) -> Blocks:
+        """Return processor times of the runs that `interleave` took, without the untimed one that leads each block."""
+        blocks = len(np.unique(taken.blocks))
+        runs = taken.n // blocks + LEAD_RUNS
+        kept = np.array(self.cpu_ns[-blocks * runs :]).reshape(blocks, runs)[:, LEAD_RUNS:]
+        return Blocks(kept.ravel(), taken.blocks)
+
+
+def bare(case: Case, names: tuple[str, ...], peak: float, *, bf16: bool = False) -> dict[str, Any]:
+    """Compare bare steps taken in turns; the last name is the reference, `peak` is in MACs a second."""
+    torch.manual_seed(0)
+    batch = memory_batch(case)
+    steps = {name: Step(MAKERS[name](case), batch, bf16=bf16) for name in names}
+    taken = interleave(steps, case.rounds, block_ms=1, warmup=2)
+    rows = [row(name, taken, steps, case.batch, peak) for name in names]
+    macs = [steps[name].contender.macs for name in names]
+    return {
+        "title": f"{case.name}, batch {case.batch}, {'bf16' if bf16 else 'fp32'}", "reference": names[-1],
+        "case": asdict(case), "verdict": worst(*(s.interference.verdict for s in taken.values())), "rows": rows,
+        "macs_ratio": macs[0] / macs[-1],
+    }  # fmt: skip
+
+
+def row(name: str, taken: dict[str, Samples], steps: dict[str, Step], batch: int, peak: float) -> dict[str, Any]:
+    samples, step = taken[name], steps[name]
+    reference = list(steps)[-1]
+    cpu = step.blocks(samples)
+    gain = ratio(steps[reference].blocks(taken[reference]), cpu)
+    busy_s = float(np.median(cpu.ns)) / 1e9 / torch.get_num_threads()
+    return {
+        "name": name, "gmacs_a_step": step.contender.macs * batch / 1e9, "busy_ms": 1e3 * busy_s,
+        "images_s": batch / busy_s, "mfu": step.contender.macs * batch / busy_s / peak, "ratio": gain.median,
+        "ratio_low": gain.low, "ratio_high": gain.high, "rounds": gain.rounds,
+        "wall": msgspec.to_builtins(summarise(samples.ns)),
+        "wall_ratio": msgspec.to_builtins(ratio(taken[reference], samples)),
+        "interference": msgspec.to_builtins(samples.interference),
+    }  # fmt: skip
+
+
+# ---------------------------------------------------------------- tables
+
+
+def bare_table(groups: list[dict[str, Any]]) -> list[str]:
+    """Return the newest comparison as Markdown."""
+    group = groups[-1]
+    lines = [
+        f"\n{group['title']}: machine {group['verdict']}; MACs {group['macs_ratio']:.2f} times the reference's\n",
+        f"| bare step | busy ms | wall p50 ms | images/s | MFU | times as fast as {group['reference']} | 95 % |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | --- |",
+    ]
+    for r in group["rows"]:
+        lines.append(
+            f"| {r['name']} | {r['busy_ms']:.1f} | {r['wall']['p50_ms']:.1f} | {r['images_s']:.0f} | {r['mfu']:.0%} | "
+            f"{r['ratio']:.3f} | {r['ratio_low']:.3f} to {r['ratio_high']:.3f} |"
+        )
+    return lines
+
+
+def files_table(rows: list[dict[str, Any]]) -> list[str]:
+    r = rows[-1]
+    line = (
+        f"from files: {r['name']}, {r['case']}, batch {r['batch']}: {r['images_s']:.0f} images/s, waiting "
+        f"{r['wait_share']:.1%}, first batch {r['first_batch_s']:.1f} s, peak {r['peak_mib']:.0f} MiB "
+        f"({r['imports_mib']:.0f} before)"
+    )
+    return [line]
+
+
+def large_table(rows: list[dict[str, Any]]) -> list[str]:
+    r = rows[-1]
+    line = (
+        f"large: {r['name']}, {r['case']}, batch {r['batch']}: one step {r['seconds']:.1f} s, "
+        f"peak {r['peak_mib'] / 1024:.2f} GiB, {r['tensors_moved']} tensors moved"
+    )
+    return [line]
+
+
+TABLES: dict[str, Any] = {
+    "gemm_peak_gmacs_s": lambda value: [f"GEMM peak: {value:.1f} GMAC/s"],
+    "parity": lambda value: [f"parity of the loss: {value}"],
+    "bare": bare_table, "files": files_table, "large": large_table,
+}  # fmt: skip
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except EdgemaeError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
