@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from edgemae.device.engines import ENGINES
+from edgemae.distill.elastic import sizes_of, space_of
 from edgemae.distill.recipes import RECIPES
 from edgemae.distill.stages import shape_of, student_pixel
 from edgemae.flow import is_student, read_teacher, teacher_pixel, tell_import
@@ -42,6 +43,7 @@ def check_ahead(plan: Plan, targets: list[Target], source: Path | None) -> Teach
     if source is not None and is_student(source):
         student = load_student(source)
         shape = student.vit.shape
+        _refuse_elastic(plan, source)
         begin: Teacher | Student = student
     else:
         begin = read_teacher(source, plan) if source else blank_teacher(plan)
@@ -52,15 +54,28 @@ def check_ahead(plan: Plan, targets: list[Target], source: Path | None) -> Teach
     return begin
 
 
+def _refuse_elastic(plan: Plan, source: Path) -> None:
+    if plan.elastic.on:
+        raise PlanError(
+            f"--elastic distills, and '{source}' is a student already",
+            expected="a teacher as SOURCE",
+            fix=f"leave --elastic out; `edgemae extract {source}` takes a sub-network out of an elastic student",
+        )
+
+
 def check_recipe(plan: Plan, teacher: Teacher) -> ViTShape:
     """Put recipe, teacher and student together once: what does not fit says so now. Return the student's shape."""
     shape = _shape(plan.student, "student")
+    if plan.elastic.on:
+        space = space_of(plan.elastic, shape)
+        space.find(plan.elastic.shape or sizes_of(shape))
     RECIPES[plan.distill.recipe](ViT(shape), teacher, student_pixel(teacher.pixel, plan), plan.distill)
     return shape
 
 
 def check_images(plan: Plan, targets: list[Target], begin: Teacher | Student, inputs: Inputs) -> None:
     """Refuse images that do not fit the model or cannot calibrate int8. Raises DataError."""
+    check_elastic(plan, inputs)
     if isinstance(begin, Student):
         check_labels(begin, inputs)
     if any("int8" in target.precisions and candidates(target, plan.quantize) for target in targets):
@@ -71,6 +86,16 @@ def check_images(plan: Plan, targets: list[Target], begin: Teacher | Student, in
     for target in targets:
         if plan.gates.p90_ms and (unlike := mismatch(target)):
             log.warning("gate p90_ms will be missed for %s: %s", target.name, unlike)
+
+
+def check_elastic(plan: Plan, inputs: Inputs) -> None:
+    """Raise DataError for an elastic student without labels: its sub-networks are trained in stage 2."""
+    if plan.elastic.on and inputs.labelled is None:
+        raise DataError(
+            f"--elastic trains sub-networks with labels, and '{inputs.unlabelled.folder}' has none",
+            expected="one sub-folder for each class",
+            fix="sort the images into class folders, or leave --elastic out",
+        )
 
 
 def check_labels(model: Student | Teacher, inputs: Inputs) -> None:
@@ -134,6 +159,8 @@ def _numbers(plan: Plan) -> Iterator[Rule]:
         yield name, values, counts, "mean and std of each channel, or neither"
     yield "data.std", plan.data.std, all(value > 0 for value in plan.data.std), "values above 0"
     yield "version", plan.version, plan.version >= 0, ">= 0"
+    yield "elastic.samples", plan.elastic.samples, plan.elastic.samples >= 0, ">= 0"
+    yield "elastic.shape", plan.elastic.shape, len(plan.elastic.shape) in (0, 4), "depth, heads, MLP units, image_px"
     yield "prune.steps", plan.prune.steps, plan.prune.steps >= 1, ">= 1"
     yield "prune.score_batches", plan.prune.score_batches, plan.prune.score_batches >= 1, ">= 1"
     quantize = plan.quantize

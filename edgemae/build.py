@@ -15,6 +15,7 @@ from edgemae.device.latency import fingerprint
 from edgemae.flow import (
     Flow,
     distilled,
+    extracted,
     finetuned,
     is_student,
     open_flow,
@@ -112,7 +113,7 @@ def train(flow: Flow, source: Path | None, width_multiple: int) -> Models:
     tuned = source if teacher.vit.head is not None and teacher.labels == flow.inputs.classes else None
     if tuned is None and flow.inputs.labelled is not None:
         tuned = finetuned(flow, source)
-    student = distilled(flow, source, tuned)
+    student = extracted(flow, distilled(flow, source, tuned))
     return Models(source, tuned, student, pruned(flow, student, tuned, width_multiple))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,8 +34,16 @@ class Run:
     evaluation: ImageSet | None = None  # scored for the curve only; nothing is chosen by it
 
 
-def train_classifier(vit: ViT, plan: FinetunePlan, run: Run, teacher: TeacherView | None, name: str) -> Curve:
-    """Train `vit` in place on labels, half of the loss being the teacher's logits when there is one."""
+Inner = Callable[[Tensor, Tensor, Moment], dict[str, Tensor]]
+
+
+def train_classifier(
+    vit: ViT, plan: FinetunePlan, run: Run, teacher: TeacherView | None, name: str, inner: Inner | None = None
+) -> Curve:
+    """Train `vit` in place on labels, half of the loss being the teacher's logits when there is one.
+
+    `inner(pixels, logits, moment)` adds terms that learn from what `vit` says: its sub-networks.
+    """
     loader = Loader(
         run.images, run.pixel, min(plan.batch, len(run.images)),
         Augment(crop_min=plan.crop_min, flip=plan.flip), run.seed, run.workers,
@@ -47,12 +56,14 @@ def train_classifier(vit: ViT, plan: FinetunePlan, run: Run, teacher: TeacherVie
         if plan.token_keep < 1.0 and moment.flip() < 0.5:
             keep = moment.keep(vit.shape.grid, 1 - plan.token_keep, "random")
         logits, _ = vit(pixels, keep, moment.drop_path(vit.shape.depth, plan.drop_path))
+        more = inner(pixels, logits.detach(), moment) if inner is not None else {}
         if teacher is None:
-            return {"label": soft_cross_entropy(logits, target)}
+            return {"label": soft_cross_entropy(logits, target), **more}
         share = plan.teacher_weight
         return {
             "label": (1 - share) * soft_cross_entropy(logits, target),
             "teacher": share * distillation(logits, teacher.logits(pixels), plan.teacher_temperature),
+            **more,
         }
 
     job = Job(

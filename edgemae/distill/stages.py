@@ -15,6 +15,8 @@ from edgemae.data.augment import Augment
 from edgemae.data.images import ImageSet
 from edgemae.data.loader import Batch, Loader
 from edgemae.distill.classify import Run, train_classifier
+from edgemae.distill.elastic import STAGE as ELASTIC
+from edgemae.distill.elastic import Space, ordered, sandwich, space_of
 from edgemae.distill.moment import Moment
 from edgemae.distill.recipes import RECIPES
 from edgemae.distill.recipes.logit import Logit
@@ -115,28 +117,33 @@ def distill(teacher: Teacher, plan: Plan, images: Images, checkpoint: Path | Non
     torch.manual_seed(plan.seed + 1)
     vit = copy.deepcopy(vit) if recipe.needs_head else with_head(vit, len(images.labelled.classes))
     student = replace(student, vit=vit, labels=images.labelled.classes)
-    student, curves["finetune-student"] = train_further(
-        student, d.finetune, plan, images, guide, _beside(checkpoint, "2")
+    space = space_of(plan.elastic, vit.shape) if plan.elastic.on else None
+    name = "finetune-student" if space is None else ELASTIC
+    student, curves[name] = train_further(
+        student, d.finetune, plan, images, guide, _beside(checkpoint, "2"), name, space
     )
     return student, curves
 
 
 def train_further(student: Student, settings: FinetunePlan, plan: Plan, images: Images, guide: Teacher | None,
-                  checkpoint: Path | None = None, name: str = "finetune-student") -> tuple[Student, Curve]:  # fmt: skip
+                  checkpoint: Path | None = None, name: str = "finetune-student", space: Space | None = None,
+                  ) -> tuple[Student, Curve]:  # fmt: skip
     """Return the student trained on with labels, and with the logits of `guide` when that has a head.
 
-    Serves stage 2 and healing. The input is not changed. Raises DataError when student, guide and images do not have
-    the same classes in the same order.
+    Serves stage 2 and healing; with a `space` the sub-networks in it are trained along. The input is not changed.
+    Raises DataError when student, guide and images do not have the same classes in the same order.
     """
-    vit = copy.deepcopy(student.vit)
+    vit = copy.deepcopy(student.vit) if space is None else ordered(student.vit)
     labelled = _need_labels(images, "stage 2")
     _need_classes("the student", student.labels, labelled)
     if guide is not None and guide.vit.head is not None:
         _need_classes("the teacher", guide.labels, labelled)
     view = TeacherView(guide, student.pixel) if guide is not None and guide.vit.head is not None else None
     run = Run(labelled, student.pixel, plan.seed, plan.workers, checkpoint, images.evaluation)
-    curve = train_classifier(vit, settings, run, view, name)
-    step = _step(name, plan, plan_tree(settings), labelled, curve)
+    inner = None if space is None else sandwich(vit, space, plan.elastic.samples)
+    curve = train_classifier(vit, settings, run, view, name, inner)
+    sizes = {} if space is None else space.as_dict()
+    step = _step(name, plan, plan_tree(settings) | sizes, labelled, curve)
     return replace(student, vit=vit, history=(*student.history, step)), curve
 
 

@@ -98,6 +98,18 @@ class DistillPlan(Section, frozen=True):
     finetune: FinetunePlan = FinetunePlan()
 
 
+class ElasticPlan(Section, frozen=True):
+    """Nested sub-networks, trained together in stage 2. Empty: sensible sizes; the student's own always count."""
+
+    on: bool = False
+    depths: tuple[int, ...] = ()
+    heads: tuple[int, ...] = ()
+    mlp_ratios: tuple[float, ...] = ()
+    image_pxs: tuple[int, ...] = ()  # a smaller picture has fewer tokens
+    samples: int = 2  # random sub-networks a step, beside the largest and the smallest
+    shape: tuple[int, ...] = ()  # depth, heads, MLP units, image_px of what is compiled; empty: the largest
+
+
 class PrunePlan(Section, frozen=True):
     """Structured pruning of whole heads and MLP units; `keep_macs = 1.0` switches it off."""
 
@@ -167,6 +179,7 @@ class Plan(Section, frozen=True):
     scale: ScalePlan = ScalePlan()
     finetune: FinetunePlan = FinetunePlan()
     distill: DistillPlan = DistillPlan()
+    elastic: ElasticPlan = ElasticPlan()
     prune: PrunePlan = PrunePlan()
     quantize: QuantizePlan = QuantizePlan()
     gates: GatePlan = GatePlan()
