@@ -159,6 +159,9 @@ def _numbers(plan: Plan) -> Iterator[Rule]:
         yield name, values, counts, "mean and std of each channel, or neither"
     yield "data.std", plan.data.std, all(value > 0 for value in plan.data.std), "values above 0"
     yield "version", plan.version, plan.version >= 0, ">= 0"
+    yield "elastic.lr_scale", plan.elastic.lr_scale, plan.elastic.lr_scale > 0, "above 0"
+    share = plan.elastic.largest_weight
+    yield "elastic.largest_weight", share, 0 <= share <= 1, "0 to 1"
     yield "elastic.samples", plan.elastic.samples, plan.elastic.samples >= 0, ">= 0"
     yield "elastic.shape", plan.elastic.shape, len(plan.elastic.shape) in (0, 4), "depth, heads, MLP units, image_px"
     yield "prune.steps", plan.prune.steps, plan.prune.steps >= 1, ">= 1"

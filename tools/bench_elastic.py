@@ -46,7 +46,7 @@ SHAPES = 8
 DIGITS: dict[str, Any] = PLAN | {
     "threads": 1, "teacher.patch_px": 8, "student.patch_px": 8, "student.depth": 4, "student.width": 48,
     "student.heads": 4, "student.head_dim": 12, "distill.mask_ratio": 0.5, "pretrain.mask_ratio": 0.5,
-    "distill.epochs": 10,
+    "distill.epochs": 10, "distill.finetune.lr": 0.012,
 }  # fmt: skip
 QUICK = {"pretrain.epochs": 10, "finetune.epochs": 8, "distill.epochs": 3, "distill.finetune.epochs": 8}
 

@@ -34,7 +34,8 @@ class Run:
     evaluation: ImageSet | None = None  # scored for the curve only; nothing is chosen by it
 
 
-Inner = Callable[[Tensor, Tensor, Moment], dict[str, Tensor]]
+Learn = Callable[[Tensor], dict[str, Tensor]]  # logits -> what they cost
+Inner = Callable[[Tensor, Tensor, Learn, Moment], dict[str, Tensor]]
 
 
 def train_classifier(
@@ -42,7 +43,7 @@ def train_classifier(
 ) -> Curve:
     """Train `vit` in place on labels, half of the loss being the teacher's logits when there is one.
 
-    `inner(pixels, logits, moment)` adds terms that learn from what `vit` says: its sub-networks.
+    `inner(pixels, logits, learn, moment)` adds the terms of sub-networks, which may `learn` the same and from `vit`.
     """
     loader = Loader(
         run.images, run.pixel, min(plan.batch, len(run.images)),
@@ -56,15 +57,18 @@ def train_classifier(
         if plan.token_keep < 1.0 and moment.flip() < 0.5:
             keep = moment.keep(vit.shape.grid, 1 - plan.token_keep, "random")
         logits, _ = vit(pixels, keep, moment.drop_path(vit.shape.depth, plan.drop_path))
-        more = inner(pixels, logits.detach(), moment) if inner is not None else {}
-        if teacher is None:
-            return {"label": soft_cross_entropy(logits, target), **more}
-        share = plan.teacher_weight
-        return {
-            "label": (1 - share) * soft_cross_entropy(logits, target),
-            "teacher": share * distillation(logits, teacher.logits(pixels), plan.teacher_temperature),
-            **more,
-        }
+        guide = None if teacher is None else teacher.logits(pixels)
+
+        def learn(logits: Tensor) -> dict[str, Tensor]:
+            if guide is None:
+                return {"label": soft_cross_entropy(logits, target)}
+            share = plan.teacher_weight
+            return {
+                "label": (1 - share) * soft_cross_entropy(logits, target),
+                "teacher": share * distillation(logits, guide, plan.teacher_temperature),
+            }
+
+        return learn(logits) if inner is None else learn(logits) | inner(pixels, logits.detach(), learn, moment)
 
     job = Job(
         name=name, module=vit, groups=layer_decay_groups(vit, plan.weight_decay, plan.layer_decay), loss=loss,

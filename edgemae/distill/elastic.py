@@ -26,7 +26,7 @@ from torch import Tensor
 from torch.func import functional_call
 
 from edgemae.data.images import ImageSet
-from edgemae.distill.classify import Inner, Run, top1
+from edgemae.distill.classify import Inner, Learn, Run, top1
 from edgemae.distill.losses import distillation
 from edgemae.distill.moment import Moment
 from edgemae.model.student import Student
@@ -142,7 +142,9 @@ def slices(vit: ViT, shape: ViTShape) -> dict[str, Tensor]:
     if shape.learned_pos:
         found["pos"] = resample_position(vit.pos, shape.grid, shape.cls_token)
     else:
-        found["pos"] = sincos_position(shape.width, shape.grid, shape.cls_token).to(vit.pos)
+        # The same place in the picture has the same position at every size: 1.4 points of top-1 on digits over eight
+        # sub-networks, against positions counted from 0 at each size.
+        found["pos"] = sincos_position(shape.width, shape.grid, shape.cls_token, vit.shape.grid).to(vit.pos)
     for i, (number, heads, hidden) in enumerate(
         zip(kept_blocks(shape.depth, vit.shape.depth), shape.heads, shape.mlp, strict=True)
     ):
@@ -204,19 +206,22 @@ def ordered(vit: ViT) -> ViT:
 # ---------------------------------------------------------------- training
 
 
-def sandwich(vit: ViT, space: Space, samples: int) -> Inner:
-    """Return what `train_classifier` adds: the terms of the smallest and of `samples` random sub-networks.
+def sandwich(vit: ViT, space: Space, plan: ElasticPlan) -> Inner:
+    """Return what `train_classifier` adds: the terms of the smallest and of `plan.samples` random sub-networks.
 
-    They learn what the largest says, which learns nothing from them.
+    They learn what the largest learns and, to `plan.largest_weight`, what it says. Its word alone holds all of them
+    back while it knows little: 58 % in place of 84 % for the largest on digits, in 224 steps.
     """
+    share = plan.largest_weight
 
-    def terms(pixels: Tensor, largest: Tensor, moment: Moment) -> dict[str, Tensor]:
+    def terms(pixels: Tensor, largest: Tensor, learn: Learn, moment: Moment) -> dict[str, Tensor]:
         def loss(shape: ViTShape) -> Tensor:
             logits, _ = run_at(vit, shape, shrink(pixels, shape.image_px))
             assert logits is not None
-            return distillation(logits, largest, 1.0)
+            own = torch.stack(list(learn(logits).values())).sum()
+            return (1 - share) * own + share * distillation(logits, largest, 1.0)
 
-        drawn = [loss(space.draw(moment)) for _ in range(samples)]
+        drawn = [loss(space.draw(moment)) for _ in range(plan.samples)]
         return {"smallest": loss(space.shapes[0])} | ({"drawn": torch.stack(drawn).sum()} if drawn else {})
 
     return terms

@@ -117,11 +117,11 @@ def distill(teacher: Teacher, plan: Plan, images: Images, checkpoint: Path | Non
     torch.manual_seed(plan.seed + 1)
     vit = copy.deepcopy(vit) if recipe.needs_head else with_head(vit, len(images.labelled.classes))
     student = replace(student, vit=vit, labels=images.labelled.classes)
-    space = space_of(plan.elastic, vit.shape) if plan.elastic.on else None
-    name = "finetune-student" if space is None else ELASTIC
-    student, curves[name] = train_further(
-        student, d.finetune, plan, images, guide, _beside(checkpoint, "2"), name, space
-    )
+    space, name, settings = None, "finetune-student", d.finetune
+    if plan.elastic.on:
+        space, name = space_of(plan.elastic, vit.shape), ELASTIC
+        settings = msgspec.structs.replace(settings, lr=settings.lr * plan.elastic.lr_scale)
+    student, curves[name] = train_further(student, settings, plan, images, guide, _beside(checkpoint, "2"), name, space)
     return student, curves
 
 
@@ -140,7 +140,7 @@ def train_further(student: Student, settings: FinetunePlan, plan: Plan, images: 
         _need_classes("the teacher", guide.labels, labelled)
     view = TeacherView(guide, student.pixel) if guide is not None and guide.vit.head is not None else None
     run = Run(labelled, student.pixel, plan.seed, plan.workers, checkpoint, images.evaluation)
-    inner = None if space is None else sandwich(vit, space, plan.elastic.samples)
+    inner = None if space is None else sandwich(vit, space, plan.elastic)
     curve = train_classifier(vit, settings, run, view, name, inner)
     sizes = {} if space is None else space.as_dict()
     step = _step(name, plan, plan_tree(settings) | sizes, labelled, curve)

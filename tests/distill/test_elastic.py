@@ -116,6 +116,16 @@ def test_the_largest_is_the_network_itself(tiny_vit: MakeViT) -> None:
     assert shrink(pixels, 32) is pixels
 
 
+def test_a_place_in_the_picture_has_one_position_at_every_size(tiny_vit: MakeViT) -> None:
+    """Of 4 x 4 patches, 2 x 2 larger ones lie in the middle of four each; the same grid is left as it is."""
+    vit = tiny_vit()
+    assert torch.equal(elastic.slices(vit, vit.shape)["pos"], vit.pos)
+    coarse = elastic.slices(vit, replace(vit.shape, image_px=16))["pos"][0]
+    angle = torch.tensor([0.5, 2.5])[:, None] / 10000 ** (torch.arange(8) / 8)
+    assert torch.allclose(coarse[:2, :8], angle.sin(), atol=1e-6)  # the first row, from left to right
+    assert torch.allclose(coarse[::2, 24:], angle.cos(), atol=1e-6)  # the first column, downwards
+
+
 def test_learned_positions_are_resampled(tiny_vit: MakeViT) -> None:
     vit = tiny_vit(learned_pos=True, cls_token=True)
     torch.nn.init.normal_(vit.pos)
@@ -174,16 +184,20 @@ def test_draws_are_even_and_do_not_depend_on_how_a_step_is_divided(tiny_vit: Mak
     space = space_of(SIZES, vit.shape)
     assert {space.draw(whole(4, torch.Generator().manual_seed(s))) for s in range(300)} == set(space.shapes)
     pixels, says = pictures_of(8), torch.randn(8, 3, generator=torch.Generator().manual_seed(3))
-    terms = sandwich(vit, space, 2)
+    terms = sandwich(vit, space, SIZES)
 
     def at(rows: slice) -> dict[str, torch.Tensor]:
-        return terms(pixels[rows], says[rows], Moment(8, rows, torch.Generator().manual_seed(5)))
+        def learn(logits: torch.Tensor) -> dict[str, torch.Tensor]:
+            return {"label": logits.square().mean()}
+
+        return terms(pixels[rows], says[rows], learn, Moment(8, rows, torch.Generator().manual_seed(5)))
 
     one, first, second = at(slice(0, 8)), at(slice(0, 4)), at(slice(4, 8))
     assert set(one) == {"smallest", "drawn"}
     for name in one:
         assert one[name].item() == pytest.approx((first[name] + second[name]).item() / 2, rel=1e-5)
-    assert set(sandwich(vit, space, 0)(pixels, says, whole(8, torch.Generator()))) == {"smallest"}
+    none = sandwich(vit, space, msgspec.structs.replace(SIZES, samples=0))
+    assert set(none(pixels, says, lambda logits: {"label": logits.sum()}, whole(8, torch.Generator()))) == {"smallest"}
 
 
 def test_a_step_costs_less_than_three(tiny_vit: MakeViT) -> None:
@@ -200,7 +214,7 @@ def test_an_elastic_distillation(
 ) -> None:  # fmt: skip
     """Every part is trained, colours are learnt by the smallest too, and a resumed run ends with the same weights."""
     plan = plan_with(
-        elastic__on=True, elastic__image_pxs=(16,), distill__finetune__epochs=6, distill__finetune__lr=0.03
+        elastic__on=True, elastic__image_pxs=(16,), distill__finetune__epochs=6, distill__finetune__lr=0.02
     )
     images, teacher = Images(pictures.unlabelled(), pictures, pictures), teacher_with()
     student, curves = distill(teacher, plan, images, tmp_path / "train.ckpt")
