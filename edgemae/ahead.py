@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from edgemae.device.engines import ENGINES
+from edgemae.distill.elastic import sizes_of, space_of
 from edgemae.distill.masking import masking
-from edgemae.distill.recipes import RECIPES
-from edgemae.distill.stages import choose_recipe, shape_of, student_pixel
+from edgemae.distill.recipes import RECIPES, choose_recipe
+from edgemae.distill.stages import shape_of, student_pixel
 from edgemae.flow import is_student, read_teacher, teacher_pixel, tell_import
 from edgemae.inputs import Inputs
 from edgemae.model.student import Student, load_student
@@ -42,6 +43,7 @@ def check_ahead(plan: Plan, targets: list[Target], source: Path | None) -> Teach
     if source is not None and is_student(source):
         student = load_student(source)
         shape = student.vit.shape
+        _refuse_elastic(plan, source)
         begin: Teacher | Student = student
     else:
         begin = read_teacher(source, plan) if source else blank_teacher(plan)
@@ -52,9 +54,21 @@ def check_ahead(plan: Plan, targets: list[Target], source: Path | None) -> Teach
     return begin
 
 
+def _refuse_elastic(plan: Plan, source: Path) -> None:
+    if plan.elastic.on:
+        raise PlanError(
+            f"--elastic distills, and '{source}' is a student already",
+            expected="a teacher as SOURCE",
+            fix=f"leave --elastic out; `edgemae extract {source}` takes a sub-network out of an elastic student",
+        )
+
+
 def check_recipe(plan: Plan, teacher: Teacher) -> ViTShape:
     """Put recipe, teacher and student together once: what does not fit says so now. Return the student's shape."""
     shape = _shape(plan.student, "student")
+    if plan.elastic.on:
+        space = space_of(plan.elastic, shape)
+        space.find(plan.elastic.shape or sizes_of(shape))
     recipe, _ = choose_recipe(plan.distill, teacher, teacher)  # whether there will be labels is not known yet
     recipe(ViT(shape), teacher, student_pixel(teacher.pixel, plan), plan.distill)
     return shape
@@ -62,6 +76,7 @@ def check_recipe(plan: Plan, teacher: Teacher) -> ViTShape:
 
 def check_images(plan: Plan, targets: list[Target], begin: Teacher | Student, inputs: Inputs) -> None:
     """Refuse images that do not fit the model or cannot calibrate int8. Raises DataError."""
+    check_elastic(plan, inputs)
     if isinstance(begin, Student):
         check_labels(begin, inputs)
     if any("int8" in target.precisions and candidates(target, plan.quantize) for target in targets):
@@ -72,6 +87,16 @@ def check_images(plan: Plan, targets: list[Target], begin: Teacher | Student, in
     for target in targets:
         if plan.gates.p90_ms and (unlike := mismatch(target)):
             log.warning("gate p90_ms will be missed for %s: %s", target.name, unlike)
+
+
+def check_elastic(plan: Plan, inputs: Inputs) -> None:
+    """Raise DataError for an elastic student without labels: its sub-networks are trained in stage 2."""
+    if plan.elastic.on and inputs.labelled is None:
+        raise DataError(
+            f"--elastic trains sub-networks with labels, and '{inputs.unlabelled.folder}' has none",
+            expected="one sub-folder for each class",
+            fix="sort the images into class folders, or leave --elastic out",
+        )
 
 
 def check_labels(model: Student | Teacher, inputs: Inputs) -> None:
@@ -136,6 +161,11 @@ def _numbers(plan: Plan) -> Iterator[Rule]:
     yield "data.std", plan.data.std, all(value > 0 for value in plan.data.std), "values above 0"
     yield "scale.accumulate", plan.scale.accumulate, plan.scale.accumulate >= 1, ">= 1"
     yield "version", plan.version, plan.version >= 0, ">= 0"
+    yield "elastic.lr_scale", plan.elastic.lr_scale, plan.elastic.lr_scale > 0, "above 0"
+    share = plan.elastic.largest_weight
+    yield "elastic.largest_weight", share, 0 <= share <= 1, "0 to 1"
+    yield "elastic.samples", plan.elastic.samples, plan.elastic.samples >= 0, ">= 0"
+    yield "elastic.shape", plan.elastic.shape, len(plan.elastic.shape) in (0, 4), "depth, heads, MLP units, image_px"
     yield "prune.steps", plan.prune.steps, plan.prune.steps >= 1, ">= 1"
     yield "prune.score_batches", plan.prune.score_batches, plan.prune.score_batches >= 1, ">= 1"
     quantize = plan.quantize

@@ -7,7 +7,9 @@ from typing import Any
 
 import msgspec
 
-from edgemae.ahead import blank_teacher, check_labels, check_plan, check_recipe, read_guide
+from edgemae.ahead import blank_teacher, check_elastic, check_labels, check_plan, check_recipe, read_guide
+from edgemae.distill.elastic import SIZES, sizes_of
+from edgemae.distill.elastic import extract as take_out
 from edgemae.flow import Flow, distilled, finetuned, open_flow, pretrained, pruned, read_teacher, tell_import
 from edgemae.graph_files import graph_digest
 from edgemae.measure.accuracy import score
@@ -47,12 +49,23 @@ def distill(plan: Plan, teacher: Path, guide: Path | None, **at: Any) -> Path:
     check_recipe(plan, begin)
     tell_import(begin)
     flow = open_flow(plan, together=True, **at)
+    check_elastic(plan, flow.inputs)
     if guide is not None:
         read_guide(guide, plan, flow.inputs)
     elif flow.inputs.labelled is not None:
         has_head = begin.vit.head is not None and begin.labels == flow.inputs.classes
         guide = teacher if has_head else finetuned(flow, teacher)
     return distilled(flow, teacher, guide)
+
+
+def extract(source: Path, wanted: dict[str, int | None], output: Path) -> dict[str, Any]:
+    """Write one sub-network of an elastic student as a student file and say what it is; None: the full size."""
+    student = load_student(source)
+    full = dict(zip(SIZES, sizes_of(student.vit.shape), strict=True))
+    sizes = full | {name: size for name, size in wanted.items() if size is not None}
+    small = take_out(student, tuple(sizes.values()))
+    small.save(output)
+    return {"student": str(output), **sizes, "macs": count_macs(small.vit.shape), "params": count_params(small.vit)}
 
 
 def prune(plan: Plan, student: Path, guide: Path | None, width_multiple: int, **at: Any) -> Path:

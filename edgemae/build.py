@@ -15,6 +15,7 @@ from edgemae.device.latency import fingerprint
 from edgemae.flow import (
     Flow,
     distilled,
+    extracted,
     finetuned,
     is_student,
     open_flow,
@@ -27,13 +28,11 @@ from edgemae.inputs import gather
 from edgemae.ladder import choose, table, unmeasured
 from edgemae.measure.accuracy import Predictions, cosine, judge, score
 from edgemae.measure.per_op import PROFILERS, per_op
-from edgemae.measure.plots import reliability
 from edgemae.measure.report import write_report
 from edgemae.model.student import Student, load_student
-from edgemae.model.teacher import Teacher
 from edgemae.model.vit import ViT, count_macs, count_params
 from edgemae.pack import baseline_stats, bundle_readme, now, pack, report_files
-from edgemae.pictures import reconstructions
+from edgemae.pictures import pictures
 from edgemae.spec.bundle import Manifest, write_bundle
 from edgemae.spec.graph import PixelContract
 from edgemae.spec.plan import plan_tree
@@ -115,7 +114,7 @@ def train(flow: Flow, source: Path | None, width_multiple: int) -> Models:
     tuned = source if teacher.vit.head is not None and teacher.labels == flow.inputs.classes else None
     if tuned is None and flow.inputs.labelled is not None:
         tuned = finetuned(flow, source)
-    student = distilled(flow, source, tuned)
+    student = extracted(flow, distilled(flow, source, tuned))
     return Models(source, tuned, student, pruned(flow, student, tuned, width_multiple))
 
 
@@ -147,7 +146,7 @@ def finish(flow: Flow, models: Models, target: Target, output: Path, *, alone: b
         notes=_notes(target, models) + rehearsals(flow, target, found),
     )  # fmt: skip
     folder = output if alone else output / target.name
-    write_report(report, folder, _pictures(flow, models, predictions))
+    write_report(report, folder, pictures(flow, models.source, predictions))
     manifest = Manifest(
         name=name, version=plan.version, created=report.created, target=target, io=ladder[0].candidate.graph.io,
         status="passed" if all(g.passed for g in gates) else "failed", pixel=student.pixel, ladder=packed.ladder,
@@ -264,25 +263,6 @@ def _evidence(target: Target, found: list[Candidate], latency: dict[str, EngineL
             "int8": per_op(engine, eight.graph.files, target, pixels),
         }
     return evidence
-
-
-def _pictures(flow: Flow, models: Models, predictions: dict[str, Predictions]) -> list[tuple[str, bytes]]:
-    """Return reconstructions by the teacher's decoder and reliability diagrams, where there is what they need."""
-    shown: list[tuple[str, bytes]] = []
-    if models.source is not None:
-        teacher: Teacher = read_teacher(models.source, flow.plan)
-        if teacher.mae is not None:
-            shown.append(
-                ("Original, masked, reconstructed", reconstructions(teacher, flow.inputs.evaluation, flow.plan))
-            )
-    panels = [
-        (name, said.logits, said.labels)
-        for name, said in predictions.items()
-        if said.logits is not None and said.labels is not None and (name in ("student", "pruned") or "int8" in name)
-    ]
-    if panels:
-        shown.append(("Reliability before and after", reliability(panels[:4])))
-    return shown
 
 
 def _notes(target: Target, models: Models) -> list[str]:

@@ -18,6 +18,7 @@ from edgemae.options import (
     BundlePath,
     CalibData,
     DecoderHeads,
+    Elastic,
     EngineName,
     Heads,
     Json,
@@ -26,6 +27,7 @@ from edgemae.options import (
     Precisions,
     RunFlags,
     Schemes,
+    Size,
     StudentPath,
     TargetName,
     TargetNames,
@@ -67,6 +69,7 @@ def compile(
     max_latency_ms: Annotated[float | None, typer.Option(help="Gate: p90 of one inference.")] = None,
     max_size_mib: Annotated[float | None, typer.Option(help="Gate: size of the bundle.")] = None,
     name: Annotated[str | None, typer.Option(help="Name of the bundle.")] = None,
+    elastic: Elastic = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything and print the resolved plan.")] = False,
 ) -> None:  # fmt: skip
     """Go the whole way: teacher and images in, a measured bundle for each target out."""
@@ -74,7 +77,7 @@ def compile(
     targets = find_targets(target, precision)
     plan = flags.resolve(
         data__unlabelled=unlabelled, data__calib=calib_data, gates__max_drop_pts=max_drop,
-        gates__p90_ms=max_latency_ms, gates__size_mib=max_size_mib, name=name,
+        gates__p90_ms=max_latency_ms, gates__size_mib=max_size_mib, name=name, elastic__on=elastic,
     )  # fmt: skip
     from edgemae import build
 
@@ -116,15 +119,28 @@ def finetune(flags: TeacherFlags, teacher: TeacherPath, output: Output = Path("r
 def distill(
     flags: TeacherFlags, teacher: TeacherPath, output: Output = Path("runs/distill"), unlabelled: Unlabelled = None,
     guide: Annotated[Path | None, typer.Option("--tuned-teacher", help="Fine-tuned teacher for stage 2.")] = None,
-    recipe: Annotated[str | None, typer.Option(help="relation or logit.")] = None,
+    recipe: Annotated[str | None, typer.Option(help="relation or logit.")] = None, elastic: Elastic = None,
 ) -> None:  # fmt: skip
     """Train a small student to do what the teacher does."""
     start_logging(flags.verbose)
-    plan = flags.resolve(data__unlabelled=unlabelled, distill__recipe=recipe)
+    plan = flags.resolve(data__unlabelled=unlabelled, distill__recipe=recipe, elastic__on=elastic)
     from edgemae import arrows
 
     made = arrows.distill(plan, teacher, guide, **flags.at(output))
     console.emit("student", made, output, f"edgemae compile {{0}} --data {plan.data.train}", json=flags.json)
+
+
+@app.command()
+def extract(
+    student: StudentPath, output: Annotated[Path, typer.Option("--output", "-o", help="The file to write.")],
+    depth: Size = None, heads: Size = None, mlp: Size = None, px: Size = None, json: Json = False,
+) -> None:  # fmt: skip
+    """Take one sub-network out of an elastic student; a size that is not given is the full one."""
+    start_logging(False)
+    from edgemae import arrows
+
+    wanted = {"depth": depth, "heads": heads, "mlp": mlp, "image_px": px}
+    console.print_rows("extracted", arrows.extract(student, wanted, output), json=json)
 
 
 @app.command()

@@ -11,12 +11,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import torch
 from torch import Tensor
 
 import edgemae
 from edgemae.data.augment import Augment
 from edgemae.data.loader import Loader
+from edgemae.distill.elastic import curve as elastic_curve
+from edgemae.distill.elastic import extract
 from edgemae.distill.losses import distillation
 from edgemae.distill.ranks import Ranks
 from edgemae.distill.stages import Images, distill, finetune, heal_embedding, pretrain, train_further
@@ -36,7 +39,7 @@ from edgemae.spec.sections import Plan
 from edgemae.workdir import Workdir, check_output, file_digest
 
 log = logging.getLogger("edgemae")
-TEACHER, STUDENT = "teacher.safetensors", "student.safetensors"
+TEACHER, STUDENT, ELASTIC_CURVE = "teacher.safetensors", "student.safetensors", "curve.json"
 
 
 @dataclass(frozen=True)
@@ -164,11 +167,28 @@ def distilled(flow: Flow, source: Path, guide: Path | None) -> Path:
         tuned = read_teacher(guide, plan) if guide else None
         student, curves = distill(read_teacher(source, plan), plan, flow.images, folder / "train.ckpt", tuned)
         flow.keep(folder / STUDENT, student, curves)
+        if plan.elastic.on and flow.work.ranks.first:
+            rows = elastic_curve(student, flow.inputs.evaluation, plan.workers)
+            write_atomic(folder / ELASTIC_CURVE, json.dumps(rows, indent=1).encode())
 
     key = {"distill": plan_tree(plan.distill), "student": plan_tree(plan.student), "from": file_digest(source),
            "guide": file_digest(guide) if guide else "", "heads": plan.teacher_heads, "pixels": plan.data.resize,
            "mean": plan.data.mean, "std": plan.data.std}  # fmt: skip
+    if plan.elastic.on:
+        key["elastic"] = plan_tree(msgspec.structs.replace(plan.elastic, shape=()))
     return flow.work.run("student", flow.key(**key), make) / STUDENT
+
+
+def extracted(flow: Flow, source: Path) -> Path:
+    """Return the sub-network of an elastic student that the plan names, or the student itself; a student's file."""
+    shape = flow.plan.elastic.shape
+    if not flow.plan.elastic.on or not shape:
+        return source
+
+    def make(folder: Path) -> None:
+        extract(load_student(source), shape).save(folder / STUDENT)
+
+    return flow.work.run("extract", {"from": file_digest(source), "shape": shape}, make) / STUDENT
 
 
 def pruned(flow: Flow, source: Path, guide: Path | None, width_multiple: int) -> Path:

@@ -48,6 +48,10 @@ Heads = Annotated[int | None, typer.Option("--teacher-heads", help="Attention he
 DecoderHeads = Annotated[
     int | None, typer.Option("--teacher-decoder-heads", help="Heads of its MAE decoder, when the file cannot tell.")
 ]
+Elastic = Annotated[
+    bool | None, typer.Option("--elastic", help="Train nested sub-networks along; see `edgemae extract`.")
+]
+Size = Annotated[int | None, typer.Option(help="One of the sizes that were trained.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Drop finished stages and start anew.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Insist on an earlier run in --output; none is an error.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, nothing else.")]

@@ -211,10 +211,8 @@ def test_usage_errors_name_the_mistake_and_write_nothing(
 def test_help_and_version_go_to_stdout() -> None:
     ran = edgemae("--help")
     assert (ran.code, ran.err) == (0, "")
-    verbs = (
-        "pretrain finetune distill prune quantize compile finalize profile eval run inspect verify doctor targets demo"
-    )
-    for verb in verbs.split():
+    verbs = "pretrain finetune distill extract prune quantize compile finalize profile eval run inspect verify doctor"
+    for verb in (*verbs.split(), "targets", "demo"):
         assert f"  {verb} " in ran.out
         assert edgemae(verb, "-h").code == 0
     assert edgemae("--version").out == f"edgemae {package.__version__}\n"

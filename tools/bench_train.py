@@ -51,9 +51,9 @@ from edgemae.device.latency import Blocks, Samples, fingerprint, interleave, rat
 from edgemae.device.latency.machine import usable_cpus
 from edgemae.device.latency.timing import LEAD_RUNS
 from edgemae.distill.moment import whole
+from edgemae.distill.ranks import bf16_is_fast
 from edgemae.distill.recipes import RECIPES
 from edgemae.distill.schedule import param_groups
-from edgemae.distill.ranks import bf16_is_fast
 from edgemae.spec.errors import EdgemaeError
 
 SCHEMA = "edgemae.bench-train/1"

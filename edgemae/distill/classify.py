@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,8 +37,17 @@ class Run:
     views_root: Path | None = None  # where teacher outputs of fixed views are kept
 
 
-def train_classifier(vit: ViT, plan: FinetunePlan, run: Run, teacher: TeacherView | None, name: str) -> Curve:
-    """Train `vit` in place on labels, half of the loss being the teacher's logits when there is one."""
+Learn = Callable[[Tensor], dict[str, Tensor]]  # logits -> what they cost
+Inner = Callable[[Tensor, Tensor, Learn, Moment], dict[str, Tensor]]
+
+
+def train_classifier(
+    vit: ViT, plan: FinetunePlan, run: Run, teacher: TeacherView | None, name: str, inner: Inner | None = None
+) -> Curve:
+    """Train `vit` in place on labels, half of the loss being the teacher's logits when there is one.
+
+    `inner(pixels, logits, learn, moment)` adds the terms of sub-networks, which may `learn` the same and from `vit`.
+    """
     loader = Loader(
         run.images, run.pixel, min(plan.batch, len(run.images)),
         Augment(crop_min=plan.crop_min, flip=plan.flip, randaug=plan.randaug), run.seed, run.workers, views=plan.views,
@@ -54,13 +64,18 @@ def train_classifier(vit: ViT, plan: FinetunePlan, run: Run, teacher: TeacherVie
         if plan.token_keep < 1.0 and moment.flip() < 0.5:
             keep = moment.keep(vit.shape.grid, 1 - plan.token_keep, "random")
         logits, _ = vit(pixels, keep, moment.drop_path(vit.shape.depth, plan.drop_path))
-        if teacher is None:
-            return {"label": soft_cross_entropy(logits, target)}
-        share = plan.teacher_weight
-        return {
-            "label": (1 - share) * soft_cross_entropy(logits, target),
-            "teacher": share * distillation(logits, taught(batch, pixels), plan.teacher_temperature),
-        }
+        guide = None if teacher is None else taught(batch, pixels)
+
+        def learn(logits: Tensor) -> dict[str, Tensor]:
+            if guide is None:
+                return {"label": soft_cross_entropy(logits, target)}
+            share = plan.teacher_weight
+            return {
+                "label": (1 - share) * soft_cross_entropy(logits, target),
+                "teacher": share * distillation(logits, guide, plan.teacher_temperature),
+            }
+
+        return learn(logits) if inner is None else learn(logits) | inner(pixels, logits.detach(), learn, moment)
 
     job = Job(
         name=name, module=vit, groups=layer_decay_groups(vit, plan.weight_decay, plan.layer_decay), loss=loss,

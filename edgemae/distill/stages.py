@@ -16,10 +16,12 @@ from edgemae.data.images import ImageSet
 from edgemae.data.loader import Batch, Loader
 from edgemae.distill.cache import kept_views
 from edgemae.distill.classify import Run, train_classifier
+from edgemae.distill.elastic import STAGE as ELASTIC
+from edgemae.distill.elastic import Space, ordered, sandwich, space_of
 from edgemae.distill.masking import masking
 from edgemae.distill.moment import Moment
 from edgemae.distill.recipe import Recipe
-from edgemae.distill.recipes import RECIPES
+from edgemae.distill.recipes import choose_recipe
 from edgemae.distill.schedule import param_groups
 from edgemae.distill.train import Curve, Job, fit
 from edgemae.distill.view import Depth, TeacherView, received
@@ -27,10 +29,10 @@ from edgemae.model.mae import MAE, DecoderShape
 from edgemae.model.student import Student
 from edgemae.model.teacher import Teacher
 from edgemae.model.vit import ViT, ViTShape, with_head
-from edgemae.spec.errors import DataError, PlanError, check_named
+from edgemae.spec.errors import DataError, PlanError
 from edgemae.spec.graph import PixelContract, Step
 from edgemae.spec.plan import plan_tree
-from edgemae.spec.sections import DistillPlan, FinetunePlan, Plan, ShapePlan
+from edgemae.spec.sections import FinetunePlan, Plan, ShapePlan
 
 
 @dataclass(frozen=True)
@@ -119,28 +121,36 @@ def distill(teacher: Teacher, plan: Plan, images: Images, checkpoint: Path | Non
     student = Student(vit.eval(), pixel, labels, history)
     if images.labelled is None:
         return student, curves
-    student, curves["finetune-student"] = supervise(student, plan, images, guide, _beside(checkpoint, "2"))
-    return student, curves
+    student, curve = supervise(student, plan, images, guide, _beside(checkpoint, "2"))
+    return student, curves | {student.history[-1].stage: curve}
 
 
 def supervise(student: Student, plan: Plan, images: Images, guide: Teacher | None,
               checkpoint: Path | None = None) -> tuple[Student, Curve]:  # fmt: skip
-    """Return the student after stage 2: labels, and the logits of `guide`. One without a head gets one."""
+    """Return the student after stage 2: labels, and the logits of `guide`. One without a head gets one.
+
+    With an elastic plan its sub-networks are trained along.
+    """
     labelled = _need_labels(images, "stage 2")
     torch.manual_seed(plan.seed + 1)
     if student.vit.head is None:
         student = replace(student, vit=with_head(student.vit, len(labelled.classes)), labels=labelled.classes)
-    return train_further(student, plan.distill.finetune, plan, images, guide, checkpoint)
+    settings, space, name = plan.distill.finetune, None, "finetune-student"
+    if plan.elastic.on:
+        space, name = space_of(plan.elastic, student.vit.shape), ELASTIC
+        settings = msgspec.structs.replace(settings, lr=settings.lr * plan.elastic.lr_scale)
+    return train_further(student, settings, plan, images, guide, checkpoint, name, space)
 
 
 def train_further(student: Student, settings: FinetunePlan, plan: Plan, images: Images, guide: Teacher | None,
-                  checkpoint: Path | None = None, name: str = "finetune-student") -> tuple[Student, Curve]:  # fmt: skip
+                  checkpoint: Path | None = None, name: str = "finetune-student", space: Space | None = None,
+                  ) -> tuple[Student, Curve]:  # fmt: skip
     """Return the student trained on with labels, and with the logits of `guide` when that has a head.
 
-    Serves stage 2 and healing. The input is not changed. Raises DataError when student, guide and images do not have
-    the same classes in the same order.
+    Serves stage 2 and healing; with a `space` the sub-networks in it are trained along. The input is not changed.
+    Raises DataError when student, guide and images do not have the same classes in the same order.
     """
-    vit = copy.deepcopy(student.vit)
+    vit = copy.deepcopy(student.vit) if space is None else ordered(student.vit)
     labelled = _need_labels(images, "stage 2")
     _need_classes("the student", student.labels, labelled)
     if guide is not None and guide.vit.head is not None:
@@ -151,8 +161,10 @@ def train_further(student: Student, settings: FinetunePlan, plan: Plan, images: 
         view.shard = plan.scale.shard_teacher
     run = Run(labelled, student.pixel, plan.seed, plan.workers, plan.scale, checkpoint, images.evaluation,
               views_root(plan, checkpoint))  # fmt: skip
-    curve = train_classifier(vit, settings, run, view, name)
-    step = _step(name, plan, plan_tree(settings), labelled, curve)
+    inner = None if space is None else sandwich(vit, space, plan.elastic)
+    curve = train_classifier(vit, settings, run, view, name, inner)
+    sizes = {} if space is None else space.as_dict()
+    step = _step(name, plan, plan_tree(settings) | sizes, labelled, curve)
     return replace(student, vit=vit, history=(*student.history, step), scales=None), curve
 
 
@@ -201,33 +213,6 @@ def student_pixel(pixel: PixelContract, plan: Plan) -> PixelContract:
         pixel, image_px=plan.student.image_px, resize=plan.data.resize,
         mean=plan.data.mean or pixel.mean, std=plan.data.std or pixel.std,
     )  # fmt: skip
-
-
-def choose_recipe(d: DistillPlan, teacher: Teacher, guide: Teacher | None) -> tuple[type[Recipe], Teacher]:
-    """Return the plan's recipe and the teacher that it learns from: `teacher` as given, or `guide`, the tuned one.
-
-    Raises PlanError for names and combinations that cannot work, DataError without the fine-tuned teacher that it
-    needs.
-    """
-    masking(d, "distill")
-    check_named("distill.recipe", d.recipe, RECIPES)
-    check_named("distill.learn_from", d.learn_from, ("auto", "pretrained", "tuned"))
-    recipe = RECIPES[d.recipe]
-    if d.views and not recipe.whole_views:
-        raise PlanError(
-            f"distill.views is {d.views}, and recipe '{d.recipe}' shows the teacher other patches in every step",
-            expected="0, because nothing repeats that could be kept",
-            fix="leave distill.views out, or use --set distill.recipe=relation-full",
-        )
-    wants_tuned = recipe.needs_head or d.learn_from == "tuned"
-    if wants_tuned and guide is None:
-        raise DataError(
-            f"recipe '{d.recipe}' learns from a teacher with a classification head, and this one has none",
-            expected="a fine-tuned teacher, or labelled images to fine-tune it with",
-            fix="use --set distill.recipe=relation, or pass class folders",
-        )
-    tuned = wants_tuned or (recipe.from_tuned and d.learn_from == "auto")
-    return recipe, guide if tuned and guide is not None else teacher
 
 
 def _stage_one(recipe: type[Recipe], vit: ViT, source: Teacher, pixel: PixelContract, plan: Plan, images: ImageSet,

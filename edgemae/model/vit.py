@@ -73,14 +73,15 @@ class ViTShape:
         return asdict(self)
 
 
-def sincos_position(width: int, grid: int, cls_token: bool) -> Tensor:
+def sincos_position(width: int, grid: int, cls_token: bool, span: int = 0) -> Tensor:
     """Return fixed 2-D sine-cosine positions (1, N, D), laid out [sin_w | cos_w | sin_h | cos_h]; the cls row is zero.
 
-    The horizontal half comes first, as in the MAE reference weights (He et al. 2022).
+    The horizontal half comes first, as in the MAE reference weights (He et al. 2022). With a `span` the `grid` patches
+    lie evenly over a picture of `span` finer ones, in whose units they are counted.
     """
     quarter = width // 4
     omega = 1.0 / 10000 ** (torch.arange(quarter, dtype=torch.float64) / quarter)
-    axis = torch.arange(grid, dtype=torch.float64)
+    axis = (torch.arange(grid, dtype=torch.float64) + 0.5) * ((span or grid) / grid) - 0.5
     row, column = torch.meshgrid(axis, axis, indexing="ij")
     parts = [f(p.reshape(-1, 1) * omega) for p in (column, row) for f in (torch.sin, torch.cos)]
     position = torch.cat(parts, dim=1)

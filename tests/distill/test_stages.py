@@ -14,9 +14,9 @@ import torch
 from torch import nn
 
 from edgemae.data.images import ImageSet
+from edgemae.distill.recipes import choose_recipe
 from edgemae.distill.stages import (
     Images,
-    choose_recipe,
     distill,
     finetune,
     heal_embedding,

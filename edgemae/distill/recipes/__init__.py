@@ -1,7 +1,13 @@
 """Recipes of distillation stage 1: one file and one line each. See `edgemae.distill.recipe` for what a recipe is."""
 
+from __future__ import annotations
+
+from edgemae.distill.masking import masking
 from edgemae.distill.recipe import Recipe
 from edgemae.distill.recipes import feature, logit, relation, relation_full
+from edgemae.model.teacher import Teacher
+from edgemae.spec.errors import DataError, PlanError, check_named
+from edgemae.spec.sections import DistillPlan
 
 RECIPES: dict[str, type[Recipe]] = {
     "feature": feature.Feature,
@@ -9,3 +15,30 @@ RECIPES: dict[str, type[Recipe]] = {
     "relation": relation.Relation,
     "relation-full": relation_full.RelationFull,
 }
+
+
+def choose_recipe(d: DistillPlan, teacher: Teacher, guide: Teacher | None) -> tuple[type[Recipe], Teacher]:
+    """Return the plan's recipe and the teacher that it learns from: `teacher` as given, or `guide`, the tuned one.
+
+    Raises PlanError for names and combinations that cannot work, DataError without the fine-tuned teacher that it
+    needs.
+    """
+    masking(d, "distill")
+    check_named("distill.recipe", d.recipe, RECIPES)
+    check_named("distill.learn_from", d.learn_from, ("auto", "pretrained", "tuned"))
+    recipe = RECIPES[d.recipe]
+    if d.views and not recipe.whole_views:
+        raise PlanError(
+            f"distill.views is {d.views}, and recipe '{d.recipe}' shows the teacher other patches in every step",
+            expected="0, because nothing repeats that could be kept",
+            fix="leave distill.views out, or use --set distill.recipe=relation-full",
+        )
+    wants_tuned = recipe.needs_head or d.learn_from == "tuned"
+    if wants_tuned and guide is None:
+        raise DataError(
+            f"recipe '{d.recipe}' learns from a teacher with a classification head, and this one has none",
+            expected="a fine-tuned teacher, or labelled images to fine-tune it with",
+            fix="use --set distill.recipe=relation, or pass class folders",
+        )
+    tuned = wants_tuned or (recipe.from_tuned and d.learn_from == "auto")
+    return recipe, guide if tuned and guide is not None else teacher

@@ -1,0 +1,291 @@
+"""Elastic students: what is nested in what, what a step trains, and that what is taken out is what was trained."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, cast
+
+import msgspec
+import pytest
+import torch
+
+from edgemae.ahead import check_recipe
+from edgemae.data.images import ImageSet
+from edgemae.distill import elastic, train
+from edgemae.distill.elastic import Space, curve, extract, kept_blocks, ordered, run_at, sandwich, shrink, space_of
+from edgemae.distill.moment import Moment, whole
+from edgemae.distill.stages import Images, distill
+from edgemae.flow import Flow, extracted
+from edgemae.inputs import Inputs
+from edgemae.model.student import Student, load_student
+from edgemae.model.teacher import Teacher
+from edgemae.model.vit import ViT, count_macs
+from edgemae.spec.errors import CheckpointError, PlanError
+from edgemae.spec.graph import PixelContract
+from edgemae.spec.sections import ElasticPlan, Plan
+from edgemae.workdir import Workdir
+from tests.tiny import Job, Ran, edgemae, stage
+
+PIXEL = PixelContract(image_px=32)
+SIZES = ElasticPlan(on=True, depths=(1, 2), heads=(1, 2), mlp_ratios=(1.0, 2.0), image_pxs=(16,))
+MakeViT, MakePlan, MakeTeacher = Callable[..., ViT], Callable[..., Plan], Callable[..., Teacher]
+
+
+def trained(vit: ViT, space: Space) -> Student:
+    """Return a student that says of itself that it was trained elastically."""
+    step = elastic.Step(stage=elastic.STAGE, plan=space.as_dict())
+    return Student(vit, PIXEL, tuple("abc"), (step,))
+
+
+def pictures_of(rows: int, px: int = 32) -> torch.Tensor:
+    return torch.randn(rows, 3, px, px, generator=torch.Generator().manual_seed(1))
+
+
+# ---------------------------------------------------------------- the space
+
+
+def test_the_space_holds_every_combination_and_the_student_itself(tiny_vit: MakeViT) -> None:
+    space = space_of(SIZES, tiny_vit(depth=3).shape)
+    assert space.sizes == ((1, 2, 3), (1, 2), (32, 64, 128), (16, 32))
+    assert len(set(space.shapes)) == 36
+    macs = [count_macs(shape) for shape in space.shapes]
+    assert macs == sorted(macs)
+    assert space.shapes[-1] == space.full
+
+
+def test_sensible_sizes_without_a_plan(tiny_vit: MakeViT) -> None:
+    space = space_of(ElasticPlan(), tiny_vit(depth=4, heads=4).shape)
+    assert space.sizes == ((2, 3, 4), (2, 3, 4), (64, 96, 128), (24, 32))
+    one = space_of(ElasticPlan(), tiny_vit(depth=1, heads=1, image_px=8).shape)
+    assert one.sizes == ((1,), (1,), (64, 96, 128), (8,))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [({"depths": (0,)}, "elastic.depths"), ({"heads": (3,)}, "elastic.heads"), ({"mlp_ratios": (5.0,)}, "mlp_ratios"),
+     ({"image_pxs": (20,)}, "in multiples of 8")],
+)  # fmt: skip
+def test_sizes_that_are_not_nested_are_refused(tiny_vit: MakeViT, wrong: dict[str, Any], said: str) -> None:
+    with pytest.raises(PlanError, match=said):
+        space_of(ElasticPlan(**wrong), tiny_vit().shape)
+
+
+def test_a_shape_that_was_not_trained_is_refused_with_the_nearest(tiny_vit: MakeViT) -> None:
+    space = space_of(SIZES, tiny_vit(depth=3).shape)
+    assert space.find((2, 1, 64, 16)) == space.at(2, 1, 64, 16)
+    with pytest.raises(PlanError, match="no sub-network has depth 7, heads 1, mlp 50, image_px 24") as caught:
+        space.find((7, 1, 50, 24))
+    assert caught.value.fix == "the nearest one has depth 3, heads 1, mlp 64, image_px 32"
+
+
+def test_blocks_are_nested_and_spread() -> None:
+    assert [kept_blocks(depth, 5) for depth in range(1, 6)] == [[0], [0, 4], [0, 2, 4], [0, 1, 2, 4], [0, 1, 2, 3, 4]]
+    assert kept_blocks(1, 1) == [0]
+    for full in range(1, 13):
+        kept = [set(kept_blocks(depth, full)) for depth in range(1, full + 1)]
+        assert [len(blocks) for blocks in kept] == list(range(1, full + 1))
+        assert all(fewer < more for fewer, more in pairwise(kept))
+
+
+# ---------------------------------------------------------------- sub-networks
+
+
+def test_what_is_taken_out_computes_what_was_trained(tiny_vit: MakeViT, tmp_path: Path) -> None:
+    vit = tiny_vit(depth=3)
+    space = space_of(SIZES, vit.shape)
+    for shape in space.shapes:
+        small = extract(trained(vit, space), elastic.sizes_of(shape))
+        small.save(tmp_path / "small.safetensors")
+        plain = load_student(tmp_path / "small.safetensors")
+        pixels = pictures_of(2, shape.image_px)
+        for mine, theirs in zip(run_at(vit, shape, pixels), plain.vit(pixels), strict=True):
+            assert mine is not None
+            assert torch.allclose(mine, theirs, rtol=0, atol=1e-6)
+        assert type(plain.vit) is ViT
+        assert plain.vit.shape == shape
+        assert plain.pixel == msgspec.structs.replace(PIXEL, image_px=shape.image_px)
+        assert plain.labels == ("a", "b", "c")
+        assert [step.stage for step in plain.history] == ["elastic", "extract"]
+        assert tuple(plain.history[-1].plan.values()) == elastic.sizes_of(shape)
+
+
+def test_the_largest_is_the_network_itself(tiny_vit: MakeViT) -> None:
+    vit, pixels = tiny_vit(depth=3), pictures_of(2)
+    assert torch.equal(run_at(vit, vit.shape, pixels)[1], vit(pixels)[1])
+    assert shrink(pixels, 32) is pixels
+
+
+def test_a_place_in_the_picture_has_one_position_at_every_size(tiny_vit: MakeViT) -> None:
+    """Of 4 x 4 patches, 2 x 2 larger ones lie in the middle of four each; the same grid is left as it is."""
+    vit = tiny_vit()
+    assert torch.equal(elastic.slices(vit, vit.shape)["pos"], vit.pos)
+    coarse = elastic.slices(vit, replace(vit.shape, image_px=16))["pos"][0]
+    angle = torch.tensor([0.5, 2.5])[:, None] / 10000 ** (torch.arange(8) / 8)
+    assert torch.allclose(coarse[:2, :8], angle.sin(), atol=1e-6)  # the first row, from left to right
+    assert torch.allclose(coarse[::2, 24:], angle.cos(), atol=1e-6)  # the first column, downwards
+
+
+def test_learned_positions_are_resampled(tiny_vit: MakeViT) -> None:
+    vit = tiny_vit(learned_pos=True, cls_token=True)
+    torch.nn.init.normal_(vit.pos)
+    space = space_of(SIZES, vit.shape)
+    small, pixels = extract(trained(vit, space), (1, 1, 32, 16)), pictures_of(2, 16)
+    assert torch.allclose(small.vit(pixels)[1], run_at(vit, small.vit.shape, pixels)[1], rtol=0, atol=1e-6)
+    assert torch.equal(small.vit.pos[:, 0], vit.pos[:, 0])
+
+
+def test_only_an_elastic_student_is_taken_apart(tiny_vit: MakeViT) -> None:
+    vit = tiny_vit()
+    student = trained(vit, space_of(SIZES, vit.shape))
+    with pytest.raises(CheckpointError, match="not trained: its last step is 'extract'"):
+        extract(extract(student, (1, 2, 64, 32)), (1, 1, 64, 32))
+    with pytest.raises(CheckpointError, match="not trained"):
+        extract(replace(student, history=()), (1, 1, 64, 32))
+
+
+def test_ordering_keeps_the_function_and_puts_the_best_first(tiny_vit: MakeViT) -> None:
+    vit, pixels = tiny_vit(heads=4), pictures_of(3)
+    with torch.no_grad():
+        for p in vit.parameters():
+            p += 0.1 * torch.randn(p.shape, generator=torch.Generator().manual_seed(2))
+        vit.blocks[0].attn.proj.weight[:, 16:24] *= 9  # the third head and the last unit outweigh the others
+        vit.blocks[0].mlp.fc2.weight[:, -1] *= 9
+    sorted_ = ordered(vit)
+    assert torch.allclose(sorted_(pixels)[1], vit(pixels)[1], atol=1e-5)
+    assert torch.equal(sorted_.blocks[0].attn.proj.weight[:, :8], vit.blocks[0].attn.proj.weight[:, 16:24])
+    assert torch.equal(sorted_.blocks[0].mlp.fc1.weight[0], vit.blocks[0].mlp.fc1.weight[-1])
+    one = replace(vit.shape, heads=(1, 1), mlp=(32, 32))
+    assert not torch.allclose(run_at(sorted_, one, pixels)[1], run_at(vit, one, pixels)[1], atol=1e-3)
+
+
+# ---------------------------------------------------------------- training
+
+
+def test_gradients_reach_only_what_a_sub_network_has(tiny_vit: MakeViT) -> None:
+    vit = tiny_vit(depth=3)
+    shape = space_of(SIZES, vit.shape).at(2, 1, 32, 16)
+    logits, _ = run_at(vit, shape, pictures_of(2, 16))
+    assert logits is not None
+    logits.square().sum().backward()
+    assert all(p.grad is None for p in vit.blocks[1].parameters())
+    for block in (vit.blocks[0], vit.blocks[2]):
+        rows = block.attn.qkv.weight.grad.unflatten(0, (3, 2, 16)).abs().amax(dim=(2, 3))
+        assert bool((rows[:, 0] > 0).all())
+        assert not bool(rows[:, 1].any())
+        assert bool(block.mlp.fc2.weight.grad[:, :32].any())
+        assert not bool(block.mlp.fc2.weight.grad[:, 32:].any())
+        assert not bool(block.mlp.fc1.bias.grad[32:].any())
+    assert vit.pos.grad is None
+
+
+def test_draws_are_even_and_do_not_depend_on_how_a_step_is_divided(tiny_vit: MakeViT) -> None:
+    vit = tiny_vit(depth=3)
+    space = space_of(SIZES, vit.shape)
+    assert {space.draw(whole(4, torch.Generator().manual_seed(s))) for s in range(300)} == set(space.shapes)
+    pixels, says = pictures_of(8), torch.randn(8, 3, generator=torch.Generator().manual_seed(3))
+    terms = sandwich(vit, space, SIZES)
+
+    def at(rows: slice) -> dict[str, torch.Tensor]:
+        def learn(logits: torch.Tensor) -> dict[str, torch.Tensor]:
+            return {"label": logits.square().mean()}
+
+        return terms(pixels[rows], says[rows], learn, Moment(8, rows, torch.Generator().manual_seed(5)))
+
+    one, first, second = at(slice(0, 8)), at(slice(0, 4)), at(slice(4, 8))
+    assert set(one) == {"smallest", "drawn"}
+    for name in one:
+        assert one[name].item() == pytest.approx((first[name] + second[name]).item() / 2, rel=1e-5)
+    none = sandwich(vit, space, msgspec.structs.replace(SIZES, samples=0))
+    assert set(none(pixels, says, lambda logits: {"label": logits.sum()}, whole(8, torch.Generator()))) == {"smallest"}
+
+
+def test_a_step_costs_less_than_three(tiny_vit: MakeViT) -> None:
+    vit = tiny_vit(depth=4, heads=4)
+    space = space_of(ElasticPlan(), vit.shape)
+    macs = [count_macs(shape) for shape in space.shapes]
+    assert space.cost(0) == pytest.approx(1 + macs[0] / macs[-1])
+    assert 1.5 < space.cost(ElasticPlan().samples) < 3
+
+
+def test_an_elastic_distillation(
+    plan_with: MakePlan, teacher_with: MakeTeacher, pictures: ImageSet, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """Every part is trained, colours are learnt by the smallest too, and a resumed run ends with the same weights."""
+    plan = plan_with(
+        elastic__on=True, elastic__image_pxs=(16,), distill__finetune__epochs=6, distill__finetune__lr=0.02
+    )
+    images, teacher = Images(pictures.unlabelled(), pictures, pictures), teacher_with()
+    student, curves = distill(teacher, plan, images, tmp_path / "train.ckpt")
+    assert list(curves) == ["distill", "elastic"]
+    assert {"label", "smallest", "drawn"} < set(curves["elastic"][0])
+    assert student.history[-1].plan["image_px"] == [16, 32]
+    rows = curve(student, pictures, points=4)
+    assert [row["top1"] for row in rows] == [1.0] * 4
+    assert [row["macs"] for row in rows] == sorted(row["macs"] for row in rows)
+    assert rows[-1]["params"] == sum(p.numel() for p in student.vit.parameters())
+
+    saved = train._Run._save
+
+    def die(run: Any) -> None:
+        saved(run)
+        if run.job.name == "elastic" and run.done == 9:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(train._Run, "_save", die)
+    with pytest.raises(KeyboardInterrupt):
+        distill(teacher, plan, images, tmp_path / "other.ckpt")
+    monkeypatch.undo()
+    again, _ = distill(teacher, plan, images, tmp_path / "other.ckpt")
+    mine, theirs = student.vit.state_dict(), again.vit.state_dict()
+    assert all(torch.equal(mine[name], theirs[name]) for name in mine)
+
+
+# ---------------------------------------------------------------- command line
+
+
+def test_distill_elastic_then_extract(job: Job, compiled: Ran, tmp_path: Path) -> None:
+    teacher, tuned = (stage(job.output, name) / "teacher.safetensors" for name in ("pretrain", "finetune"))
+    ran = edgemae(
+        "distill", teacher, "--tuned-teacher", tuned, *job.work, "--elastic", "-o", tmp_path / "out", "--json"
+    )
+    assert ran.code == 0, ran.err
+    rows = json.loads((stage(tmp_path / "out", "student") / "curve.json").read_bytes())
+    assert len(rows) == 12
+    assert set(rows[0]) == {"depth", "heads", "mlp", "image_px", "macs", "params", "top1"}
+    small = tmp_path / "small.safetensors"
+    ran = edgemae("extract", ran.json["student"], "--heads", 1, "--px", 24, "-o", small, "--json")
+    assert ran.json == {"student": str(small), "depth": 1, "heads": 1, "mlp": 128, "image_px": 24,
+                        "macs": ran.json["macs"], "params": ran.json["params"]}  # fmt: skip
+    assert load_student(small).vit.shape.heads == (1,)
+    ran = edgemae("extract", small, "--heads", 1, "-o", tmp_path / "x.safetensors")
+    assert (ran.code, "not trained" in ran.err) == (2, True)
+
+
+def test_elastic_needs_labels_and_a_teacher(job: Job, compiled: Ran, tmp_path: Path) -> None:
+    plan = ("--plan", job.plan, "--elastic", "--output", tmp_path / "out")
+    ran = edgemae("compile", "--data", job.flat, *plan, "--target", job.target)
+    assert (ran.code, "has none" in ran.err) == (2, True)
+    student = stage(job.output, "student") / "student.safetensors"
+    ran = edgemae("compile", student, "--data", job.train, *plan, "--target", job.target)
+    assert (ran.code, "is a student already" in ran.err) == (2, True)
+
+
+def test_a_plan_names_what_is_compiled(tiny_vit: MakeViT, plan_with: MakePlan, tmp_path: Path) -> None:
+    vit, source = tiny_vit(), tmp_path / "student.safetensors"
+    trained(vit, space_of(SIZES, vit.shape)).save(source)
+    work, inputs = Workdir(tmp_path / "out"), cast(Inputs, None)
+    assert extracted(Flow(plan_with(elastic__on=True), work, inputs), source) == source
+    made = extracted(Flow(plan_with(elastic__on=True, elastic__shape=(1, 2, 64, 16)), work, inputs), source)
+    assert elastic.sizes_of(load_student(made).vit.shape) == (1, 2, 64, 16)
+
+
+def test_the_shape_of_a_compile_is_checked_ahead(plan_with: MakePlan, teacher_with: MakeTeacher) -> None:
+    teacher = teacher_with()
+    assert check_recipe(plan_with(elastic__on=True, elastic__shape=(1, 1, 64, 24)), teacher)
+    with pytest.raises(PlanError, match="no sub-network has depth 3"):
+        check_recipe(plan_with(elastic__on=True, elastic__shape=(3, 1, 64, 24)), teacher)
