@@ -101,7 +101,7 @@ class PlanFlags(RunFlags):
 
         flags = {"data.train": self.data, "data.eval": self.eval_data, "seed": self.seed, "workers": self.workers}
         flags |= {key.replace("__", "."): value for key, value in more.items()}
-        return load_plan(self.plan, tuple(self.set_ or ()), flags)
+        return load_plan(self.plan, tuple(self.set_ or ()), flags, _count)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,6 +114,12 @@ class TeacherFlags(PlanFlags):
     def resolve(self, **more: Any) -> Plan:
         heads = {"teacher_heads": self.teacher_heads, "teacher_decoder_heads": self.teacher_decoder_heads}
         return super().resolve(**heads, **more)
+
+
+def _count(place: str) -> int:
+    from edgemae.data.count import count_images
+
+    return count_images(place)
 
 
 def unfold(verb: Callable[..., None]) -> Callable[..., None]:

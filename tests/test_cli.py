@@ -277,7 +277,7 @@ def test_the_next_command_is_printed_ready_to_use(job: Job, compiled: Ran, tmp_p
     [
         (("distill", "{pretrained}", "--tuned-teacher", "{pretrained}"), 2, "has no classification head"),
         (("finetune", "{pretrained}", "--data", "{flat}"), 2, "needs labels"),
-        (("distill", "{pretrained}", "--data", "{flat}", "--recipe", "logit"), 2, "needs a teacher with a"),
+        (("distill", "{pretrained}", "--data", "{flat}", "--recipe", "logit"), 2, "learns from a teacher with a"),
         (("prune", "{pretrained}"), 2, "is not an edgemae student"),
         (("quantize", "{student}", "--scheme", "tensorrt-qdq"), 2, "no engine of target 'box'"),
         (("prune", "{student}", "--keep-macs", "0.3"), 2, "prune.keep_macs"),

@@ -160,14 +160,14 @@ def images_at(where: str, *, checked: bool = False) -> ImageSet:
 
     `checked` decodes those of shards too, as a folder's always are, and leaves broken ones out. Raises DataError.
     """
-    paths = _shards_at(where)
+    paths = shards_at(where)
     if paths is None:
         return scan(where)
     images = _assemble(where, paths, indexes(paths))
     return sift(images) if checked else images
 
 
-def _shards_at(where: str) -> list[str] | None:
+def shards_at(where: str) -> list[str] | None:
     """Return the paths of shards; None when `where` names none."""
     if os.path.isdir(where):
         return _shards_in(Path(where))

@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from edgemae.spec.errors import PlanError, nearest
+from edgemae.spec.errors import PlanError, check_named, nearest
+from edgemae.spec.presets import NAMES, preset, preset_for
 from edgemae.spec.sections import Plan
+
+log = logging.getLogger("edgemae")
 
 
 def load_plan(
-    path: str | Path | None = None, overrides: tuple[str, ...] = (), flags: Mapping[str, Any] | None = None
+    path: str | Path | None = None,
+    overrides: tuple[str, ...] = (),
+    flags: Mapping[str, Any] | None = None,
+    count: Callable[[str], int] | None = None,
 ) -> Plan:
     """Return the plan of a TOML file (or the defaults), then flags {"a.b": value}, then `a.b=value` texts.
 
-    Flags that are None were not given. Raises PlanError with the path of the wrong field.
+    Flags that are None were not given. Under all of them lies a preset; `count` tells how many images a place holds,
+    and without it the preset `auto` is none. Raises PlanError with the path of the wrong field.
     """
     tree: dict[str, Any] = {}
     if path is not None:
@@ -45,7 +53,34 @@ def load_plan(
                 f"override '{text}' has no '='", expected="--set table.field=value", fix="e.g. --set distill.epochs=50"
             )
         _put(tree, key.strip().replace("-", "_"), _value(raw))
-    return plan_from(tree)
+    return plan_from(_with_preset(tree, count))
+
+
+def _with_preset(tree: dict[str, Any], count: Callable[[str], int] | None) -> dict[str, Any]:
+    """Return the tree over its preset, which is chosen by the student's size and the number of images for `auto`."""
+    plan = plan_from(tree)  # what is wrong is told before images are counted
+    name, shape = plan.preset, plan.student
+    check_named("preset", name, ("auto", "none", *NAMES))
+    if name == "none" or (name == "auto" and (count is None or not plan.data.train)):
+        return tree
+    if name == "auto":
+        assert count is not None
+        block = shape.width * (4 * shape.heads * shape.head_dim + 2 * round(shape.width * shape.mlp_ratio))
+        places = [place for place in (plan.data.train, plan.data.unlabelled) if place]
+        name = preset_for(shape.depth * block, sum(map(count, places)))
+        log.info("preset %s: epochs, rates and augmentation; any field of the plan goes above it", name)
+    whole: dict[str, Any] = {"preset": name}
+    for field, value in preset(name).items():
+        _put(whole, field, value)
+    return _merged(whole, {key: value for key, value in tree.items() if key != "preset"})
+
+
+def _merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(below)
+    for key, value in above.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = _merged(merged[key], value) if both else value
+    return merged
 
 
 def plan_from(tree: dict[str, Any]) -> Plan:

@@ -174,6 +174,7 @@ class Plan(Section, frozen=True):
     """Everything that decides a compile, apart from the target and the files themselves."""
 
     name: str = "model"
+    preset: str = "auto"  # of training: auto (by the student's size and the number of images), none, or its name
     version: int = 1
     seed: int = 0
     workers: int = 2
