@@ -86,7 +86,7 @@ def test_the_bundle_runs_on_each_engine_and_says_the_same(job: Job, compiled: Ra
 def test_nothing_of_libraries_reaches_the_terminal(compiled: Ran) -> None:
     for line in compiled.err.splitlines():
         assert line[:2].isdigit(), line
-        assert " INFO " in line, line
+        assert " INFO " in line or "teaches next to nothing" in line, line  # the teacher of the tests is hardly trained
 
 
 # ------------------------------------------------------------------------------------------------ what it keeps
