@@ -11,6 +11,7 @@ import msgspec
 import pytest
 
 from edgemae.cli import app
+from edgemae.distill.recipes import RECIPES
 from edgemae.spec.plan import load_plan
 from edgemae.spec.report import Report
 
@@ -19,8 +20,8 @@ README = (ROOT / "README.md").read_text()
 RESULTS = sorted(path for path in (ROOT / "tools/results").glob("*.json") if f"<!-- table: {path.stem} -->" in README)
 
 
-def bench_compile() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("bench_compile", ROOT / "tools/bench_compile.py")
+def tool(path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -40,11 +41,15 @@ def test_every_table_has_its_results() -> None:
 def test_tables_are_the_measured_ones(path: Path, tmp_path: Path) -> None:
     copy = tmp_path / "README.md"
     copy.write_text(README)
-    bench_compile().rewrite(copy, path)
-    assert copy.read_text() == README
     raw = msgspec.json.decode(path.read_bytes())
     assert raw["command"].startswith("python tools/bench_")
     assert raw["machine"]
+    tool(ROOT / raw["command"].split()[1]).rewrite(copy, path)
+    assert copy.read_text() == README
+
+
+def test_the_compiled_table_is_of_a_small_student() -> None:
+    raw = msgspec.json.decode((ROOT / "tools/results/clothing10.json").read_bytes())
     report = msgspec.convert({k: v for k, v in raw.items() if k not in ("command", "seconds")}, Report)
     assert [stage.stage for stage in report.stages] == ["teacher", "student", "pruned", "int8"]
     student, teacher = report.stages[1], report.stages[0]
@@ -57,9 +62,17 @@ def test_commands_exist() -> None:
     used = set(re.findall(r"^ *(?:\.venv/bin/)?edgemae (\w+)", blocks, flags=re.M))
     assert used
     assert used <= verbs
-    rows = [line.split("|")[1] for line in README.splitlines() if line.startswith("| `")]
-    listed = set(re.findall(r"`(\w+)`", "".join(rows)))
-    assert listed == verbs - {"demo"}
+    assert named_in("verb") == verbs - {"demo"}
+
+
+def test_recipes_exist() -> None:
+    assert named_in("recipe") == set(RECIPES)
+
+
+def named_in(table: str) -> set[str]:
+    """Return the names in the first column of a table of the README."""
+    rows = README.split(f"| {table} |")[1].split("\n\n")[0].splitlines()[2:]
+    return set(re.findall(r"`([\w-]+)`", "".join(row.split("|")[1] for row in rows)))
 
 
 def test_linked_files_exist() -> None:
