@@ -5,7 +5,8 @@
 
 All rows have the same student, stage 1 sees the same number of images (none for `scratch`), stage 2 takes the same
 optimiser steps. `scratch` and `mae` learn from labels alone, the others from labels and the fine-tuned teacher. Every
-run is a process of its own (its peak memory is its own) and is kept in `--output`: the same command goes on. `--data`
+run is a process of its own (its peak memory is its own) and is kept in `--output`, and in `--json` where that has the
+same plan and teacher: the same command goes on. `--data`
 holds train/<class>/*, val/<class>/* and unlabelled/*; `--quick` takes scikit-learn's digits, one seed and few epochs.
 `--readme FILE` rewrites the table between its marks from `--json`.
 """
@@ -18,7 +19,6 @@ import logging
 import re
 import resource
 import shlex
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -31,6 +31,7 @@ from typing import Any
 import msgspec
 import numpy as np
 import torch
+from distill_tables import margins, table
 
 from edgemae.data.images import ImageSet
 from edgemae.data.loader import Loader
@@ -40,7 +41,7 @@ from edgemae.distill.recipes import RECIPES
 from edgemae.distill.stages import Images, distill, finetune, pretrain, shape_of, student_pixel, supervise
 from edgemae.flow import teacher_pixel
 from edgemae.inputs import gather
-from edgemae.measure.intervals import paired_interval, wilson
+from edgemae.measure.intervals import wilson
 from edgemae.measure.probe import knn_top1, linear_probe
 from edgemae.model.checkpoint import load_teacher
 from edgemae.model.student import Student
@@ -53,7 +54,6 @@ from edgemae.spec.sections import Plan
 
 ROOT = Path(__file__).resolve().parent.parent
 METHODS = ("scratch", "mae", *(name for name in RECIPES if name != "relation"), "relation")
-BASELINES = ("logit", "scratch")
 
 
 def main() -> int:
@@ -129,11 +129,15 @@ def bench(args: argparse.Namespace, plan: Plan) -> dict[str, Any]:
             tuned, _ = finetune(load_teacher(args.teacher), plan, images, args.output / "tuned.ckpt")
             tuned.save(args.tuned)
     write_atomic(args.output / "plan.json", msgspec.json.encode(plan_tree(plan)))
+    tuned = load_teacher(args.tuned)
+    right = correct(tuned.vit, Loader(evaluation(images), tuned.pixel, 64, train=False))
+    for row in kept(args, plan, right_text(right)):
+        folder = args.output / f"{row['method']}-{row['seed']}"
+        folder.mkdir(exist_ok=True)
+        write_atomic(folder / "row.json", json.dumps(row).encode())
     runs = [(method, seed) for seed in range(args.seeds) for method in args.methods]
     with ThreadPoolExecutor(args.jobs) as pool:
         rows = list(pool.map(lambda run: row_of(args, *run), runs))
-    tuned = load_teacher(args.tuned)
-    right = correct(tuned.vit, Loader(evaluation(images), tuned.pixel, 64, train=False))
     shape = shape_of(plan.student, classes=len(evaluation(images).classes))
     return {
         "command": shlex.join(["python", "tools/bench_distill.py", *sys.argv[1:]]), "plan": plan_tree(plan),
@@ -143,6 +147,18 @@ def bench(args: argparse.Namespace, plan: Plan) -> dict[str, Any]:
         "student": {"macs": count_macs(shape), "params": count_params(ViT(shape))}, "rows": rows,
         "margins": margins(rows),
     }  # fmt: skip
+
+
+def kept(args: argparse.Namespace, plan: Plan, teacher: str) -> list[dict[str, Any]]:
+    """Return the rows of an earlier result that had the same plan and the same teacher."""
+    if args.json is None or not args.json.exists():
+        return []
+    old = json.loads(args.json.read_bytes())
+    here = json.loads(json.dumps(plan_tree(plan)))
+    same = old["teacher"]["right"] == teacher and all(
+        old["plan"][part] == here[part] for part in ("distill", "student", "seed")
+    )
+    return old["rows"] if same else []
 
 
 def row_of(args: argparse.Namespace, method: str, seed: int) -> dict[str, Any]:
@@ -157,24 +173,6 @@ def row_of(args: argparse.Namespace, method: str, seed: int) -> dict[str, Any]:
     row: dict[str, Any] = json.loads(file.read_bytes())
     logging.info("%s, seed %d: %.1f %%", method, seed, 100 * row["top1"])
     return row
-
-
-def margins(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the paired gain of every method over the baselines, seed by seed, with 95 % intervals."""
-    found = []
-    for row in rows:
-        for baseline in BASELINES:
-            other = next((r for r in rows if r["method"] == baseline and r["seed"] == row["seed"]), None)
-            if other is None or row["method"] == baseline:
-                continue
-            gained = sum(a > b for a, b in zip(row["right"], other["right"], strict=True))
-            lost = sum(a < b for a, b in zip(row["right"], other["right"], strict=True))
-            low, high = paired_interval(lost, gained, len(row["right"]))
-            found.append({
-                "method": row["method"], "over": baseline, "seed": row["seed"],
-                "gain": (gained - lost) / len(row["right"]), "low": -high, "high": -low, "shown": high < 0,
-            })  # fmt: skip
-    return found
 
 
 # ---------------------------------------------------------------- one run
@@ -211,7 +209,7 @@ def one(args: argparse.Namespace, method: str, seed: int) -> None:
     frozen = probes(student, images)
     after = time.perf_counter()
     guide = tuned if method in RECIPES else None
-    student, _ = supervise(student, plan, images, guide, folder / "train-2.ckpt")
+    student, curve = supervise(student, plan, images, guide, folder / "train-2.ckpt")
     ended = time.perf_counter()
     student.save(folder / "student.safetensors")
     right = correct(student.vit, Loader(evaluation(images), student.pixel, 64, train=False))
@@ -221,6 +219,7 @@ def one(args: argparse.Namespace, method: str, seed: int) -> None:
         "method": method, "seed": seed, "top1": float(np.mean(right)), "interval": wilson(sum(right), len(right)),
         **frozen, "stage1_ms_image": 1e3 * (middle - began) / seen if method != "scratch" else 0.0,
         "stage2_ms_image": 1e3 * (ended - after) / (steps * plan.distill.finetune.batch), "steps": steps,
+        "validation": [[line["epoch"], line["validation"]] for line in curve if "validation" in line],
         "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, "right": right_text(right),
     }  # fmt: skip
     write_atomic(folder / "row.json", json.dumps(row).encode())
@@ -269,44 +268,6 @@ def correct(vit: ViT, loader: Loader) -> list[bool]:
 
 def right_text(right: list[bool]) -> str:
     return "".join("1" if ok else "0" for ok in right)
-
-
-# ---------------------------------------------------------------- tables
-
-
-def table(result: dict[str, Any]) -> str:
-    """Return the result as Markdown: a row for each method, seeds side by side."""
-    rows, teacher = result["rows"], result["teacher"]
-    head = ["Method", "Top-1 by seed", "Mean", "Over logit", "Over scratch", "Linear", "k-NN", "Stage 1", "Peak"]
-    lines = ["| " + " | ".join(head) + " |", "| --- |" + " ---: |" * (len(head) - 1)]
-    for method in dict.fromkeys(row["method"] for row in rows):
-        mine = [row for row in rows if row["method"] == method]
-        top1 = [100 * row["top1"] for row in mine]
-        cells = [
-            method, " / ".join(f"{value:.1f}" for value in top1), f"{statistics.mean(top1):.1f} %",
-            *(gain_text(result["margins"], method, over) for over in BASELINES),
-            *(f"{100 * statistics.mean(row[name] for row in mine):.1f} %" for name in ("linear", "knn")),
-            f"{statistics.median(row['stage1_ms_image'] for row in mine):.1f} ms",
-            f"{max(row['peak_mib'] for row in mine):.0f} MiB",
-        ]  # fmt: skip
-        lines.append("| " + " | ".join(cells) + " |")
-    d, data, student = result["plan"]["distill"], result["data"], result["student"]
-    lines.append("")
-    lines.append(
-        f"Teacher {100 * teacher['top1']:.1f} %, student {student['macs'] / 1e6:.0f} M of its "
-        f"{teacher['macs'] / 1e6:.0f} M MACs. Stage 1: {d['epochs']} epochs of {data['stage 1']} images; stage 2: "
-        f"{d['finetune']['epochs']} epochs of {data['train']}; {data['val']} for the score. Gains are paired, in "
-        "points, bold where the 95 % interval is above 0. Linear and k-NN are of the frozen features after stage 1."
-    )
-    return "\n".join(lines)
-
-
-def gain_text(found: list[dict[str, Any]], method: str, over: str) -> str:
-    mine = [m for m in found if m["method"] == method and m["over"] == over]
-    if not mine:
-        return "–"
-    cells = [f"**{100 * m['gain']:+.1f}**" if m["shown"] else f"{100 * m['gain']:+.1f}" for m in mine]
-    return " / ".join(cells)
 
 
 def rewrite(readme: Path, results: Path) -> None:
