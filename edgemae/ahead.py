@@ -79,6 +79,8 @@ def check_images(plan: Plan, targets: list[Target], begin: Teacher | Student, in
     check_elastic(plan, inputs)
     if isinstance(begin, Student):
         check_labels(begin, inputs)
+    elif inputs.labelled is None and begin.vit.head is None:
+        choose_recipe(plan.distill, begin, None)  # no teacher with a head will come of these images
     if any("int8" in target.precisions and candidates(target, plan.quantize) for target in targets):
         pixel = begin.pixel if isinstance(begin, Student) else student_pixel(begin.pixel, plan)
         check_calibration(calibration_of(inputs.calibration, pixel, plan.workers))
@@ -159,6 +161,9 @@ def _numbers(plan: Plan) -> Iterator[Rule]:
         counts = len(values) in (0, plan.student.channels) and len(plan.data.mean) == len(plan.data.std)
         yield name, values, counts, "mean and std of each channel, or neither"
     yield "data.std", plan.data.std, all(value > 0 for value in plan.data.std), "values above 0"
+    elastic = plan.elastic
+    sizes = (elastic.depths, elastic.heads, elastic.mlp_ratios, elastic.image_pxs, elastic.shape)
+    yield "elastic.on", elastic.on, elastic.on or not any(sizes), "true, for the other fields of [elastic] to count"
     yield "scale.accumulate", plan.scale.accumulate, plan.scale.accumulate >= 1, ">= 1"
     yield "version", plan.version, plan.version >= 0, ">= 0"
     yield "elastic.lr_scale", plan.elastic.lr_scale, plan.elastic.lr_scale > 0, "above 0"
@@ -201,6 +206,8 @@ def _trainings(plan: Plan) -> Iterator[Rule]:
             yield f"{table}.{name}", share, 0 <= share <= most, f"0 to {most}"
         views, mixes = getattr(t, "views", 0), bool(getattr(t, "mixup", 0.0) or getattr(t, "cutmix", 0.0))
         yield f"{table}.views", views, views >= 0, ">= 0"
+        together = not (views and plan.scale.shard_teacher)
+        yield f"{table}.views", views, together, "0 with scale.shard_teacher: all processes ask such a teacher together"
         yield f"{table}.views", views, not (views and mixes), "0 with mixup or cutmix: what is mixed does not repeat"
         for name in ("layer_decay", "token_keep", "teacher_temperature"):
             factor = getattr(t, name, 1.0)

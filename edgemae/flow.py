@@ -217,8 +217,8 @@ def pruned(flow: Flow, source: Path, guide: Path | None, width_multiple: int) ->
         )  # fmt: skip
         flow.keep(folder / STUDENT, small, curves)
 
-    key = {"prune": plan_tree(plan.prune), "from": file_digest(source), "multiple": width_multiple,
-           "guide": file_digest(guide) if guide else ""}  # fmt: skip
+    key = {"heads": plan.teacher_heads, "prune": plan_tree(plan.prune), "from": file_digest(source),
+           "multiple": width_multiple, "guide": file_digest(guide) if guide else ""}  # fmt: skip
     return flow.work.run("pruned", flow.key(**key), make) / STUDENT
 
 

@@ -62,7 +62,7 @@ def aware(flow: Flow, source: Path, guide: Path | None, symmetric: bool) -> Path
         flow.keep(folder / STUDENT, trained, {"aware": curve})
 
     settings = {name: plan_tree(plan.quantize)[name] for name in ("aware", "smooth_alphas", "percentile")}
-    key = {"quantize": settings, "from": file_digest(source), "symmetric": symmetric,
+    key = {"heads": plan.teacher_heads, "quantize": settings, "from": file_digest(source), "symmetric": symmetric,
            "guide": file_digest(guide) if guide else "", "calibration": inputs.calibration.fingerprint}  # fmt: skip
     return flow.work.run("aware", flow.key(**key), make) / STUDENT
 

@@ -75,7 +75,13 @@ class RoundedLinear(nn.Linear):
         return _half(scale) if self.symmetric else scale
 
     def forward(self, x: Tensor) -> Tensor:
-        scale, zero = self.input_grid((x.numel() * self.last) ** -0.5)
+        # Integers up to 2^24 are exact in fp32 and not in bf16.
+        with torch.autocast(x.device.type, enabled=False):
+            return self._forward(x.float())
+
+    def _forward(self, x: Tensor) -> Tensor:
+        # By the values of one image, so that a part of a batch learns at the rate of the whole.
+        scale, zero = self.input_grid((x[0].numel() * self.last) ** -0.5)
         step = self.weight_scale()
         integers = (_round(x / scale) + zero).clamp(self.first, self.last) - zero
         weight = _round(self.weight * self.fold / step).clamp(-self.levels, self.levels)

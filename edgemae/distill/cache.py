@@ -24,6 +24,7 @@ from torch import Tensor
 
 from edgemae.data.loader import Batch, Loader
 from edgemae.distill.view import TeacherView
+from edgemae.model.weights import write_atomic
 from edgemae.spec.errors import StorageError
 
 log = logging.getLogger("edgemae")
@@ -53,10 +54,9 @@ class TeacherCache:
 
     def _read(self, name: str, rows: list[int]) -> np.ndarray | None:
         """Return the rows, or None when one of them is not there."""
-        shape_file = self.folder / f"{name}.shape"
-        if name not in self._files and not shape_file.exists():
+        shape = self._shape(name)
+        if shape is None:
             return None
-        shape = tuple(int(n) for n in shape_file.read_text().split())
         data, sums = self._open(name, shape)
         size = 2 * int(np.prod(shape))
         parts = []
@@ -66,6 +66,13 @@ class TeacherCache:
                 return None
             parts.append(part)
         return np.frombuffer(b"".join(parts), np.float16).reshape(len(rows), *shape).copy()
+
+    def _shape(self, name: str) -> tuple[int, ...] | None:
+        """Return the shape of a row as it was written down, if it was."""
+        try:
+            return tuple(int(n) for n in (self.folder / f"{name}.shape").read_text().split()) or None
+        except (FileNotFoundError, ValueError):
+            return None
 
     def _write(self, name: str, rows: list[int], values: np.ndarray) -> None:
         try:
@@ -91,7 +98,8 @@ class TeacherCache:
                          name, self.views, self.folder, size / 2**20)  # fmt: skip
             flags = os.O_RDWR | os.O_CREAT
             data, sums = (os.open(self.folder / f"{name}.{end}", flags, 0o644) for end in ("f16", "crc"))
-            (self.folder / f"{name}.shape").write_text(" ".join(map(str, shape)))
+            if self._shape(name) != shape:
+                write_atomic(self.folder / f"{name}.shape", " ".join(map(str, shape)).encode())
             self._files[name] = data, sums
         return self._files[name]
 

@@ -50,7 +50,8 @@ def train_classifier(
     """
     loader = Loader(
         run.images, run.pixel, min(plan.batch, len(run.images)),
-        Augment(crop_min=plan.crop_min, flip=plan.flip, randaug=plan.randaug), run.seed, run.workers, views=plan.views,
+        Augment(crop_min=plan.crop_min, flip=plan.flip, randaug=plan.randaug), run.seed, run.workers,
+        views=plan.views if teacher is not None else 0,  # nothing to keep
     )  # fmt: skip
 
     def taught(batch: Batch, mixed: Tensor) -> Tensor:
@@ -92,8 +93,8 @@ def top1(vit: ViT, run: Run) -> float:
     """Return accuracy on `run.evaluation`, 0..1."""
     assert run.evaluation is not None
     vit.eval()
-    right = 0
+    right, device = 0, next(vit.parameters()).device
     for batch in Loader(run.evaluation, run.pixel, 64, workers=run.workers, train=False).epoch():
-        logits, _ = vit(batch.pixels)
-        right += int((logits.argmax(-1) == batch.labels).sum())
+        logits, _ = vit(batch.pixels.to(device))
+        right += int((logits.argmax(-1).cpu() == batch.labels).sum())
     return right / len(run.evaluation)

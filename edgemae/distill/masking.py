@@ -45,8 +45,11 @@ def hide_attended(attention: Tensor, visible: int, moment: Moment) -> Tensor:
     return order.argsort(dim=1)[:, :visible].sort(dim=1).values
 
 
-def masking(plan: PretrainPlan | DistillPlan, table: str) -> Masking:
-    """Return the masking of a plan's table. Raises PlanError for an unknown pattern or an impossible ratio."""
+def masking(plan: PretrainPlan | DistillPlan, table: str, patches: int = 0) -> Masking:
+    """Return the masking of a plan's table. Raises PlanError for an unknown pattern or an impossible ratio.
+
+    With the number of `patches` also for a ratio that hides none of them.
+    """
     patterns = tuple(part.strip() for part in plan.mask.split(">"))
     known = [*MASKS, ATTENTION]
     for pattern in patterns:
@@ -62,5 +65,11 @@ def masking(plan: PretrainPlan | DistillPlan, table: str) -> Masking:
             f"{table}.mask_ratio_end is {plan.mask_ratio_end}",
             expected="between 0 and 1, or 0 to keep the ratio as it is",
             fix=f"pass --set {table}.mask_ratio_end=0",
+        )
+    if patches and max(keep_count(patches, ratio) for ratio in (plan.mask_ratio, last)) >= patches:
+        raise PlanError(
+            f"{table}.mask_ratio hides no patch of {patches}",
+            expected=f"at least {1 / patches:.2g}; 0.75 is usual",
+            fix=f"pass --set {table}.mask_ratio=0.75",
         )
     return Masking(patterns, plan.mask_ratio, last)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any
 
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
 from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor, nn
 
@@ -27,7 +28,12 @@ class Ranks:
         threads = torch.get_num_threads()
         # Otherwise parameters that a step does not touch are looked for in every step, which costs a walk of the graph.
         unused = DistributedDataParallelKwargs(find_unused_parameters=not all_used)
-        self._accelerator = Accelerator(cpu=not torch.cuda.is_available(), kwargs_handlers=[unused])
+        # The others wait while the first scores a model or indexes shards; one that is lost is noticed at once anyhow.
+        patient = InitProcessGroupKwargs(timeout=timedelta(hours=12))
+        self._accelerator = Accelerator(
+            cpu=not torch.cuda.is_available(), mixed_precision="no", kwargs_handlers=[unused, patient]
+        )  # precision is the plan's and not that of `accelerate config`
+        _refuse_wrapping(self._accelerator.distributed_type.name)
         torch.set_num_threads(threads)  # accelerate sets its own guess on processors
         self.device: torch.device = self._accelerator.device
         self.rank: int = self._accelerator.process_index
@@ -85,6 +91,17 @@ class Ranks:
         size = batch // pieces
         starts = range(self.rank * size * parts, (self.rank + 1) * size * parts, size)
         return [slice(start, start + size) for start in starts]
+
+
+def _refuse_wrapping(kind: str) -> None:
+    """Refuse ways of `accelerate config` that take the student's parameters apart."""
+    if kind in ("FSDP", "DEEPSPEED", "MEGATRON_LM", "TP"):
+        raise MachineError(
+            f"accelerate is configured for {kind}",
+            expected="plain data parallel processes: a student fits every device",
+            fix="start with torchrun, or with another `accelerate config`; a large teacher is spread by --set "
+            "scale.shard_teacher=true",
+        )
 
 
 def bf16_is_fast(device: torch.device) -> bool:

@@ -47,4 +47,5 @@ class Recipe(nn.Module):
 
     def recall(self, name: str, batch: Batch, compute: Callable[[Tensor], Tensor]) -> Tensor:
         """Return what the teacher says of a batch, from disk where views repeat."""
+        self.view.settle(batch.pixels.device)  # also where nothing is asked of it: its weights may still be used
         return compute(batch.pixels) if self.cache is None else self.cache.recall(name, batch, compute)

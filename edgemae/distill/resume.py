@@ -56,7 +56,7 @@ def _read(path: Path) -> dict[str, Any] | None:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             bad = archive.testzip()
         if bad is None:
-            return dict(torch.load(io.BytesIO(data), weights_only=True))
+            return dict(torch.load(io.BytesIO(data), map_location="cpu", weights_only=True))
         reason = f"{bad} has another checksum"
     except (zipfile.BadZipFile, pickle.UnpicklingError, RuntimeError, ValueError, LookupError, EOFError) as error:
         reason = str(error).partition("\n")[0]

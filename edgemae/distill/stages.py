@@ -56,9 +56,9 @@ def pretrain(plan: Plan, images: ImageSet, pixel: PixelContract, start: Teacher 
              checkpoint: Path | None = None) -> tuple[Teacher, Curve]:  # fmt: skip
     """Train an MAE without labels, from scratch or onwards from `start`, and return it with its loss curve."""
     p = plan.pretrain
-    hidden = masking(p, "pretrain")
     torch.manual_seed(plan.seed)
     encoder = _without_head(start.vit) if start else ViT(shape_of(plan.teacher, norm_after_pool=False))
+    hidden = masking(p, "pretrain", encoder.shape.patches)
     decoder = DecoderShape(p.decoder_width, p.decoder_depth, p.decoder_heads)
     kind = p.loss
     if start is not None and start.mae is not None:
@@ -175,8 +175,9 @@ def heal_embedding(student: Student, original: Student, settings: FinetunePlan, 
 
     def loss(batch: Batch, moment: Moment) -> dict[str, Tensor]:
         with torch.no_grad():
-            wanted = reference(batch.pixels)[1]
-        return {"embedding": F.mse_loss(vit(batch.pixels)[1].float(), wanted.float())}
+            wanted = reference.to(batch.pixels.device)(batch.pixels)[1]
+        _, mine = vit(batch.pixels, drop=moment.drop_path(vit.shape.depth, settings.drop_path))
+        return {"embedding": F.mse_loss(mine.float(), wanted.float())}
 
     loader = _loader(
         plan,
@@ -188,7 +189,8 @@ def heal_embedding(student: Student, original: Student, settings: FinetunePlan, 
     curve = fit(Job(
         name=name, module=vit, groups=param_groups(vit, settings.weight_decay), loss=loss, loader=loader,
         epochs=settings.epochs, lr=settings.lr, warmup_fraction=settings.warmup_fraction, seed=plan.seed,
-        bf16=settings.bf16, checkpoint=checkpoint, scale=plan.scale, all_used=False,  # a head learns nothing here
+        bf16=settings.bf16, ema=settings.ema, checkpoint=checkpoint, scale=plan.scale,
+        all_used=False,  # a head learns nothing here
     ))  # fmt: skip
     step = _step(name, plan, plan_tree(settings), images, curve)
     return replace(student, vit=vit, history=(*student.history, step), scales=None), curve

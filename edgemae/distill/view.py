@@ -55,7 +55,7 @@ class TeacherView(nn.Module):
 
     def pixels(self, pixels: Tensor) -> Tensor:
         """Return the batch at the teacher's resolution, normalised its way."""
-        self._settle(pixels.device)
+        self.settle(pixels.device)
         size = self.vit.shape.image_px
         if pixels.shape[-1] != size:
             pixels = F.interpolate(pixels, size=(size, size), mode="bicubic", antialias=True, align_corners=False)
@@ -90,16 +90,16 @@ class TeacherView(nn.Module):
         """Return how much attention every patch receives (B, N), see `received`."""
         return received(self.vit, self.tokens(pixels, blocks=-1))
 
-    def _settle(self, device: torch.device) -> None:
-        """Move to the device that the student trains on, once."""
+    def settle(self, device: torch.device) -> None:
+        """Move to the device that the student trains on, once; a part of the teacher at a time where it is spread."""
         if self._ready:
             return
         self._ready = True
-        self.to(device)
         if self.depth.bf16 and bf16_is_fast(device):
             self.vit.to(torch.bfloat16)
         if self.shard:
             _shard(self.vit, device)
+        self.to(device)
 
 
 def received(vit: ViT, x: Tensor) -> Tensor:
@@ -155,4 +155,4 @@ def _shard(vit: ViT, device: torch.device) -> None:
     mesh = init_device_mesh(device.type, (get_world_size(),))
     for block in vit.blocks[:-1]:
         assert isinstance(block, Block)
-        fully_shard(block, mesh=mesh)
+        fully_shard(block, mesh=mesh, reshard_after_forward=True)  # blocks that are roots would stay whole

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import math
+from typing import Any
 
 log = logging.getLogger("edgemae")
 WINDOW = 50  # steps that a mean is taken over
@@ -12,37 +14,43 @@ SMALL = 0.01  # share of the loss under which a term teaches next to nothing
 
 
 class Divergence:
-    """Tell when a loss has left for good. Means of 50 steps, because a single hard batch says nothing."""
+    """Tell when a loss has left for good. Means of 50 steps, because a single hard batch says nothing.
 
-    def __init__(self) -> None:
-        self._window: list[float] = []
-        self._first = self._best = 0.0
+    The first fifth of the training, and 200 steps at least, only say where it began: a model that is healed starts next
+    to no loss and gets more while the rate warms up.
+    """
+
+    def __init__(self, steps: int) -> None:
+        self.state: dict[str, Any] = {"window": [], "means": 0, "first": 0.0, "best": math.inf}
+        self._quiet = max(4, math.ceil(steps / 5 / WINDOW))
 
     def seen(self, loss: float) -> str:
         """Take in the loss of a step; return what is wrong, or ""."""
-        self._window.append(loss)
-        if len(self._window) < WINDOW:
+        state = self.state
+        state["window"].append(loss)
+        if len(state["window"]) < WINDOW:
             return ""
-        mean = sum(self._window) / WINDOW
-        self._window.clear()
-        if not self._first:
-            self._first = self._best = mean
-        self._best = min(self._best, mean)
+        mean = sum(state["window"]) / WINDOW
+        state["window"] = []
+        state["means"] += 1
+        state["best"] = min(state["best"], mean)
+        if state["means"] <= self._quiet:
+            state["first"] = max(state["first"], mean)
+            return ""
         # Losses are sums of terms that are not negative; at 0 nothing can be told.
-        if self._best <= 0 or mean <= max(GROWN * self._best, FIRST * self._first):
+        if state["best"] <= 0 or mean <= max(GROWN * state["best"], FIRST * state["first"]):
             return ""
         return (
-            f"the loss has diverged: {mean:.4g} over the last {WINDOW} steps, {self._best:.4g} at its best, "
-            f"{self._first:.4g} at the beginning"
+            f"the loss has diverged: {mean:.4g} over the last {WINDOW} steps, {state['best']:.4g} at its best, "
+            f"{state['first']:.4g} in the beginning"
         )
 
 
 def small_terms(row: dict[str, float], terms: list[str]) -> dict[str, float]:
     """Return the terms, with their shares, that make up less than 1 % of an epoch's loss."""
     total = sum(abs(row[name]) for name in terms)
-    if total == 0:
-        return {}
-    return {name: abs(row[name]) / total for name in terms if abs(row[name]) / total < SMALL}
+    # A term of exactly 0 was switched off by its weight.
+    return {name: abs(row[name]) / total for name in terms if 0 < abs(row[name]) < SMALL * total}
 
 
 def tell_small(job: str, epoch: int, small: dict[str, float]) -> None:

@@ -59,18 +59,20 @@ def load_plan(
 def _with_preset(tree: dict[str, Any], count: Callable[[str], int] | None) -> dict[str, Any]:
     """Return the tree over its preset, which is chosen by the student's size and the number of images for `auto`."""
     plan = plan_from(tree)  # what is wrong is told before images are counted
-    name, shape = plan.preset, plan.student
+    name, labelled, shape = plan.preset, "", plan.student
     check_named("preset", name, ("auto", "none", *NAMES))
     if name == "none" or (name == "auto" and (count is None or not plan.data.train)):
         return tree
     if name == "auto":
         assert count is not None
         block = shape.width * (4 * shape.heads * shape.head_dim + 2 * round(shape.width * shape.mlp_ratio))
-        places = [place for place in (plan.data.train, plan.data.unlabelled) if place]
-        name = preset_for(shape.depth * block, sum(map(count, places)))
-        log.info("preset %s: epochs, rates and augmentation; any field of the plan goes above it", name)
+        images = count(plan.data.train)
+        labelled = preset_for(shape.depth * block, images)
+        name = preset_for(shape.depth * block, images + (count(plan.data.unlabelled) if plan.data.unlabelled else 0))
+        log.info("preset %s%s: epochs, rates and augmentation; any field of the plan goes above it",
+                 name, f", {labelled} with labels" if labelled != name else "")  # fmt: skip
     whole: dict[str, Any] = {"preset": name}
-    for field, value in preset(name).items():
+    for field, value in preset(name, labelled).items():
         _put(whole, field, value)
     return _merged(whole, {key: value for key, value in tree.items() if key != "preset"})
 

@@ -51,11 +51,18 @@ _BY_BOTH: dict[tuple[str, str], dict[str, Any]] = {
 NAMES = tuple(f"{size}-{count}" for size, _ in SIZES for count, _ in COUNTS)
 
 
-def preset(name: str) -> dict[str, Any]:
-    """Return the settings of one of NAMES by their dotted fields."""
+def preset(name: str, labelled: str = "") -> dict[str, Any]:
+    """Return the settings of one of NAMES by their dotted fields.
+
+    `labelled` is the name for the images with labels alone, by which the trainings that need them go: 3,000 beside two
+    million without make two steps of the millions' batch.
+    """
     size, _, count = name.partition("-")
-    stage_two = {f"distill.finetune.{field}": value for field, value in _BY_BOTH[size, count].items()}
-    return _BY_COUNT[count] | stage_two
+    count_labelled = (labelled or name).partition("-")[2]
+    stage_two = {f"distill.finetune.{field}": value for field, value in _BY_BOTH[size, count_labelled].items()}
+    stage_one = {field: value for field, value in _BY_COUNT[count].items() if "finetune" not in field}
+    supervised = {field: value for field, value in _BY_COUNT[count_labelled].items() if "finetune" in field}
+    return stage_one | supervised | stage_two
 
 
 def preset_for(parameters: float, images: int) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import socket
@@ -20,21 +21,24 @@ from edgemae.spec.errors import MachineError, PlanError
 SCRIPT = '''
 """All three trainings of a student with everything on that is random; may be told to die at a step."""
 
-import os, signal, sys
+import json, os, signal, sys
 from pathlib import Path
 
 import torch
+from torch.distributed.tensor import DTensor
 
 from edgemae.data.images import scan
-from edgemae.distill import train
+from edgemae.distill import train, view
 from edgemae.distill.stages import Images, distill, finetune, pretrain
 from edgemae.spec.graph import PixelContract
 from edgemae.spec.plan import load_plan
 
 torch.set_num_threads(1)
-folder, out, parts, die_rank, die_step = sys.argv[1], Path(sys.argv[2]), *map(int, sys.argv[3:])
+folder, out, parts, shard, die_rank, die_step = sys.argv[1], Path(sys.argv[2]), *map(int, sys.argv[3:])
 train.CHECKPOINT_EVERY_S = 0.0
 step, taken = train._Run._step, 0
+seen, spread = [], view._shard
+view._shard = lambda vit, device: (seen.append(vit), spread(vit, device))
 
 
 def counted(run, batch, number):
@@ -54,20 +58,31 @@ light = {f"{part}.{name}": value for part in ("pretrain", "distill")
          for name, value in {"decoder_width": 16, "decoder_heads": 2}.items()}
 noisy = {f"{part}.{name}": value for part in ("finetune", "distill.finetune")
          for name, value in {"mixup": 0.4, "cutmix": 0.5, "drop_path": 0.2, "token_keep": 0.5, "ema": 0.9}.items()}
-plan = load_plan(None, (), {"workers": 0, "scale.accumulate": parts, **sizes, **epochs, **light, **noisy})
+scale = {"scale.accumulate": parts, "scale.shard_teacher": bool(shard)}
+plan = load_plan(None, (), {"workers": 0, **scale, **sizes, **epochs, **light, **noisy})
 found = scan(folder)
 images = Images(found.unlabelled(), found, found)
 teacher, _ = pretrain(plan, images.unlabelled, PixelContract(image_px=32), checkpoint=out / "teacher.ckpt")
 tuned, _ = finetune(teacher, plan, images, out / "tuned.ckpt")
 student, curves = distill(teacher, plan, images, out / "student.ckpt", tuned)
 rank = os.environ.get("RANK", "0")
+local = lambda p: p.to_local() if isinstance(p, DTensor) else p
+held = [sum(local(p).numel() for p in vit.blocks.parameters()) for vit in seen]
+(out / f"held-{rank}.json").write_text(json.dumps(held))
 models = {"teacher": teacher.vit, "tuned": tuned.vit, "student": student.vit}
 torch.save({name: vit.state_dict() for name, vit in models.items()}, out / f"weights-{rank}.pt")
 '''
 
 
 def start(
-    script: Path, folder: Path, out: Path, *, processes: int = 1, parts: int = 1, die: tuple[int, int] = (-1, 0)
+    script: Path,
+    folder: Path,
+    out: Path,
+    *,
+    processes: int = 1,
+    parts: int = 1,
+    shard: bool = False,
+    die: tuple[int, int] = (-1, 0),
 ) -> subprocess.CompletedProcess[str]:
     """Run the script in its own processes and return how it ended."""
     with socket.socket() as free:
@@ -75,7 +90,7 @@ def start(
         port = free.getsockname()[1]
     launch = ["-m", "torch.distributed.run", "--nproc_per_node", str(processes), "--master_port", str(port)]
     out.mkdir(exist_ok=True)
-    command = [sys.executable, *(launch if processes > 1 else []), script, folder, out, parts, *die]
+    command = [sys.executable, *(launch if processes > 1 else []), script, folder, out, parts, int(shard), *die]
     where = os.environ | {"PYTHONPATH": str(Path(edgemae.__file__).parent.parent)}
     return subprocess.run([str(part) for part in command], env=where, capture_output=True, text=True, timeout=240)
 
@@ -130,6 +145,18 @@ def test_a_killed_process_loses_nothing(script: Path, picture_folder: Path, two:
     ran = start(script, picture_folder, tmp_path, processes=2)
     assert ran.returncode == 0, ran.stderr
     assert apart(weights(tmp_path), weights(two)) == 0, die
+
+
+def test_a_teacher_spread_over_processes_says_the_same(
+    script: Path, picture_folder: Path, two: Path, tmp_path: Path
+) -> None:
+    ran = start(script, picture_folder, tmp_path, processes=2, shard=True)
+    assert ran.returncode == 0, ran.stderr
+    assert apart(weights(tmp_path), weights(two)) < 1e-6
+    block = 32 * (4 * 32 + 8 * 32) + 4 * 32 + 32 + 4 * 32 + 32 + 4 * 32  # weights, biases, two norms
+    for rank in (0, 1):
+        stage_one, stage_two = json.loads((tmp_path / f"held-{rank}.json").read_text())
+        assert stage_one == stage_two == pytest.approx(1.5 * block, rel=0.01)  # half of the first, the last one whole
 
 
 # ---------------------------------------------------------------- alone

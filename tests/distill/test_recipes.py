@@ -144,15 +144,31 @@ def test_the_terms_are_what_they_say(
     student, teacher = recipe.student_taps(batch.pixels, keep), recipe.teacher_taps(batch.pixels, keep)
     terms = recipe.loss(student, teacher, batch.pixels, keep)
     assert set(terms) == {"pixel", "relation"}
-    wanted = 3.0 * (student["relations"] - teacher["relations"]).square().mean()
-    torch.testing.assert_close(terms["relation"], wanted)
+    mine, theirs = (side["relations"] - side["relations"].mean(-1, keepdim=True) for side in (student, teacher))
+    spread = theirs.square().mean(dim=(2, 3), keepdim=True)
+    torch.testing.assert_close(terms["relation"], 3.0 * ((mine - theirs).square() / spread).mean(), rtol=1e-3, atol=0)
     target = patchify(batch.pixels, 8)
     mean, scale = patch_stats(target)
     hidden = [i for i in range(16) if i not in (0, 5, 10, 15)]
     error = (student["predicted"] - ((target - mean) / scale)[:, hidden]).square().mean()
     torch.testing.assert_close(terms["pixel"], 0.5 * error)
-    # Pre-softmax logits: neither term drowns the other (post-softmax maps would be some 4e-3).
-    assert 0.01 < terms["relation"].item() / terms["pixel"].item() < 100
+
+
+def test_the_relation_term_does_not_depend_on_the_teachers_scale(
+    tiny_vit: MakeViT, teacher_with: MakeTeacher, plan_with: MakePlan, batch: Batch
+) -> None:
+    """Nor on what is the same for a whole row, which a softmax does not see."""
+    recipe = Relation(tiny_vit(classes=0), teacher_with(), PIXEL, plan_with().distill)
+    keep = torch.tensor([[0, 5, 10, 15]]).repeat(6, 1)
+    student, theirs = recipe.student_taps(batch.pixels, keep), torch.randn(6, 2, 4, 4)
+    silent = student | {"relations": torch.zeros(6, 2, 4, 4)}
+
+    def term(mine: dict[str, Tensor], wanted: Tensor) -> float:
+        return recipe.loss(mine, {"relations": wanted}, batch.pixels, keep)["relation"].item()
+
+    assert term(silent, theirs) == pytest.approx(1, rel=1e-3)
+    assert term(silent, 40 * theirs + torch.randn(6, 2, 4, 1)) == pytest.approx(1, rel=1e-3)
+    assert term(student | {"relations": theirs}, theirs + 5) == pytest.approx(0, abs=1e-6)
 
 
 SHAPES = [

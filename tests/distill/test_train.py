@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import io
+import json
 import logging
 import os
 import random
@@ -19,12 +20,12 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.optim.optimizer import register_optimizer_step_pre_hook
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 import edgemae
 from edgemae.data.images import ImageSet
 from edgemae.data.loader import Batch, Loader
-from edgemae.distill import train
+from edgemae.distill import train, watch
 from edgemae.distill.moment import Moment
 from edgemae.distill.ranks import bf16_is_fast
 from edgemae.distill.train import Job, fit
@@ -218,6 +219,81 @@ def test_a_gradient_that_is_not_finite_stops_before_the_weights_take_it_in(job_w
         fit(replace(job, loss=loss))
     assert caught.value.fix == "lower the learning rate"  # no checkpoint is promised
     assert equal(before, weights(job))
+
+
+def test_a_loss_that_diverges_stops(
+    job_with: Callable[..., Job], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watch, "WINDOW", 4)
+    job = job_with(epochs=10, checkpoint=tmp_path / "train.ckpt")
+
+    def loss(batch: Batch, moment: Moment) -> dict[str, Tensor]:
+        return {"near": 0 * job.module(batch.pixels).sum() + (1.0 if moment.step < 18 else 9.0)}
+
+    with pytest.raises(InputError, match="the loss has diverged: 5 over the last 4 steps, 1 at its best") as caught:
+        fit(replace(job, loss=loss))
+    assert "at step 19" in caught.value.what  # of a window of 1 1 9 9
+    assert str(tmp_path / "train.ckpt") in caught.value.fix
+    assert torch.load(tmp_path / "train.ckpt", weights_only=True)["done"] == 18
+
+
+def test_a_term_that_hardly_counts_is_told_once_and_kept(
+    job_with: Callable[..., Job], caplog: pytest.LogCaptureFixture
+) -> None:
+    job = job_with()
+
+    def loss(batch: Batch, moment: Moment) -> dict[str, Tensor]:
+        total = job.module(batch.pixels).square().mean() + 1.0
+        return {"large": total, "tiny": total * (0.001 if moment.step < 6 else 0.1)}
+
+    curve = fit(replace(job, loss=loss))
+    assert caplog.text.count("term 'tiny' was 0.1 % of the loss") == 1
+    assert [row.get("small tiny") for row in curve] == [pytest.approx(0.001, rel=0.01)] * 2 + [None] * 2
+
+
+# ---------------------------------------------------------------- averaged weights
+
+
+def test_the_average_is_scored_and_returned(job_with: Callable[..., Job]) -> None:
+    seen: list[Tensor] = []
+    steps: list[Tensor] = []
+    job = job_with(ema=0.5, epochs=1)
+    hook = register_optimizer_step_post_hook(lambda *_: steps.append(job.module.linear.weight.detach().clone()))  # type: ignore[union-attr]
+    first = weights(job)["linear.weight"]
+    fit(replace(job, validate=lambda: (seen.append(weights(job)["linear.weight"]), 0.5)[1]))
+    hook.remove()
+    expected = first
+    for step, weight in enumerate(steps):
+        decay = min(0.5, (1 + step) / (10 + step))
+        expected = decay * expected + (1 - decay) * weight
+    torch.testing.assert_close(weights(job)["linear.weight"], expected)
+    torch.testing.assert_close(seen[-1], expected)
+    assert not torch.equal(steps[-1], expected)
+
+
+@pytest.mark.parametrize("after", [2, 7])
+def test_a_stopped_training_goes_on_with_its_average(
+    job_with: Callable[..., Job], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int
+) -> None:
+    monkeypatch.setattr(train, "CHECKPOINT_EVERY_S", 0.0)
+    whole = job_with(ema=0.9)
+    fit(whole)
+    interrupted(job_with(checkpoint=tmp_path / "train.ckpt", ema=0.9), after)
+    job = job_with(checkpoint=tmp_path / "train.ckpt", ema=0.9)
+    fit(job)
+    assert equal(weights(whole), weights(job))
+
+
+# ---------------------------------------------------------------- events
+
+
+def test_events_lie_beside_the_checkpoint(job_with: Callable[..., Job], tmp_path: Path) -> None:
+    fit(job_with(checkpoint=tmp_path / "train.ckpt", validate=lambda: 0.25))
+    lines = [json.loads(line) for line in (tmp_path / "train.events.jsonl").read_text().splitlines()]
+    assert [line["event"] for line in lines if line["event"] != "step"] == ["start", *["epoch"] * 4, "end"]
+    step = next(line for line in lines if line["event"] == "step")
+    assert {"near", "noise", "loss", "rate", "gradient_norm", "images_s", "data_wait_pct"} <= set(step)
+    assert [line["validation"] for line in lines if line["event"] == "epoch"] == [0.25] * 4
 
 
 # ---------------------------------------------------------------- checkpoints

@@ -11,26 +11,39 @@ from edgemae.distill.watch import Divergence, small_terms, tell_small
 
 
 def verdicts(losses: list[float]) -> list[str]:
-    watch = Divergence()
+    watch = Divergence(len(losses))
     return [said for said in map(watch.seen, losses) if said]
 
 
 def test_a_loss_that_leaves_is_told() -> None:
-    falling = [2.3 - 0.01 * i for i in range(150)]
+    falling = [2.3 - 0.01 * i for i in range(200)]
     assert not verdicts(falling)
     (said,) = verdicts([*falling, *[9.0] * 50])
-    assert "diverged: 9 over the last 50 steps, 1.055 at its best, 2.055 at the beginning" in said
+    assert "diverged: 9 over the last 50 steps, 0.555 at its best, 2.055 in the beginning" in said
+
+
+def test_what_is_known_goes_into_a_checkpoint() -> None:
+    losses = [*[2.0] * 230, *[0.1] * 70, *[0.5] * 100, *[9.0] * 60]
+    whole, first = Divergence(460), Divergence(460)
+    said = [whole.seen(loss) for loss in losses]
+    for loss in losses[:260]:
+        first.seen(loss)
+    again = Divergence(460)
+    again.state = first.state
+    assert [again.seen(loss) for loss in losses[260:]] == said[260:]
+    assert "diverged" in said[449]
 
 
 @pytest.mark.parametrize(
     "losses",
     [
         [2.3 * math.exp(-i / 50) + 0.3 * (i % 7 == 0) for i in range(1000)],  # far below its start, and uneven
-        [1.0] * 50 + [0.1] * 50 + [1.2] * 100,  # regained
-        [1.0] * 60 + [40.0] + [1.0] * 100,  # one hard batch
-        [0.0] * 200,
+        [1.0] * 200 + [0.1] * 100 + [1.2] * 100,  # regained
+        [1.0] * 260 + [40.0] + [1.0] * 100,  # one hard batch
+        [0.0] * 400,
+        [*[3e-4] * 50, *[1.6e-3] * 50, *[1.9e-3] * 100, *[1.8e-3] * 200],  # healing begins next to nothing
     ],
-    ids=["noisy", "back to its start", "one batch", "nothing"],
+    ids=["noisy", "back to its start", "one batch", "nothing", "healing"],
 )
 def test_what_is_no_divergence(losses: list[float]) -> None:
     assert not verdicts(losses)
@@ -40,6 +53,7 @@ def test_terms_under_one_percent() -> None:
     row = {"pixel": 0.9, "relation": 0.005, "negative": -0.2, "loss": 0.705}
     assert small_terms(row, ["pixel", "relation", "negative"]) == {"relation": pytest.approx(0.005 / 1.105)}
     assert small_terms({"a": 0.0, "b": 0.0}, ["a", "b"]) == {}
+    assert small_terms({"a": 1.0, "b": 0.0}, ["a", "b"]) == {}  # switched off by its weight
     assert small_terms({"a": 0.99, "b": 0.0101}, ["a", "b"]) == {}
 
 

@@ -45,8 +45,10 @@ def test_auto_counts_all_that_is_trained_on() -> None:
 
     plan = load_plan(None, ("student.width=384", "student.depth=12", "student.heads=6"), HERE, count)
     assert asked == ["photos", "more"]
-    assert plan.preset == "small-hundred-thousands"
-    assert plan.distill.finetune.ema == preset(plan.preset)["distill.finetune.ema"]
+    assert plan.preset == "small-hundred-thousands"  # all 60,000 for stage 1
+    assert plan.distill.batch == preset("small-hundred-thousands")["distill.batch"]
+    assert plan.distill.finetune.batch == 64  # 30,000 with labels for stage 2
+    assert plan.distill.finetune.randaug == preset("small-thousands")["distill.finetune.randaug"]
 
 
 def test_the_plans_own_values_lie_above(tmp_path: Path) -> None:

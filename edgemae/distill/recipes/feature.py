@@ -2,8 +2,8 @@
 
 Source: the token-level terms of Proteus (Zhang et al., ICLR 2025) without its masked one. Any teacher will do; the raw
 features of an MAE are hardly separable by a line (He et al. 2022: 68 % linear probe against 84 % fine-tuned), so the
-fine-tuned teacher is taken where there is one. Targets are normalised token by token, because a few dimensions of a
-ViT's tokens are tens of times larger than the rest and would be all that a squared error sees.
+fine-tuned teacher is taken where there is one. Targets are normalised token by token, so that neither the loss nor the
+share of a token in it depends on the scale of a teacher's last block.
 """
 
 from __future__ import annotations
