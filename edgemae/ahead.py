@@ -190,7 +190,7 @@ def _trainings(plan: Plan) -> Iterator[Rule]:
         least = 0 if table in ("prune.heal", "quantize.aware") else 1
         yield f"{table}.epochs", t.epochs, t.epochs >= least, f">= {least}"
         yield f"{table}.batch", t.batch, t.batch >= 1, ">= 1"
-        yield f"{table}.lr", t.lr, t.lr > 0, "above 0"
+        yield f"{table}.lr", t.lr, 0 < t.lr < 100, "above 0, and below 100"
         yield f"{table}.weight_decay", t.weight_decay, t.weight_decay >= 0, ">= 0"
         yield f"{table}.warmup_fraction", t.warmup_fraction, 0 <= t.warmup_fraction < 1, "0 or more, below 1"
         yield f"{table}.crop_min", t.crop_min, 0 < t.crop_min <= 1, "above 0 and at most 1"

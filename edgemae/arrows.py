@@ -16,8 +16,9 @@ from edgemae.measure.accuracy import score
 from edgemae.model.student import Student, load_student
 from edgemae.model.vit import count_macs, count_params
 from edgemae.model.weights import write_atomic
-from edgemae.quantize.schemes import candidates
+from edgemae.quantize.schemes import STATIC_SCHEMES, candidates
 from edgemae.quantize.search import AWARE
+from edgemae.spec.errors import InputError
 from edgemae.spec.report import StageScore
 from edgemae.spec.sections import Plan
 from edgemae.spec.target import Target
@@ -32,7 +33,7 @@ def pretrain(plan: Plan, start: Path | None, **at: Any) -> Path:
         blank_teacher(plan)  # its shape is refused here or never
     else:
         tell_import(read_teacher(start, plan))
-    return pretrained(open_flow(plan, together=True, **at), start)
+    return pretrained(open_flow(plan, together=True, labels=False, **at), start)
 
 
 def finetune(plan: Plan, teacher: Path, **at: Any) -> Path:
@@ -83,12 +84,19 @@ def quantize(plan: Plan, student: Path, guide: Path | None, target: Target, **at
     Returns a row for each scheme.
     """
     check_plan(plan)
+    schemes = candidates(target, plan.quantize)
+    if plan.quantize.aware_when == "always" and not set(schemes) & set(STATIC_SCHEMES):
+        raise InputError(
+            f"--aware trains the scales of a static scheme, and there is none among {', '.join(schemes) or 'none'}",
+            expected=f"one of {', '.join(STATIC_SCHEMES)}",
+            fix="leave --scheme or --aware out",
+        )
     flow = _with_student(plan, load_student(student), **at)
     if guide is not None:
         read_guide(guide, plan, flow.inputs)
     float_graph = graphs(flow, student)["explicit"]
     floats = [Candidate(e, float_graph, "explicit", graph_digest(float_graph)) for e in target.engines]
-    eights = int8_candidates(flow, student, candidates(target, plan.quantize))
+    eights = int8_candidates(flow, student, schemes)
     scores = _scores(flow, target, student, [*floats, *eights])
     _, more = tail(flow, target, student, guide, [*floats, *eights], scores)
     scores |= _scores(flow, target, student, more)

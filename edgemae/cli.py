@@ -14,6 +14,7 @@ import typer
 
 from edgemae import console
 from edgemae.console import INTERRUPTED, Verbs, run_app, start_logging
+from edgemae.made import emit
 from edgemae.options import (
     BundlePath,
     CalibData,
@@ -99,7 +100,7 @@ def pretrain(
     from edgemae import arrows
 
     made = arrows.pretrain(plan, start, **flags.at(output))
-    console.emit("teacher", made, output, f"edgemae distill {{0}} --data {plan.data.train}", json=flags.json)
+    emit("teacher", made, output, f"edgemae distill {{0}} --data {plan.data.train}", json=flags.json)
 
 
 @app.command()
@@ -111,7 +112,7 @@ def finetune(flags: TeacherFlags, teacher: TeacherPath, output: Output = Path("r
     from edgemae import arrows
 
     made = arrows.finetune(plan, teacher, **flags.at(output))
-    console.emit("teacher", made, output, f"edgemae distill {{0}} --data {plan.data.train}", json=flags.json)
+    emit("teacher", made, output, f"edgemae distill {{0}} --data {plan.data.train}", json=flags.json)
 
 
 @app.command()
@@ -119,7 +120,8 @@ def finetune(flags: TeacherFlags, teacher: TeacherPath, output: Output = Path("r
 def distill(
     flags: TeacherFlags, teacher: TeacherPath, output: Output = Path("runs/distill"), unlabelled: Unlabelled = None,
     guide: Annotated[Path | None, typer.Option("--tuned-teacher", help="Fine-tuned teacher for stage 2.")] = None,
-    recipe: Annotated[str | None, typer.Option(help="relation or logit.")] = None, elastic: Elastic = None,
+    recipe: Annotated[str | None, typer.Option(help="relation, relation-full, feature or logit.")] = None,
+    elastic: Elastic = None,
 ) -> None:  # fmt: skip
     """Train a small student to do what the teacher does."""
     start_logging(flags.verbose)
@@ -127,7 +129,7 @@ def distill(
     from edgemae import arrows
 
     made = arrows.distill(plan, teacher, guide, **flags.at(output))
-    console.emit("student", made, output, f"edgemae compile {{0}} --data {plan.data.train}", json=flags.json)
+    emit("student", made, output, f"edgemae compile {{0}} --data {plan.data.train}", json=flags.json)
 
 
 @app.command()
@@ -158,7 +160,7 @@ def prune(
 
     made = arrows.prune(plan, student, guide, device.width_multiple, **flags.at(output))
     following = f"edgemae compile {{0}} --data {plan.data.train} --target {device.name} --set prune.keep_macs=1"
-    console.emit("student", made, output, following, json=flags.json)
+    emit("student", made, output, following, json=flags.json)
 
 
 @app.command()

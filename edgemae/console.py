@@ -6,7 +6,6 @@ import errno
 import json as json_library
 import logging
 import os
-import shutil
 import sys
 import traceback
 from collections.abc import Sequence
@@ -115,7 +114,7 @@ def _closed() -> int:
 
 def _fail(error: EdgemaeError) -> int:
     if "--json" in sys.argv:
-        _write_json({"error": {"code": error.code, "what": error.what, "expected": error.expected, "fix": error.fix}})
+        write_json({"error": {"code": error.code, "what": error.what, "expected": error.expected, "fix": error.fix}})
     sys.stderr.write(f"error: {error}\n")
     return error.exit_code
 
@@ -181,7 +180,7 @@ def to_builtins(value: Any) -> Any:
     return msgspec.to_builtins(value, enc_hook=lambda v: v.item() if hasattr(v, "item") else str(v))
 
 
-def _write_json(value: Any) -> None:
+def write_json(value: Any) -> None:
     sys.stdout.write(json_library.dumps(to_builtins(value), indent=1) + "\n")
 
 
@@ -192,16 +191,6 @@ def _console() -> Console:
     return Console(width=wide, file=sys.stdout)
 
 
-def emit(kind: str, model: Path, output: Path, following: str, *, json: bool) -> None:
-    """Copy a stage's model to the top of the output folder and say what to do with it."""
-    final = output / model.name
-    shutil.copyfile(model, final)
-    if json:
-        _write_json({kind: str(final)})
-        return
-    sys.stdout.write(f"{kind}: {final}\nnext: {following.format(final)}\n")
-
-
 def print_built(built: Sequence[Built], *, json: bool) -> None:
     """Print verdicts, tables and the next commands; exit 3 or 4 when a gate was missed."""
     from edgemae.measure.gates import exit_code
@@ -210,7 +199,7 @@ def print_built(built: Sequence[Built], *, json: bool) -> None:
     if json:
         pages = [json_library.loads((b.bundle.parent / "report.json").read_bytes()) for b in built]
         reports = [{"bundle": str(b.bundle), **page} for b, page in zip(built, pages, strict=True)]
-        _write_json(reports[0] if len(reports) == 1 else {"bundles": reports})
+        write_json(reports[0] if len(reports) == 1 else {"bundles": reports})
     else:
         from edgemae.measure.report import console_table
 
@@ -227,7 +216,7 @@ def print_built(built: Sequence[Built], *, json: bool) -> None:
 def print_dry_run(found: dict[str, Any], plan: Plan, *, json: bool) -> None:
     """Print what was checked, and the resolved plan as TOML."""
     if json:
-        _write_json(found)
+        write_json(found)
         return
     from edgemae.workdir import to_toml
 
@@ -238,7 +227,7 @@ def print_dry_run(found: dict[str, Any], plan: Plan, *, json: bool) -> None:
 def print_rows(title: str, rows: dict[str, Any], *, json: bool) -> None:
     """Print a dictionary as lines of two columns, or as JSON."""
     if json:
-        _write_json(rows)
+        write_json(rows)
         return
     sys.stdout.write("\n".join([title, *_lines(to_builtins(rows), "  ")]) + "\n")
 
@@ -276,7 +265,7 @@ def _text(value: Any) -> str:
 def print_profile(found: Profile, *, json: bool) -> None:
     """Print a latency profile. Figures that should not be believed are printed too, with a warning."""
     if json:
-        _write_json(found)
+        write_json(found)
     else:
         from edgemae.device.latency import describe
 
@@ -288,7 +277,7 @@ def print_profile(found: Profile, *, json: bool) -> None:
 def print_targets(targets: Sequence[Target], *, json: bool) -> None:
     """Print the built-in targets."""
     if json:
-        _write_json({"targets": targets})
+        write_json({"targets": targets})
         return
     from rich.table import Table
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,8 @@ from edgemae.distill.elastic import curve as elastic_curve
 from edgemae.distill.elastic import extract
 from edgemae.distill.losses import distillation
 from edgemae.distill.ranks import Ranks
-from edgemae.distill.stages import Images, distill, finetune, heal_embedding, pretrain, train_further
+from edgemae.distill.recipes import choose_recipe
+from edgemae.distill.stages import Images, distill, finetune, heal_embedding, pretrain, supervise, train_further
 from edgemae.distill.train import Curve
 from edgemae.distill.view import TeacherView
 from edgemae.inputs import Inputs, gather
@@ -73,11 +74,13 @@ class Flow:
 
 
 def open_flow(
-    plan: Plan, output: Path, *, overwrite: bool = False, resume: bool = False, together: bool = False
-) -> Flow:
+    plan: Plan, output: Path, *, overwrite: bool = False, resume: bool = False, together: bool = False,
+    labels: bool = True,
+) -> Flow:  # fmt: skip
     """Read the images, then open the output folder: a mistyped --data leaves no folder behind.
 
-    `together` allows several processes. Raises InputError for more than one without it.
+    `together` allows several processes; without `labels` class folders are not looked at. Raises InputError for more
+    processes than allowed.
     """
     if Ranks().world > 1 and not together:
         raise InputError(
@@ -86,8 +89,10 @@ def open_flow(
             fix="distill in many processes, then run this verb on the result in one",
         )
     torch.set_num_threads(plan.threads)
+    for training in (plan.pretrain, plan.finetune, plan.distill, plan.distill.finetune) if together else ():
+        Ranks().rows(training.batch, plan.scale.accumulate)
     check_output(output, overwrite=overwrite, resume=resume)
-    inputs = gather(plan)
+    inputs = gather(plan, labels=labels)
     work = Workdir(output, overwrite=overwrite, resume=resume)
     work.keep_plan(plan)
     return Flow(plan, work, inputs)
@@ -160,23 +165,46 @@ def finetuned(flow: Flow, source: Path) -> Path:
 
 
 def distilled(flow: Flow, source: Path, guide: Path | None) -> Path:
-    """Distill a student from the teacher, stage 2 guided by the fine-tuned one; return its file."""
-    plan = flow.plan
+    """Distill a student from the teacher, then train it with labels, guided by the fine-tuned one; return its file."""
+    plan, labelled = flow.plan, flow.inputs.labelled is not None
+    first = _stage_one(flow, source, guide, "stage-1" if labelled else "student")
+    if not labelled:
+        return first
 
     def make(folder: Path) -> None:
         tuned = read_teacher(guide, plan) if guide else None
-        student, curves = distill(read_teacher(source, plan), plan, flow.images, folder / "train.ckpt", tuned)
-        flow.keep(folder / STUDENT, student, curves)
+        student, curve = supervise(load_student(first), plan, flow.images, tuned, folder / "train.ckpt")
+        flow.keep(folder / STUDENT, student, read_curves(first) | {student.history[-1].stage: curve})
         if plan.elastic.on and flow.work.ranks.first:
             rows = elastic_curve(student, flow.inputs.evaluation, plan.workers)
             write_atomic(folder / ELASTIC_CURVE, json.dumps(rows, indent=1).encode())
 
-    key = {"distill": plan_tree(plan.distill), "student": plan_tree(plan.student), "from": file_digest(source),
-           "guide": file_digest(guide) if guide else "", "heads": plan.teacher_heads, "pixels": plan.data.resize,
-           "mean": plan.data.mean, "std": plan.data.std}  # fmt: skip
+    key = {"finetune": plan_tree(plan.distill.finetune), "from": file_digest(first),
+           "guide": file_digest(guide) if guide else "", "heads": plan.teacher_heads}  # fmt: skip
     if plan.elastic.on:
         key["elastic"] = plan_tree(msgspec.structs.replace(plan.elastic, shape=()))
     return flow.work.run("student", flow.key(**key), make) / STUDENT
+
+
+def _stage_one(flow: Flow, source: Path, guide: Path | None, name: str) -> Path:
+    """Distill a student by the plan's recipe, without labels; return its file."""
+    plan = flow.plan
+    teacher, tuned = read_teacher(source, plan), read_teacher(guide, plan) if guide else None
+    recipe, chosen = choose_recipe(plan.distill, teacher, tuned or (teacher if teacher.vit.head is not None else None))
+
+    def make(folder: Path) -> None:
+        images = replace(flow.images, labelled=None)
+        student, curves = distill(teacher, plan, images, folder / "train.ckpt", tuned)
+        flow.keep(folder / STUDENT, student, curves)
+
+    settings = plan_tree(plan.distill)
+    temperature = settings.pop("finetune")["teacher_temperature"]
+    key = {"distill": settings, "student": plan_tree(plan.student), "heads": plan.teacher_heads,
+           "from": file_digest(guide if guide and chosen is tuned else source), "pixels": plan.data.resize,
+           "mean": plan.data.mean, "std": plan.data.std}  # fmt: skip
+    if recipe.needs_head:
+        key["temperature"] = temperature
+    return flow.work.run(name, flow.key(**key), make) / STUDENT
 
 
 def extracted(flow: Flow, source: Path) -> Path:

@@ -51,11 +51,14 @@ class Inputs:
         return summary
 
 
-def gather(plan: Plan) -> Inputs:
-    """Scan the plan's folders, split where none is given, and refuse overlap between judging and everything else."""
+def gather(plan: Plan, *, labels: bool = True) -> Inputs:
+    """Scan the plan's folders, split where none is given, and refuse overlap between judging and everything else.
+
+    Without `labels` class folders are images like any others.
+    """
     if not plan.data.train:
         raise DataError("no images were given", expected="--data DIR", fix="pass a folder of images")
-    train = images_at(plan.data.train)
+    train = images_at(plan.data.train) if labels else images_at(plan.data.train).unlabelled()
     if train.labels is not None:
         require_labels(train, "training a classifier")
     if plan.data.eval:

@@ -9,11 +9,14 @@ key, so only what follows from it is done again. Several processes of one traini
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import logging
+import os
 import shutil
 import time
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -76,8 +79,6 @@ class Workdir:
         self.folder, self.ranks = folder, Ranks()
         check_output(folder, overwrite=overwrite, resume=resume)
         self.ranks.wait()
-        if overwrite and self.ranks.first:
-            shutil.rmtree(folder / "stages", ignore_errors=True)
         try:
             (folder / "stages").mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -86,6 +87,12 @@ class Workdir:
                 expected="a writable folder",
                 fix="choose another --output",
             ) from error
+        if self.ranks.first:
+            self._held = _hold(folder)
+            for stage in (folder / "stages").iterdir() if overwrite else ():
+                if stage.is_dir():
+                    shutil.rmtree(stage, ignore_errors=True)
+        self.ranks.wait()
 
     def run(self, name: str, inputs: dict[str, Any], make: Callable[[Path], None]) -> Path:
         """Return the folder of a finished stage, making it with `make(folder)` unless its key is done already."""
@@ -110,6 +117,33 @@ class Workdir:
         """Write the resolved plan beside the stages."""
         if self.ranks.first:
             write_atomic(self.folder / "plan.toml", to_toml(plan))
+
+
+class _Hold:
+    """Keep an output folder for this process as long as the object lives. Raises InputError when another has it."""
+
+    def __init__(self, folder: Path) -> None:
+        file = os.open(folder / "stages" / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+        weakref.finalize(self, os.close, file)  # what ends the process lets go as well
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise InputError(
+                f"another run is at work in --output '{folder}'",
+                expected="one run in a folder at a time",
+                fix="wait for it, or choose another --output",
+            ) from error
+
+
+_HELD: weakref.WeakValueDictionary[Path, _Hold] = weakref.WeakValueDictionary()
+
+
+def _hold(folder: Path) -> _Hold:
+    """Return this process's hold on a folder, which may be asked for more than once."""
+    place = folder.resolve()
+    held = _HELD.get(place) or _Hold(folder)
+    _HELD[place] = held
+    return held
 
 
 def _finish(folder: Path, inputs: dict[str, Any], seconds: float) -> None:

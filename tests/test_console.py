@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import typer
 
-from edgemae.console import Verbs, emit, print_rows, print_targets, run_app, to_builtins
+from edgemae.console import Verbs, print_rows, print_targets, run_app, to_builtins
 from edgemae.spec import errors
 from edgemae.spec.errors import EdgemaeError
 from edgemae.spec.target import find_target
@@ -166,17 +166,3 @@ def test_names_of_targets_are_never_cut(capsys: pytest.CaptureFixture[str], monk
     assert "jetson-agx-orin" in capsys.readouterr().out
     print_targets([find_target("jetson-agx-orin")], json=True)
     assert [row["name"] for row in json.loads(capsys.readouterr().out)["targets"]] == ["jetson-agx-orin"]
-
-
-def test_a_made_model_lies_at_the_top_and_the_next_command_names_it(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    stage = tmp_path / "stages" / "student-1" / "student.safetensors"
-    stage.parent.mkdir(parents=True)
-    stage.write_bytes(b"weights")
-    emit("student", stage, tmp_path, "edgemae compile {0} --data d", json=False)
-    final = tmp_path / "student.safetensors"
-    assert final.read_bytes() == b"weights"
-    assert capsys.readouterr().out == f"student: {final}\nnext: edgemae compile {final} --data d\n"
-    emit("student", stage, tmp_path, "", json=True)
-    assert json.loads(capsys.readouterr().out) == {"student": str(final)}

@@ -27,7 +27,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("cli",),
 )
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
-TERMINAL = ("cli", "console", "options", "__main__")
+TERMINAL = ("cli", "console", "made", "options", "__main__")
 ON_DEVICE = ("spec", "device", "door")
 BUILD_SIDE = {
     "dill", "jinja2", "joblib", "matplotlib", "nncf", "onnx", "onnxscript", "pandas", "pickle", "safetensors", "scipy",

@@ -125,7 +125,7 @@ def test_pictures_that_would_be_blown_up_are_refused(train: Path) -> None:
         gather(plan_from({"data": {"train": str(train)}, "student": sizes, "teacher": sizes}))
 
 
-@pytest.mark.parametrize("verb", ["pretrain", "finetune", "distill", "compile"])
+@pytest.mark.parametrize("verb", ["finetune", "distill", "compile"])
 def test_a_class_with_one_image_stops_every_verb_before_anything_is_written(
     verb: str, train: Path, tmp_path: Path
 ) -> None:
@@ -134,12 +134,21 @@ def test_a_class_with_one_image_stops_every_verb_before_anything_is_written(
     shutil.copy(next((train / "circle").iterdir()), lonely / "one.png")
     small = {"image_px": 32, "width": 32, "depth": 1, "heads": 2, "head_dim": 16}
     blank_teacher(plan_from({"teacher": small})).save(tmp_path / "teacher.safetensors")
-    source = [] if verb in ("pretrain", "compile") else [tmp_path / "teacher.safetensors"]
+    source = [] if verb == "compile" else [tmp_path / "teacher.safetensors"]
     ran = edgemae(verb, *source, "--data", train, "--output", tmp_path / "out")
     assert ran.code == 2
     assert "class 'lonely'" in ran.err
     assert "has 1 readable image" in ran.err
     assert not (tmp_path / "out").exists()
+
+
+def test_a_class_with_one_image_pretrains(train: Path) -> None:
+    """Pretraining uses no labels, so it asks nothing of them."""
+    (train / "lonely").mkdir()
+    shutil.copy(next((train / "circle").iterdir()), train / "lonely" / "one.png")
+    sizes = {"image_px": 32}
+    found = gather(plan_from({"data": {"train": str(train)}, "student": sizes, "teacher": sizes}), labels=False)
+    assert found.labelled is None
 
 
 def test_no_folder_at_all() -> None:

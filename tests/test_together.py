@@ -47,7 +47,7 @@ def test_a_student_of_two_processes_is_that_of_one(job: Job, teacher: Path, tmp_
     one, two = (load_student(stage(tmp_path / name, "student") / "student.safetensors") for name in ("one", "two"))
     apart = [(a - b).abs().max() for a, b in zip(two.vit.parameters(), one.vit.parameters(), strict=True)]
     assert max(apart) < 1e-5
-    lines = (stage(tmp_path / "two", "student") / "train-1.events.jsonl").read_text().splitlines()
+    lines = (stage(tmp_path / "two", "stage-1") / "train-1.events.jsonl").read_text().splitlines()
     events = [json.loads(line) for line in lines]
     assert events[0]["processes"] == 2
     assert [line["event"] for line in events if line["event"] != "step"] == ["start", "epoch", "end"]

@@ -6,6 +6,8 @@ import errno
 import json
 import logging
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import edgemae
 from edgemae.spec.errors import InputError, StorageError
 from edgemae.spec.plan import load_plan, plan_from
 from edgemae.workdir import Workdir, check_output, digest_of, file_digest, to_toml
@@ -179,3 +182,27 @@ def test_the_resolved_plan_lies_beside_the_stages(work: Workdir) -> None:
     plan = load_plan(None, ("distill.epochs=7",))
     work.keep_plan(plan)
     assert load_plan(work.folder / "plan.toml") == plan
+
+
+HOLDER = """
+import sys
+from pathlib import Path
+from edgemae.workdir import Workdir
+work = Workdir(Path(sys.argv[1]))
+print("held", flush=True)
+sys.stdin.readline()
+"""
+
+
+def test_a_folder_has_one_run_at_a_time(tmp_path: Path) -> None:
+    where = os.environ | {"PYTHONPATH": str(Path(edgemae.__file__).parent.parent)}
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLDER, tmp_path / "out"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=where
+    ) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == b"held\n"
+        with pytest.raises(InputError, match="another run is at work"):
+            Workdir(tmp_path / "out")
+        other.kill()
+    Workdir(tmp_path / "out")  # a kill lets go of it
+    Workdir(tmp_path / "out", overwrite=True)  # and the same process may come again

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,8 @@ from edgemae.distill.view import TeacherView
 from edgemae.model.vit import ViT
 from edgemae.spec.graph import PixelContract
 from edgemae.spec.sections import FinetunePlan, ScalePlan
+
+log = logging.getLogger("edgemae")
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,7 @@ def train_classifier(
     `inner(pixels, logits, learn, moment)` adds the terms of sub-networks, which may `learn` the same and from `vit`.
     """
     loader = Loader(
-        run.images, run.pixel, min(plan.batch, len(run.images)),
+        run.images, run.pixel, fitting(plan.batch, run.images),
         Augment(crop_min=plan.crop_min, flip=plan.flip, randaug=plan.randaug), run.seed, run.workers,
         views=plan.views if teacher is not None else 0,  # nothing to keep
     )  # fmt: skip
@@ -86,6 +89,14 @@ def train_classifier(
     )  # fmt: skip
     with kept_views(run.views_root, teacher, loader) as cache:
         return fit(job)
+
+
+def fitting(batch: int, images: ImageSet) -> int:
+    """Return the plan's batch, or all images where they are fewer, which is said."""
+    if batch > len(images):
+        log.warning("a batch of %d is more than the %d images: all of them make one, and the rate goes by its size",
+                    batch, len(images))  # fmt: skip
+    return min(batch, len(images))
 
 
 @torch.inference_mode()

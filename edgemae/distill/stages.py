@@ -15,7 +15,7 @@ from edgemae.data.augment import Augment
 from edgemae.data.images import ImageSet
 from edgemae.data.loader import Batch, Loader
 from edgemae.distill.cache import kept_views
-from edgemae.distill.classify import Run, train_classifier
+from edgemae.distill.classify import Run, fitting, train_classifier
 from edgemae.distill.elastic import STAGE as ELASTIC
 from edgemae.distill.elastic import Space, ordered, sandwich, space_of
 from edgemae.distill.masking import masking
@@ -117,7 +117,10 @@ def distill(teacher: Teacher, plan: Plan, images: Images, checkpoint: Path | Non
     labels = source.labels if recipe.needs_head else ()
     vit = ViT(shape_of(plan.student, classes=source.vit.shape.classes if recipe.needs_head else 0))
     curves = {"distill": _stage_one(recipe, vit, source, pixel, plan, images.unlabelled, checkpoint)}
-    history = (*teacher.history, _step("distill", plan, plan_tree(d), images.unlabelled, curves["distill"]))
+    history = (
+        *teacher.history,
+        _step("distill", plan, plan_tree(d), images.unlabelled, curves["distill"], teacher.licence),
+    )
     student = Student(vit.eval(), pixel, labels, history)
     if images.labelled is None:
         return student, curves
@@ -240,7 +243,7 @@ def views_root(plan: Plan, checkpoint: Path | None) -> Path | None:
 
 
 def _loader(plan: Plan, images: ImageSet, pixel: PixelContract, batch: int, augment: Augment) -> Loader:
-    return Loader(images, pixel, min(batch, len(images)), augment, plan.seed, plan.workers)
+    return Loader(images, pixel, fitting(batch, images), augment, plan.seed, plan.workers)
 
 
 def _without_head(vit: ViT) -> ViT:
@@ -279,9 +282,10 @@ def _shown(labels: tuple[str, ...]) -> str:
     return f"{len(labels)} classes ({', '.join(labels[:5])}{', ...' if len(labels) > 5 else ''})"
 
 
-def _step(stage: str, plan: Plan, settings: dict[str, object], images: ImageSet, curve: Curve) -> Step:
+def _step(stage: str, plan: Plan, settings: dict[str, object], images: ImageSet, curve: Curve,
+          licence: str = "") -> Step:  # fmt: skip
     scores = {k: v for k, v in (curve[-1] if curve else {}).items() if k != "epoch"}
     return Step(
         stage=stage, plan=settings, scores=scores, tools={"torch": str(torch.__version__)}, seed=plan.seed,
-        data=images.fingerprint,
+        data=images.fingerprint, licence=licence,
     )  # fmt: skip

@@ -124,6 +124,8 @@ class _Run:
         """Take all steps that are left."""
         job = self.job
         waited, saved, started = 0.0, time.monotonic(), time.monotonic()
+        if job.scale.compile and self.ranks.first:
+            log.info("%s: compiling; the first steps may take minutes", job.name)
         _mode(job, train=True)
         with closing(self.loader.batches(self.done, job.steps)) as batches:
             for step in range(self.done, job.steps):

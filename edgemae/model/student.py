@@ -44,7 +44,7 @@ def load_student(path: Path) -> Student:
         raise CheckpointError(
             f"'{path}' is not an edgemae student",
             expected="a student.safetensors",
-            fix="pass a teacher as SOURCE instead",
+            fix="pass what `edgemae distill` wrote",
         )
     tensors, header = read
     try:
