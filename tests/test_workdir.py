@@ -204,5 +204,6 @@ def test_a_folder_has_one_run_at_a_time(tmp_path: Path) -> None:
         with pytest.raises(InputError, match="another run is at work"):
             Workdir(tmp_path / "out")
         other.kill()
+        other.wait()
     Workdir(tmp_path / "out")  # a kill lets go of it
     Workdir(tmp_path / "out", overwrite=True)  # and the same process may come again
