@@ -246,9 +246,8 @@ def test_a_dry_run_says_what_would_be_done_and_writes_nothing(job: Job, tmp_path
     assert ran.code == 0
     assert not (tmp_path / "out").exists()
     (tmp_path / "plan.toml").write_text(ran.out)
-    assert load_plan(tmp_path / "plan.toml") == load_plan(
-        job.plan, flags={"data.train": str(job.train), "data.eval": str(job.val)}
-    )
+    flags = {"data.train": str(job.train), "data.eval": str(job.val)}
+    assert load_plan(tmp_path / "plan.toml") == load_plan(job.plan, ("preset=tiny-thousands",), flags)
     found = edgemae(*work, "--json").json
     assert found["targets"] == ["box"]
     assert found["data"]["training"]["images"] == 48
