@@ -129,7 +129,9 @@ def distill(
     from edgemae import arrows
 
     made = arrows.distill(plan, teacher, guide, **flags.at(output))
-    emit("student", made, output, f"edgemae compile {{0}} --data {plan.data.train}", json=flags.json)
+    extract_it = "edgemae extract {0} --depth ... --heads ... --mlp ... --px ... -o small.safetensors"
+    following = extract_it if plan.elastic.on else f"edgemae compile {{0}} --data {plan.data.train}"
+    emit("student", made, output, following, json=flags.json)
 
 
 @app.command()

@@ -107,8 +107,8 @@ class TeacherCache:
         return StorageError(
             f"the teacher's outputs cannot be kept in '{self.folder}': {why}",
             expected=f"room for {self.views} views of {self.images} images",
-            fix="free some space, ask for fewer views with --set distill.views=... (and distill.finetune.views), or 0 "
-            "to run the teacher in every step",
+            fix="name another place with --set scale.views_folder=..., free some space, or ask for fewer views with "
+            "--set distill.views=... (and distill.finetune.views); 0 runs the teacher in every step",
         )
 
     def close(self) -> None:
