@@ -14,7 +14,7 @@ EVERY_S = 5.0
 
 
 class Events:
-    """Write `NAME.events.jsonl` beside a checkpoint: `start`, `step` every five seconds, `epoch`, `end`.
+    """Write `NAME.events.jsonl` beside a checkpoint: `start`, `step` every five seconds, `epoch`, and `end` or `stop`.
 
     A training that goes on after a kill drops the lines behind its checkpoint: steps stay in order, each once.
     """

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from edgemae.data.loader import Batch, Loader
 from edgemae.distill.average import Average
 from edgemae.distill.events import Events
+from edgemae.distill.interrupt import asked_to_end
 from edgemae.distill.moment import Moment
 from edgemae.distill.ranks import Ranks, bf16_is_fast, lost_process
 from edgemae.distill.resume import restore, save
@@ -70,6 +71,7 @@ def fit(job: Job) -> Curve:
     Resumes from `job.checkpoint` when that exists and writes it at every epoch and at least once a minute, with events
     beside it. Under `torchrun` every process calls this with the same job and ends with the same weights.
 
+    Ctrl-C and SIGTERM end it after the step that is under way, with that step saved, as a KeyboardInterrupt.
     Raises InputError on a loss or gradient that is not finite, or a loss that has diverged, naming the step, the images
     of the batch and the last good checkpoint; DataError for an image that cannot be read any more; CheckpointError for
     another training's checkpoint; MachineError when another process is lost.
@@ -83,7 +85,11 @@ def fit(job: Job) -> Curve:
     run = _Run(job)
     with lost_process(job.name), progress(job.name, job.steps, run.done, shown=run.ranks.first) as shown:
         try:
-            run.train(shown)
+            with asked_to_end(job.name) as asked:
+                run.train(shown, asked)
+        except BaseException as error:
+            run.events.write("stop", step=run.done, why=str(error) or type(error).__name__)
+            raise
         finally:
             run.events.close()
     return run.curve
@@ -120,8 +126,8 @@ class _Run:
             steps=job.steps, processes=self.ranks.world,
         )  # fmt: skip
 
-    def train(self, shown: Progress) -> None:
-        """Take all steps that are left."""
+    def train(self, shown: Progress, asked: Callable[[], bool]) -> None:
+        """Take all steps that are left. Raises KeyboardInterrupt, with the step saved, once `asked` to end."""
         job = self.job
         waited, saved, started = 0.0, time.monotonic(), time.monotonic()
         if job.scale.compile and self.ranks.first:
@@ -145,9 +151,11 @@ class _Run:
                 ended = self.done % job.loader.steps == 0
                 if ended:
                     self._epoch()
-                if ended or time.monotonic() - saved > CHECKPOINT_EVERY_S:
+                if ended or asked() or time.monotonic() - saved > CHECKPOINT_EVERY_S:
                     self._save()
                     saved = time.monotonic()
+                if asked():
+                    raise KeyboardInterrupt
         self._end()
 
     def _step(self, batch: Batch, step: int) -> tuple[dict[str, float], float]:
@@ -204,7 +212,8 @@ class _Run:
         raise InputError(
             f"{job.name}: {why} at step {step} (terms {terms}; batch begins with {files})",
             expected="finite numbers that do not grow",
-            fix="lower the learning rate" + (f"; the last good checkpoint is kept at {job.checkpoint}" if kept else ""),
+            fix=f"lower the lr of this stage in the plan, {job.lr:g}"
+            + (f"; the last good checkpoint is kept at {job.checkpoint}" if kept else ""),
         )
 
     # ------------------------------------------------------------ epochs and checkpoints

@@ -1,7 +1,11 @@
-"""edgemae's own model file: safetensors, with shape, pixels, labels and history as JSON in its header."""
+"""edgemae's own model file: safetensors, with shape, pixels, labels and history as JSON in its header.
+
+A sha256 of all of it stands beside them: a flipped bit in a weight is still a finite number.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from contextlib import suppress
@@ -16,6 +20,7 @@ from torch import Tensor, nn
 from edgemae.spec.errors import CheckpointError, StorageError
 
 HEADER_KEY = "edgemae"
+DIGEST_KEY = "sha256"
 FORMAT = 1
 
 
@@ -23,8 +28,8 @@ def write_model(path: Path, tensors: dict[str, Tensor], header: dict[str, Any], 
     """Write tensors and header atomically; `half` stores floats as fp16 (read back as fp32)."""
     if half:
         tensors = {k: v.half() if v.is_floating_point() else v for k, v in tensors.items()}
-    data = save({k: v.contiguous() for k, v in tensors.items()}, metadata={HEADER_KEY: json.dumps(header)})
-    write_atomic(path, data)
+    tensors, raw = {k: v.contiguous() for k, v in tensors.items()}, json.dumps(header)
+    write_atomic(path, save(tensors, metadata={HEADER_KEY: raw, DIGEST_KEY: _digest(tensors, raw)}))
 
 
 def write_atomic(path: Path, data: bytes) -> None:
@@ -51,7 +56,8 @@ def read_model(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
     """Return (fp32 tensors, header) of an edgemae model file, or None when the file is another kind of safetensors."""
     try:
         with safe_open(path, framework="pt") as file:
-            raw = (file.metadata() or {}).get(HEADER_KEY)
+            said = file.metadata() or {}
+            raw = said.get(HEADER_KEY)
             if raw is None:
                 return None
             tensors = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118 - not a dict
@@ -61,7 +67,22 @@ def read_model(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
             expected="a complete .safetensors file",
             fix="copy or download it again",
         ) from error
+    if DIGEST_KEY in said and said[DIGEST_KEY] != _digest(tensors, raw):  # the first files had none
+        raise CheckpointError(
+            f"'{path}' is damaged: its contents do not match the sha256 in it",
+            expected="the file as edgemae wrote it",
+            fix="copy or make it again",
+        )
     return {k: v.float() if v.dtype == torch.float16 else v for k, v in tensors.items()}, _header(raw, path)
+
+
+def _digest(tensors: dict[str, Tensor], header: str) -> str:
+    """Return the sha256 of a header and of tensors in the order of their names."""
+    digest = hashlib.sha256(header.encode())
+    for name, value in sorted(tensors.items()):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.cpu().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def _header(raw: str, path: Path) -> dict[str, Any]:

@@ -205,6 +205,8 @@ def test_a_loss_that_is_not_finite_stops(job_with: Callable[..., Job], tmp_path:
     assert "'near': " in caught.value.what
     assert str(path) in caught.value.fix
     assert torch.load(path, weights_only=True)["done"] == 3  # the epoch before
+    last = json.loads((tmp_path / "train.events.jsonl").read_text().splitlines()[-1])
+    assert (last["event"], last["step"], last["why"][:15]) == ("stop", 4, "toy: the loss b")
     assert all(torch.isfinite(value).all() for value in job.module.state_dict().values())
 
 
@@ -217,7 +219,7 @@ def test_a_gradient_that_is_not_finite_stops_before_the_weights_take_it_in(job_w
 
     with pytest.raises(InputError, match="the gradient's norm became nan at step 0") as caught:
         fit(replace(job, loss=loss))
-    assert caught.value.fix == "lower the learning rate"  # no checkpoint is promised
+    assert caught.value.fix == f"lower the lr of this stage in the plan, {job.lr:g}"  # no checkpoint is promised
     assert equal(before, weights(job))
 
 
@@ -333,6 +335,45 @@ def test_a_stopped_training_goes_on(
     job = job_with(checkpoint=tmp_path / "train.ckpt")
     assert fit(job) == curve  # also the means of the epoch that was broken off
     assert equal(weights(whole), weights(job))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_asked_to_end_it_saves_the_step_first(
+    job_with: Callable[..., Job], tmp_path: Path, caplog: pytest.LogCaptureFixture, number: signal.Signals
+) -> None:
+    whole, path = job_with(), tmp_path / "train.ckpt"
+    curve = fit(whole)
+    before = signal.getsignal(number)
+    job = job_with(checkpoint=path)
+
+    def loss(batch: Batch, moment: Moment) -> dict[str, Tensor]:
+        if moment.step == 1:  # in the middle of the first epoch, whose end would be the first checkpoint
+            signal.raise_signal(number)
+        return job.loss(batch, moment)
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(replace(job, loss=loss))
+    assert f"toy: {number.name}; stopping after this step" in caplog.text
+    assert signal.getsignal(number) is before
+    assert torch.load(path, weights_only=True)["done"] == 2
+    last = json.loads((tmp_path / "train.events.jsonl").read_text().splitlines()[-1])
+    assert (last["event"], last["step"], last["why"]) == ("stop", 2, "KeyboardInterrupt")
+    again = job_with(checkpoint=path)
+    assert fit(again) == curve
+    assert equal(weights(whole), weights(again))
+
+
+def test_asked_twice_it_ends_at_once(job_with: Callable[..., Job], tmp_path: Path) -> None:
+    job = job_with(checkpoint=tmp_path / "train.ckpt")
+
+    def loss(batch: Batch, moment: Moment) -> dict[str, Tensor]:
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
+        pytest.fail("it went on")
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(replace(job, loss=loss))
+    assert not (tmp_path / "train.ckpt").exists()
 
 
 def spoilt(data: bytes, how: str) -> bytes:

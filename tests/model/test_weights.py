@@ -57,6 +57,25 @@ def test_a_truncated_file_is_refused(tmp_path, tensors, left: int) -> None:
         read_model(path)
 
 
+@pytest.mark.parametrize("change", [1, 64])  # of the lowest bit of a weight, and of one in its exponent
+def test_a_flipped_bit_is_refused(tmp_path, tensors, change: int) -> None:
+    path = tmp_path / "m.safetensors"
+    write_model(path, tensors | {"c": torch.ones(3, dtype=torch.bfloat16), "d": torch.tensor(1.0)}, HEADER)
+    assert read_model(path) is not None
+    data = bytearray(path.read_bytes())
+    at = data.index(tensors["a"].numpy().tobytes()) + 3
+    data[at] ^= change
+    path.write_bytes(data)
+    with pytest.raises(CheckpointError, match="is damaged: its contents do not match the sha256"):
+        read_model(path)
+
+
+def test_a_file_without_a_digest_is_read(tmp_path) -> None:
+    save_file({"a": torch.ones(2)}, tmp_path / "m", metadata={HEADER_KEY: json.dumps(HEADER)})
+    back, _ = read_model(tmp_path / "m")
+    assert torch.equal(back["a"], torch.ones(2))
+
+
 @pytest.mark.parametrize(
     ("raw", "message"),
     [
