@@ -1,0 +1,1 @@
+"""`edgemae profile`: latency numbers that an engineer can sign."""
