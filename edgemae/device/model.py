@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -56,7 +57,7 @@ class Model:
         outputs = self.session(pixels)
         after = time.perf_counter_ns()
         logits, embedding = outputs.get("logits"), outputs.get("embedding")
-        topk = [] if logits is None else self._topk(logits[0], top)
+        topk = [] if logits is None else top_classes(logits[0], self.labels, top)
         label, score = topk[0] if topk else (None, None)
         end = time.perf_counter_ns()
         return Result(
@@ -71,12 +72,6 @@ class Model:
                 "post_ms": (end - after) / 1e6,
             },
         )
-
-    def _topk(self, logits: NDArray[np.float32], top: int) -> list[tuple[str, float]]:
-        shares = np.exp(logits.astype(np.float64) - logits.max())
-        shares /= shares.sum()
-        best = np.argsort(-shares, kind="stable")[: max(top, 1)]
-        return [(self.labels[i] if i < len(self.labels) else str(i), float(shares[i])) for i in best]
 
     def stream(self, source: Camera | int | str | Path, policy: str | None = None) -> Stream[Result]:
         """Return an iterator over results for the frames of a camera index, a video file, a URL or an image folder.
@@ -117,6 +112,14 @@ class Model:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.close()
+
+
+def top_classes(logits: NDArray[np.float32], labels: Sequence[str], top: int = 5) -> list[tuple[str, float]]:
+    """Return (label, softmax share) of the `top` best classes of logits (K,), the best first."""
+    shares = np.exp(logits.astype(np.float64) - logits.max())
+    shares /= shares.sum()
+    best = np.argsort(-shares, kind="stable")[: max(top, 1)]
+    return [(labels[i] if i < len(labels) else str(i), float(shares[i])) for i in best]
 
 
 def load(path: str | Path, target: str | Target | None = None, engine: str = "auto") -> Model:

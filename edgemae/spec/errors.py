@@ -23,7 +23,7 @@ EdgemaeError
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 
 class EdgemaeError(Exception):
@@ -121,6 +121,15 @@ class StorageError(MachineError):
 
 class InternalError(EdgemaeError):
     code, exit_code = "internal", 1
+
+
+def error_of(said: Mapping[str, str]) -> EdgemaeError:
+    """Return the error that another process wrote down as {code, what, expected, fix}."""
+    kinds = [EdgemaeError]
+    for kind in kinds:  # grows while it is walked
+        kinds += kind.__subclasses__()
+    kind = next((k for k in kinds[1:] if k.code == said["code"]), InternalError)
+    return kind(said["what"], expected=said["expected"], fix=said["fix"])
 
 
 def check_named(field: str, value: str, known: Iterable[str]) -> None:

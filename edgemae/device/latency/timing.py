@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -17,6 +17,7 @@ from edgemae.device.latency.quantiles import Blocks
 Run = Callable[[], object]
 CAPACITY = 1_000_000  # runs that one measurement keeps at most: 24 MB
 CANARY_EVERY_NS = 2_000_000  # at most 5 % of the time goes to a loop of 0.1 ms
+BLOCK_MS = 40.0
 BLOCK_RUNS = (3, 50)  # shortest and longest block of an interleaved measurement
 LEAD_RUNS = 1  # untimed at the head of a block: caches still hold the other candidate
 PARK_STEP_S, PARK_LIMIT_S = 0.004, 0.5
@@ -34,7 +35,7 @@ class Samples(Blocks):
         return len(self.ns)
 
 
-class _Recorder:
+class Recorder:
     """Time runs into arrays that exist before the first one: nothing is allocated between two clock reads."""
 
     def __init__(self, capacity: int) -> None:
@@ -57,12 +58,16 @@ class _Recorder:
         self.blocks[self.n] = block
         self.n += 1
 
-    def samples(self, window: Window) -> Samples:
+    def taken(self) -> dict[str, NDArray[np.int64]]:
+        """Return what was taken so far: ns, switches and blocks (n,), and canaries (n + 1,) with one after the last."""
         self._canary_at_ns = 0
         self._watch()
         n = self.n
-        evidence = judge(self.ns[:n], self.switches[:n], self.canaries[: n + 1], window)
-        return Samples(self.ns[:n].copy(), self.blocks[:n].copy(), evidence)
+        rows = {"ns": self.ns[:n], "switches": self.switches[:n], "blocks": self.blocks[:n]}
+        return {name: values.copy() for name, values in (rows | {"canaries": self.canaries[: n + 1]}).items()}
+
+    def samples(self, window: Window) -> Samples:
+        return samples_of(self.taken(), window)
 
     def _watch(self) -> None:
         """Note the canary's time before run n; a loop that is younger than 2 ms is not repeated."""
@@ -72,15 +77,21 @@ class _Recorder:
         self.canaries[self.n] = self._canary_ns
 
 
+def samples_of(taken: Mapping[str, NDArray[np.int64]], window: Window) -> Samples:
+    """Return what a recorder took, with the verdict on it."""
+    evidence = judge(taken["ns"], taken["switches"], taken["canaries"], window)
+    return Samples(taken["ns"], taken["blocks"], evidence)
+
+
 def measure(run: Run, *, min_runs: int = 100, min_seconds: float = 3.0, warmup: int = 10) -> Samples:
     """Time `run` until both `min_runs` and `min_seconds` are reached (at most a million runs).
 
     `min_seconds=0` takes exactly `min_runs`. The `warmup` runs are not kept.
     """
-    typical_s = _warm(run, warmup)
+    typical_s = warm(run, warmup)
     # Room for runs twice as fast as the warm-up: it is the slowest part of a process' life.
     wanted = max(min_runs, math.ceil(2 * min_seconds / typical_s))
-    recorder = _Recorder(min(wanted, max(CAPACITY, min_runs)))
+    recorder = Recorder(min(wanted, max(CAPACITY, min_runs)))
     window, end = Window(), time.monotonic() + min_seconds
     while not recorder.full and (recorder.n < min_runs or time.monotonic() < end):
         recorder.once(run)
@@ -88,7 +99,7 @@ def measure(run: Run, *, min_runs: int = 100, min_seconds: float = 3.0, warmup: 
 
 
 def interleave(
-    runs: Mapping[str, Run], rounds: int = 20, *, block_ms: float = 40.0, warmup: int = 5
+    runs: Mapping[str, Run], rounds: int = 20, *, block_ms: float = BLOCK_MS, warmup: int = 5
 ) -> dict[str, Samples]:
     """Time several candidates in turns: A B B A, A B B A, ... (A B C C B A for three), one block each.
 
@@ -98,14 +109,11 @@ def interleave(
     """
     lengths = {}
     for name, run in runs.items():
-        typical_s = _warm(run, warmup)
-        lengths[name] = min(max(math.ceil(block_ms / 1e3 / typical_s), BLOCK_RUNS[0]), BLOCK_RUNS[1])
+        lengths[name] = block_length(warm(run, warmup), block_ms)
         park()
-    recorders = {name: _Recorder(2 * rounds * lengths[name]) for name in runs}
+    recorders = {name: Recorder(2 * rounds * lengths[name]) for name in runs}
     window = Window()
-    order = [name for _ in range(rounds) for name in (*runs, *reversed(list(runs)))]
-    for turn, (name, following) in enumerate(pairwise([*order, ""])):
-        block = turn // len(runs)
+    for block, name, following in turns(list(runs), rounds):
         for _ in range(LEAD_RUNS):
             runs[name]()
         for _ in range(lengths[name]):
@@ -113,6 +121,18 @@ def interleave(
         if following != name:
             park()
     return {name: recorder.samples(window) for name, recorder in recorders.items()}
+
+
+def block_length(typical_s: float, block_ms: float = BLOCK_MS) -> int:
+    """Return how many runs make a block of about `block_ms`."""
+    return min(max(math.ceil(block_ms / 1e3 / typical_s), BLOCK_RUNS[0]), BLOCK_RUNS[1])
+
+
+def turns(names: list[str], rounds: int) -> Iterator[tuple[int, str, str]]:
+    """Yield (block, whose turn, whose turn is next or ""): A B B A, A B B A, ..."""
+    order = [name for _ in range(rounds) for name in (*names, *reversed(names))]
+    for turn, (name, following) in enumerate(pairwise([*order, ""])):
+        yield turn // len(names), name, following
 
 
 def park() -> bool:
@@ -130,7 +150,7 @@ def park() -> bool:
     return True
 
 
-def _warm(run: Run, warmup: int) -> float:
+def warm(run: Run, warmup: int) -> float:
     """Run `warmup` times and return the median seconds of the second half."""
     times: NDArray[np.float64] = np.empty(max(warmup, 2))
     for i in range(len(times)):
