@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from edgemae.device.latency.interference import Interference, Window, with_verdict
+from edgemae.device.latency.interference import VERDICTS, Interference, Window, with_verdict
 from edgemae.device.latency.quantiles import ratio, round_ratios, summarise
 from edgemae.device.latency.timing import Samples, block_length, samples_of, turns
 from edgemae.device.profiling.record import Against

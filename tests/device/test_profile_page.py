@@ -1,0 +1,214 @@
+"""The page of a profile: everything that was measured is on it, it asks the network for nothing, a browser draws it."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import cv2
+import msgspec
+import numpy as np
+import pytest
+
+from edgemae.device.latency.interference import Interference
+from edgemae.device.latency.quantiles import Summary, summarise
+from edgemae.device.profiling.draw import Chart, spread, ticks
+from edgemae.device.profiling.page import page
+from edgemae.device.profiling.record import (
+    Against,
+    CameraFigures,
+    EarlyStopping,
+    Layer,
+    Layers,
+    Power,
+    Profile,
+    Sensor,
+    Series,
+    SloVerdict,
+    Soak,
+    Start,
+    Throughput,
+)
+
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+QUIET = (
+    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
+    "--disable-background-networking", "--disable-component-update", "--disable-default-apps",
+)  # fmt: skip
+
+
+def full(runs: int = 600, verdict: str = "NOISY") -> Profile:
+    """Return a profile in which nothing is missing."""
+    rng = np.random.default_rng(0)
+    ms = 5 * rng.lognormal(0, 0.03, runs) * np.where(rng.random(runs) < 0.2, 1.25, 1.0)
+    bad = rng.random(runs) < 0.06
+    ms = ms + bad * rng.pareto(2, runs)
+
+    def of(share: float) -> Summary:
+        return summarise(ms * share * 1e6)
+
+    layer = Layer(
+        name="/blocks.0/fc1/MatMul", module="blocks.0.mlp.fc1", kind="MatMul", precision="fp32", ms=2.0, macs=7_000_000,
+        bytes=140_000, limit_share=0.4, bound="compute",
+    )  # fmt: skip
+    soft = Layer(name="n2", module="", kind="Softmax", precision="fp32", ms=0.3)
+    return Profile(
+        verdict=verdict, reasons=("others used 8% <of> the processors",), name="cam & co", version=1,
+        bundle_sha256="ab" * 32, target="laptop", engine="openvino", precision="fp32", scheme="", scenario="camera",
+        steady=of(1.0), stages={"capture": of(0.3), "pre": of(0.1), "infer": of(0.8), "sink": of(0.01)},
+        start=Start(cold_ms=431.0, load_ms=210.0, first_ms=12.5),
+        interference=Interference(
+            verdict=verdict, reasons=(), clean_fraction=0.94, switched_runs=40, slow_canaries=50, others_share=0.08,
+            steal_share=0.0, spread=0.1, window_s=9.0,
+        ),
+        machine={"cpu": "A processor", "threads": 2, "libraries": {"numpy": "2.0"}}, created="2026-01-01T00:00:00Z",
+        throughput=Throughput(fps=193.0, low=188.0, high=197.0, block_runs=50),
+        camera=CameraFigures(source_fps=25.0, fps=24.8, drop_share=0.008, age=of(1.4), frames=runs),
+        early_stopping=(
+            EarlyStopping(name="SingleStream p90", value=6.2, runs=runs, needed=64),
+            EarlyStopping(name="MultiStream p99", value=None, runs=runs // 8, needed=662),
+        ),
+        slo=(SloVerdict(text="p99<33ms", value=9.1, high=12.0, passed=True),
+             SloVerdict(text="fps>25", value=24.8, high=24.1, passed=False)),
+        against=Against(
+            name="student", kind="pytorch", engine="torch eager", precision="fp32", p50_ms=6.1, n=400, ratio=1.2,
+            ratio_low=1.19, ratio_high=1.215, different=True, paired=True, rounds=20,
+            ratios=tuple(float(r) for r in 1.2 * rng.lognormal(0, 0.01, 20)),
+        ),
+        layers=Layers(
+            rows=(layer, soft), infer_ms=4.2, instrumented_ms=5.1, overhead=0.21, unmapped_share=0.02,
+            peak_gmacs={"fp32": 41.0, "int8": 78.0}, peak_gbytes=11.0, runs=40,
+        ),
+        power=Power(sensors=(Sensor(name="package-0", source="rapl", mean=12.3, max=15.0, unit="W"),),
+                    energy_mj=61.5, absent=("ina3221",)),
+        soak=Soak(minutes=10.0, first_p50_ms=5.02, last_p50_ms=5.11, ratio=1.018, ratio_low=0.99, ratio_high=1.04,
+                  slower=False),
+        series=Series(at_s=tuple(np.cumsum(ms) / 1e3), ms=tuple(ms), disturbed=tuple(bool(b) for b in bad)),
+    )  # fmt: skip
+
+
+def test_everything_measured_is_on_the_page() -> None:
+    text = page(full())
+    for said in (
+        "cam &amp; co", "others used 8% &lt;of&gt; the processors", 'class="verdict NOISY"', "p99&lt;33ms", "missed",
+        "needs 662 runs", "61.5 mJ", "package-0", "Not on this machine: ina3221", "no slowing shown",
+        "1.200 times as fast as student", "int8 78 GMAC/s", "blocks.0.mlp.fc1", "0.8 %", "A processor",
+        "How long calls take", "When it was disturbed", "Where a call spends its time", "Layer by layer",
+    ):  # fmt: skip
+        assert said in text, said
+    assert text.count("<svg") == 5
+
+
+def test_what_was_not_measured_leaves_no_hole() -> None:
+    bare = msgspec.structs.replace(
+        full(), start=None, throughput=None, camera=None, early_stopping=(), slo=(), against=None, layers=None,
+        power=None, soak=None, series=Series(), stages={},
+    )  # fmt: skip
+    text = page(bare)
+    assert "<svg" not in text
+    assert "None" not in re.sub(r"<style>.*?</style>", "", text, flags=re.S)
+    assert list(re.findall(r"<h2>(.*?)</h2>", text)) == ["Machine"]
+
+
+@pytest.mark.parametrize("verdict", ["TRUSTED", "NOISY", "INVALID"])
+def test_the_verdict_is_the_first_thing_said(verdict: str) -> None:
+    text = page(full(verdict=verdict))
+    assert text.index(f">{verdict}<") < text.index('class="tiles"')
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "log", "expected"),
+    [
+        (0.0, 6.0, False, [0, 1, 2, 3, 4, 5, 6]),
+        (4.6, 10.1, False, [5, 6, 7, 8, 9, 10]),
+        (0.98, 1.02, False, [0.98, 0.99, 1.0, 1.01, 1.02]),
+        (0.5, 60.0, True, [0.5, 1, 2, 5, 10, 20, 50]),
+        (0.001, 1000.0, True, [0.001, 0.01, 0.1, 1, 10, 100, 1000]),
+    ],
+)
+def test_ticks_are_round(low: float, high: float, log: bool, expected: list[float]) -> None:
+    assert ticks(low, high, log) == pytest.approx(expected)
+
+
+def test_points_lie_where_their_values_say() -> None:
+    chart = Chart("a chart", (0.0, 10.0), (0.0, 4.0), "x", "y")
+    (left, low), (right, high), (middle, _) = chart.at(0, 0), chart.at(10, 4), chart.at(5, 0)
+    assert left < middle < right
+    assert middle == pytest.approx((left + right) / 2)
+    assert high < low  # pictures count downwards
+    assert chart.at(99, 0)[0] == right  # what lies outside stays at the edge
+    low_ms, high_ms = spread([1.0] * 999 + [500.0])
+    assert low_ms < 1.0 < high_ms < 2.0
+
+
+# ---------------------------------------------------------------- in a browser
+
+
+@contextmanager
+def watched(text: str) -> Iterator[tuple[str, list[str]]]:
+    """Serve a page through a proxy that sees everything a browser asks for."""
+    asked: list[str] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            body = text.encode() if self.path.startswith("http://page.test/profile") else b""
+            self.send_response(200 if body else 404)
+            self.send_header("Content-Type", "text/html")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def do_CONNECT(self) -> None:
+            asked.append(self.path)
+            self.send_error(403)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}", asked
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def drawn(text: str, folder: Path) -> tuple[np.ndarray, set[str]]:
+    """Return a browser's picture of a page, and what it asked for besides the page."""
+    assert CHROMIUM is not None
+    with watched(text) as (proxy, asked):
+        command = [
+            CHROMIUM, *QUIET, f"--proxy-server={proxy}", f"--user-data-dir={folder / 'user'}",
+            "--window-size=1100,4400", f"--screenshot={folder / 'page.png'}", "http://page.test/profile.html",
+        ]  # fmt: skip
+        subprocess.run(command, check=True, capture_output=True, timeout=120)
+    picture = cv2.imread(str(folder / "page.png"))
+    assert picture is not None
+    return picture, {path for path in asked if "//page.test/profile" not in path and "favicon" not in path}
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here; continuous integration installs it")
+def test_a_browser_draws_it_and_asks_for_nothing(tmp_path: Path) -> None:
+    picture, asked = drawn(page(full()), tmp_path)
+    # A browser's own errands go to Google's hosts whatever the page is; none may name a host of the page.
+    assert not {path for path in asked if "google" not in path}
+    assert picture.shape[:2] == (4400, 1100)
+    blue = (np.abs(picture.astype(int) - (178, 114, 0)).max(axis=2) < 6).sum()
+    assert blue > 20_000  # bars, dots and stages in #0072b2
+    assert (picture[:400] < 100).any()
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here; continuous integration installs it")
+def test_a_page_that_asks_would_be_caught(tmp_path: Path) -> None:
+    leaky = "<html><body><img src='http://elsewhere.test/pixel.png'></body></html>"
+    assert "http://elsewhere.test/pixel.png" in drawn(leaky, tmp_path)[1]
