@@ -1,0 +1,98 @@
+"""The leaderboard: one table a device, what cannot be believed refused, equals sharing a rank."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import msgspec
+import pytest
+
+from edgemae.device.profiling.record import Profile
+from edgemae.spec.errors import InputError
+from tests.profiles import full_profile
+
+TOOL = Path(__file__).resolve().parent.parent / "tools" / "leaderboard.py"
+BOX = {"cpu": "A processor", "cores_usable": 2, "flags": ["avx2"], "governor": None, "threads": 2}
+
+
+@pytest.fixture(scope="module")
+def tool() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("leaderboard", TOOL)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def written(folder: Path, name: str, p50: float = 5.0, **change: Any) -> Path:
+    record: Profile = full_profile()
+    steady = msgspec.structs.replace(record.steady, p50_ms=p50, p50_low_ms=p50 - 0.1, p50_high_ms=p50 + 0.1)
+    record = msgspec.structs.replace(record, **{"name": name, "steady": steady, "machine": BOX, **change})
+    path = folder / f"{name}.json"
+    path.write_bytes(msgspec.json.encode(record))
+    return path
+
+
+def test_the_fastest_first_and_equals_share_a_rank(tool: ModuleType, tmp_path: Path) -> None:
+    files = [written(tmp_path, n, p) for n, p in (("slow", 7.0), ("fast", 5.0), ("equal", 5.15), ("next", 5.4))]
+    ((board,), refused) = tool.collect(files)
+    assert [(row["rank"], row["name"]) for row in board["rows"]] == [
+        (1, "fast"),
+        (1, "equal"),
+        (3, "next"),
+        (4, "slow"),
+    ]
+    assert refused == []
+
+
+def test_a_row_for_each_device_state_and_scenario(tool: ModuleType, tmp_path: Path) -> None:
+    files = [
+        written(tmp_path, "a"),
+        written(tmp_path, "b", machine=BOX | {"governor": "powersave"}),
+        written(tmp_path, "c", scenario="single"),
+        written(tmp_path, "d", machine=BOX | {"threads": 4, "libraries": {"openvino": "2099"}}),  # the same device
+    ]
+    boards, _ = tool.collect(files)
+    assert sorted([row["name"] for row in board["rows"]] for board in boards) == [["a", "d"], ["b"], ["c"]]
+
+
+def test_what_cannot_be_believed_is_refused(tool: ModuleType, tmp_path: Path) -> None:
+    good, bad = written(tmp_path, "good"), written(tmp_path, "bad", verdict="INVALID", reasons=("a clock jumped",))
+    ((board,), refused) = tool.collect([good, bad])
+    assert [row["name"] for row in board["rows"]] == ["good"]
+    assert refused == [(str(bad), "INVALID: a clock jumped")]
+    with pytest.raises(InputError, match=r"nothing is left of 1 profiles: .*INVALID: a clock jumped"):
+        tool.collect([bad])
+
+
+def test_by_energy_needs_energy(tool: ModuleType, tmp_path: Path) -> None:
+    files = [written(tmp_path, "a"), written(tmp_path, "b", power=None)]
+    ((board,), refused) = tool.collect(files, "energy")
+    assert [row["value"] for row in board["rows"]] == [61.5]
+    assert refused == [(str(files[1]), "it has no energy of a call")]
+
+
+def test_as_a_command(tmp_path: Path) -> None:
+    files = [written(tmp_path, "one"), written(tmp_path, "two", verdict="INVALID")]
+    other = tmp_path / "other.json"
+    other.write_text('{"schema": "edgemae.profile/1"}')
+
+    def run(*args: Path) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, TOOL, *args], capture_output=True, text=True, env={"PYTHONPATH": str(TOOL.parent.parent)}
+        )
+
+    done = run(*files, "--json", tmp_path / "out.json")
+    assert done.returncode == 0
+    assert "### A processor (2 cores, avx2), scenario camera" in done.stdout
+    assert f"refused: {files[1]}: INVALID" in done.stderr
+    assert json.loads((tmp_path / "out.json").read_text())["boards"][0]["rows"][0]["name"] == "one"
+    assert run(other).returncode == 2
+    assert "schema 'edgemae.profile/1'" in run(other).stderr
