@@ -10,6 +10,7 @@ from edgemae.device.latency.quantiles import (
     allowed_percentiles,
     rank_interval,
     ratio,
+    round_ratios,
     runs_needed,
     summarise,
 )
@@ -35,6 +36,7 @@ __all__ = [
     "rank_interval",
     "ratio",
     "read_profile",
+    "round_ratios",
     "runs_needed",
     "summarise",
     "worst",

@@ -11,6 +11,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import msgspec
 import numpy as np
@@ -66,10 +67,17 @@ def canary_ns() -> int:
 
 
 class Window:
-    """Read what the processors did between its creation and `shares()`."""
+    """Read what the processors did between its creation and `shares()`.
 
-    def __init__(self) -> None:
-        self._start_s, self._own_s, self._stat = time.monotonic(), _own_cpu_s(), _cpu_ticks()
+    `processes` are others that belong to the measurement: what they use is not others' use.
+    """
+
+    def __init__(self, processes: tuple[int, ...] = ()) -> None:
+        self._processes = processes
+        self._start_s, self._own_s, self._stat = time.monotonic(), self._used_s(), _cpu_ticks()
+
+    def _used_s(self) -> float:
+        return _own_cpu_s() + sum(map(_cpu_s_of, self._processes))
 
     def shares(self) -> tuple[float, float | None, float | None]:
         """Return (seconds, share of the usable processors used by others, share stolen by the hypervisor)."""
@@ -80,7 +88,7 @@ class Window:
         cores = len(usable_cpus())
         tick_s = 1.0 / os.sysconf("SC_CLK_TCK")
         busy_s, stolen_s = ((now - then) * tick_s for now, then in zip(stat, self._stat, strict=True))
-        others_s = max(0.0, busy_s - (_own_cpu_s() - self._own_s))
+        others_s = max(0.0, busy_s - (self._used_s() - self._own_s))
         return seconds, others_s / seconds / cores, stolen_s / seconds / cores
 
 
@@ -102,9 +110,12 @@ def judge(
     return with_verdict(evidence)
 
 
-def with_verdict(e: Interference) -> Interference:
-    """Return the evidence with the verdict that it carries and one reason for each witness against it."""
-    found: list[tuple[str, str]] = []
+def with_verdict(e: Interference, noisy: tuple[str, ...] = ()) -> Interference:
+    """Return the evidence with the verdict that it carries and one reason for each witness against it.
+
+    `noisy` are further reasons not to trust it.
+    """
+    found: list[tuple[str, str]] = [("NOISY", reason) for reason in noisy]
 
     def weigh(value: float | None, noisy: float, invalid: float, text: Callable[[float], str]) -> None:
         if value is not None and value > noisy:
@@ -127,6 +138,15 @@ def worst(*verdicts: str) -> str:
 def _own_cpu_s() -> float:
     times = os.times()
     return times.user + times.system
+
+
+def _cpu_s_of(pid: int) -> float:
+    """Return the processor seconds of another process, 0 where /proc does not tell."""
+    try:
+        cells = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()  # a name may hold spaces
+    except OSError:
+        return 0.0
+    return (int(cells[11]) + int(cells[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def _cpu_ticks() -> tuple[int, int] | None:

@@ -150,7 +150,8 @@ def ratio(a: Blocks, b: Blocks, confidence: float = 0.95) -> Ratio:
 def round_ratios(a: Blocks, b: Blocks) -> NDArray[np.float64]:
     """Return latency a / latency b of every round, (rounds,): the geometric mean of its two pairs of blocks."""
     logs = np.log(a.medians()) - np.log(b.medians())  # paired by block number
-    return np.exp(logs[: len(logs) // 2 * 2].reshape(-1, 2).mean(axis=1))
+    found: NDArray[np.float64] = np.exp(logs[: len(logs) // 2 * 2].reshape(-1, 2).mean(axis=1))
+    return found
 
 
 def _signed_rank_cut(n: int, tail: float) -> int:

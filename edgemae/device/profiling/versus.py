@@ -24,7 +24,7 @@ import numpy as np
 
 from edgemae.device.latency.interference import VERDICTS, Interference, Window, with_verdict
 from edgemae.device.latency.quantiles import ratio, round_ratios, summarise
-from edgemae.device.latency.timing import Samples, block_length, samples_of, turns
+from edgemae.device.latency.timing import BLOCK_RUNS, Samples, block_length, samples_of, turns
 from edgemae.device.profiling.record import Against
 from edgemae.spec.errors import EdgemaeError, EngineRuntimeError, InputError, error_of
 
@@ -126,7 +126,7 @@ class _Process:
         order = {
             "kind": self.contender.kind, "path": self.contender.path, "engine": self.contender.engine,
             "target": self.contender.target, "pixels_of": self.contender.pixels_of,
-            "capacity": 2 * rounds * block_length(0.0),
+            "capacity": 2 * rounds * BLOCK_RUNS[1],
         }  # fmt: skip
         self.about = self.ask(order, LOAD_TIMEOUT_S)
         return float(self.about["typical_s"])
@@ -166,7 +166,10 @@ class _Process:
         return line
 
     def _gone(self, timeout_s: float) -> EdgemaeError:
-        code = self._process.poll()
+        try:
+            code: int | None = self._process.wait(0.5)  # its end is seen in the pipe before it is gone
+        except subprocess.TimeoutExpired:
+            code = None
         self._stderr.seek(0)
         said = self._stderr.read().decode(errors="replace").strip().splitlines()[-1:] or ["it said nothing"]
         state = f"gave no answer within {timeout_s:.0f} s" if code is None else f"ended with status {code}"
