@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
@@ -23,7 +23,7 @@ from edgemae.spec.container import (
 )
 from edgemae.spec.errors import BundleError, BundleSchemaError, InternalError, StorageError
 from edgemae.spec.graph import IoContract, PixelContract, Step
-from edgemae.spec.report import EngineLatency, GateVerdict
+from edgemae.spec.report import EngineLatency, GateVerdict, Profiled
 from edgemae.spec.target import Target
 
 SCHEMA = "edgemae.bundle/1"
@@ -93,6 +93,7 @@ class Manifest(Entry, frozen=True):
     gates: tuple[GateVerdict, ...] = ()
     latency: tuple[EngineLatency, ...] = ()
     machine: dict[str, Any] = {}
+    profiles: tuple[Profiled, ...] = ()  # taken on devices, the newest last
     licence: str = ""
     baseline_stats: dict[str, Any] = {}
     previous: str | None = None  # sha256 of the manifest this one replaces
@@ -177,6 +178,17 @@ def write_bundle(path: str | Path, manifest: Manifest, files: Mapping[str, bytes
         _check_replaceable(path, folder)
     (write_folder if folder else write_zip)(path, entries)
     return path
+
+
+def amend_bundle(path: str | Path, added: Mapping[str, bytes], dropped: Collection[str] = (), **changes: Any) -> Path:
+    """Write a bundle again, whole or not at all, with files added or dropped and fields of its manifest changed.
+
+    `previous` becomes the digest of the manifest that is replaced. Raises what opening and writing raise.
+    """
+    old = open_bundle(path)
+    kept = {name: old.read(name) for name in old.manifest.files if name not in dropped}
+    manifest = msgspec.structs.replace(old.manifest, previous=old.sha256, **changes)
+    return write_bundle(path, manifest, kept | dict(added))
 
 
 def encode_manifest(manifest: Manifest) -> bytes:

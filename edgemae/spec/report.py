@@ -54,6 +54,22 @@ class EngineLatency(Record, frozen=True):
     reason: str = ""
 
 
+class Profiled(Record, frozen=True):
+    """One profile that a bundle carries: where it lies, what it was taken on, and what it says at a glance."""
+
+    file: str  # profiles/<machine>.json, with a page of the same name beside it
+    device: str
+    engine: str
+    precision: str
+    scenario: str
+    verdict: str
+    p50_ms: float
+    n: int
+    created: str
+    p90_ms: float | None = None
+    p99_ms: float | None = None
+
+
 class GateVerdict(Record, frozen=True):
     """One limit, the value that was measured, and whether the value was shown to meet it."""
 

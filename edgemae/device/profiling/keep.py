@@ -1,0 +1,54 @@
+"""A profile kept in the bundle that it is of: its JSON, its page, and a line in the manifest."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from pathlib import Path
+
+import msgspec
+
+from edgemae.device.cache import cache_folder
+from edgemae.device.profiling.page import page
+from edgemae.device.profiling.record import Profile
+from edgemae.spec.bundle import amend_bundle, open_bundle
+from edgemae.spec.errors import StorageError
+from edgemae.spec.report import Profiled
+
+MOST = 8  # profiles that a bundle carries; the oldest go first
+log = logging.getLogger("edgemae.device")
+
+
+def keep(path: Path, record: Profile) -> str:
+    """Put a profile into its bundle, in place of an older one of the same machine; return where its page lies.
+
+    That is a name within the bundle, which is a folder or a zip.
+
+    A bundle on a read-only or full disk stays as it is: the profile then lies in the cache folder, and the log says so.
+    """
+    name = f"profiles/{_machine(record)}"
+    text = page(record)
+    files = {f"{name}.json": msgspec.json.format(msgspec.json.encode(record)), f"{name}.html": text.encode()}
+    row = Profiled(
+        file=f"{name}.json", device=str(record.machine.get("gpu") or record.machine.get("cpu") or "unknown"),
+        engine=record.engine, precision=record.precision, scenario=record.scenario, verdict=record.verdict,
+        p50_ms=record.steady.p50_ms, p90_ms=record.steady.p90_ms, p99_ms=record.steady.p99_ms, n=record.steady.n,
+        created=record.created,
+    )  # fmt: skip
+    rows = [*(old for old in open_bundle(path).manifest.profiles if old.file != row.file), row]
+    gone = {end for old in rows[:-MOST] for end in (old.file, old.file.removesuffix(".json") + ".html")}
+    try:
+        amend_bundle(path, files, gone, profiles=tuple(rows[-MOST:]))
+    except (StorageError, PermissionError) as error:
+        folder = cache_folder() / "profiles"
+        folder.mkdir(parents=True, exist_ok=True)
+        for suffix, data in ((".json", files[f"{name}.json"]), (".html", files[f"{name}.html"])):
+            (folder / f"{record.name}-{record.bundle_sha256[:12]}{suffix}").write_bytes(data)
+        log.warning("the profile could not be put into '%s' (%s): it lies in %s", path, error, folder)
+        return str(folder / f"{record.name}-{record.bundle_sha256[:12]}.html")
+    return f"{name}.html"
+
+
+def _machine(record: Profile) -> str:
+    """Return a short name of the machine and its state."""
+    return hashlib.sha256(msgspec.json.encode(record.machine, order="sorted")).hexdigest()[:12]
