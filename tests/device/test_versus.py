@@ -11,12 +11,19 @@ import pytest
 
 from edgemae.device.profiling import versus as module
 from edgemae.device.profiling.versus import Contender, contender_of, versus
-from edgemae.spec.errors import BundleError, EngineRuntimeError, InputError, InternalError, error_of
+from edgemae.model.student import Student
+from edgemae.model.vit import ViT, ViTShape
+from edgemae.spec.bundle import open_bundle
+from edgemae.spec.errors import BundleError, CheckpointError, EngineRuntimeError, InputError, InternalError, error_of
+from edgemae.spec.graph import PixelContract
 
 PLANTED = """
 import os, sys, time
 from edgemae.device.profiling.contender import serve
-from edgemae.spec.errors import BundleError
+from edgemae.model.student import Student
+from edgemae.model.vit import ViT, ViTShape
+from edgemae.spec.bundle import open_bundle
+from edgemae.spec.errors import BundleError, CheckpointError
 
 def hold(order):
     print("a library that prints")
@@ -138,6 +145,40 @@ def test_what_against_names(tmp_path: Path, text: str, kind: str) -> None:
 def test_what_against_cannot_name(tmp_path: Path, text: str, said: str) -> None:
     with pytest.raises(InputError, match=said):
         contender_of(text, tmp_path, "auto", "")
+
+
+def test_a_bundle_against_its_own_graph(make_bundle: Callable[..., Path], tmp_path: Path) -> None:
+    bundle = make_bundle(engines=("onnxruntime",))
+    graph = tmp_path / "graph.onnx"
+    graph.write_bytes(open_bundle(bundle).read("graph/fp32.onnx"))
+    this = contender_of(str(bundle), bundle, "onnxruntime", "")
+    found, _ = versus(this, contender_of(f"onnx:{graph}", bundle, "auto", ""), rounds=8)
+    assert (found.name, found.kind, found.engine) == ("graph", "onnx", "onnxruntime")
+    assert found.n >= 48
+    assert 0.2 < found.ratio < 5  # the same graph in the same engine; how equal is for a benchmark to say
+
+
+def test_a_graph_that_is_none_is_told(make_bundle: Callable[..., Path], tmp_path: Path) -> None:
+    bundle = make_bundle()
+    (tmp_path / "text.onnx").write_text("not a graph")
+    with pytest.raises(EngineRuntimeError, match="the graph is not an ONNX file"):
+        versus(
+            contender_of(str(bundle), bundle, "auto", ""),
+            contender_of(f"onnx:{tmp_path / 'text.onnx'}", bundle, "", ""),
+        )
+
+
+def test_a_bundle_against_pytorch(make_bundle: Callable[..., Path], tmp_path: Path) -> None:
+    bundle, path = make_bundle(), tmp_path / "student.safetensors"
+    shape = ViTShape.uniform(image_px=32, patch_px=8, width=16, depth=1, heads=2, classes=5)
+    Student(ViT(shape), PixelContract(image_px=32), tuple("abcde")).save(path)
+    this = contender_of(str(bundle), bundle, "auto", "")
+    found, _ = versus(this, contender_of(f"pytorch:{path}", bundle, "auto", ""), rounds=8)
+    assert (found.name, found.kind, found.engine, found.precision) == ("student", "pytorch", "torch eager", "fp32")
+    with pytest.raises(CheckpointError, match="cannot be read as safetensors"):
+        versus(
+            contender_of(str(bundle), bundle, "auto", ""), contender_of(f"pytorch:{bundle}", bundle, "", ""), rounds=8
+        )
 
 
 def test_an_error_that_was_written_down_comes_back_as_its_kind() -> None:
