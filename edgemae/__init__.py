@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from edgemae.device.camera import Camera
-    from edgemae.device.latency import profile
     from edgemae.device.model import Model, Result, load
+    from edgemae.device.profiling.profiler import profile
     from edgemae.spec.bundle import Bundle, open_bundle
     from edgemae.spec.errors import EdgemaeError
     from edgemae.spec.target import Target, find_target, list_targets
@@ -43,7 +43,7 @@ _ROOMS = {
     "list_targets": "edgemae.spec.target",
     "load": "edgemae.device.model",
     "open_bundle": "edgemae.spec.bundle",
-    "profile": "edgemae.device.latency",
+    "profile": "edgemae.device.profiling.profiler",
 }
 
 

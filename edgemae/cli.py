@@ -1,6 +1,7 @@
 """The `edgemae` command: one verb an arrow or a question. Results on stdout, progress and logs on stderr.
 
-Exit codes: 0 ok, 1 our bug, 2 usage or input, 3 accuracy gate, 4 latency or size gate, 5 environment, 130 interrupted.
+Exit codes: 0 ok, 1 our bug, 2 usage or input, 3 accuracy gate, 4 latency or size gate, 5 environment (or figures of
+`profile` that are INVALID), 130 interrupted.
 Heavy libraries are imported inside the verbs: the device has no torch, and `edgemae targets` needs none.
 """
 
@@ -26,6 +27,7 @@ from edgemae.options import (
     Output,
     PlanFlags,
     Precisions,
+    ProfileFlags,
     RunFlags,
     Schemes,
     Size,
@@ -215,16 +217,13 @@ def evaluate(
 
 
 @app.command()
-def profile(
-    bundle: BundlePath, against: Annotated[Path | None, typer.Option(help="Another bundle, measured in turns.")] = None,
-    runs: Annotated[int | None, typer.Option(help="Steady runs; default: at least 100 and 3 s.")] = None,
-    engine: EngineName = "auto", target: TargetName = None, json: Json = False, verbose: Verbose = False,
-) -> None:  # fmt: skip
-    """Measure cold, first and steady latency here, with the evidence for believing it."""
+@unfold
+def profile(flags: ProfileFlags, bundle: BundlePath, json: Json = False, verbose: Verbose = False) -> None:
+    """Measure latency here, with the evidence for believing it: exit 4 for a missed limit, 5 for INVALID figures."""
     from edgemae import profile as measure
 
     start_logging(verbose)
-    console.print_profile(measure(bundle, against, runs=runs, engine=engine, target=target), json=json)
+    console.print_profile(measure(bundle, **flags.wanted()), json=json)
 
 
 @app.command()

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from edgemae.build import Built
-    from edgemae.device.latency import Profile
+    from edgemae.device.profiling.record import Profile
     from edgemae.spec.sections import Plan
     from edgemae.spec.target import Target
 
@@ -263,15 +263,24 @@ def _text(value: Any) -> str:
 
 
 def print_profile(found: Profile, *, json: bool) -> None:
-    """Print a latency profile. Figures that should not be believed are printed too, with a warning."""
+    """Print a latency profile; exit 5 when it is INVALID, else 4 when a limit was missed.
+
+    Figures that should not be believed are printed too, with a warning.
+    """
     if json:
         write_json(found)
     else:
-        from edgemae.device.latency import describe
+        from edgemae.device.profiling.text import describe
 
         sys.stdout.write("\n".join(describe(found)) + "\n")
     if found.verdict != "TRUSTED":
         sys.stderr.write(f"{found.verdict}: {'; '.join(found.reasons)}. Quiet the machine and measure again.\n")
+    from edgemae.device.profiling.slo import exit_code
+
+    if missed := [limit.text for limit in found.slo if not limit.passed]:
+        sys.stderr.write(f"not shown to be met: {', '.join(missed)}\n")
+    if code := exit_code(found):
+        raise typer.Exit(code)
 
 
 def print_targets(targets: Sequence[Target], *, json: bool) -> None:

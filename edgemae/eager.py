@@ -8,7 +8,8 @@ import torch
 
 from edgemae.device.model import top_classes
 from edgemae.device.preprocess import preprocess
-from edgemae.device.profiling.contender import Made, Order, frames_of, goal_of, serve
+from edgemae.device.profiling.contender import Made, Order, goal_of, serve
+from edgemae.device.profiling.frames import golden_frames
 from edgemae.model.student import load_student
 from edgemae.spec.bundle import open_bundle
 
@@ -18,7 +19,7 @@ def hold(order: Order) -> Made:
     bundle = open_bundle(order["pixels_of"])
     student = load_student(Path(order["path"]))
     torch.set_num_threads(goal_of(order, bundle).threads)
-    frames, vit, turn = frames_of(bundle), student.vit.eval(), 0
+    frames, vit, turn = golden_frames(bundle), student.vit.eval(), 0
 
     def run() -> None:
         nonlocal turn

@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 from edgemae.data.decode import read_picture
 from edgemae.data.images import ImageSet
 from edgemae.data.shards import images_at
-from edgemae.device.latency import profile
 from edgemae.device.model import Result, load
 from edgemae.device.preprocess import preprocess
+from edgemae.device.profiling.profiler import profile
 from edgemae.device.stream import Streamed, stream
 from edgemae.measure.accuracy import Predictions, predict, score
 from edgemae.measure.gates import P90_RUNS
@@ -217,7 +217,7 @@ def finalize(path: Path, target: str | None) -> dict[str, Any]:
         raise errors[0]
     found = profile(path, runs=P90_RUNS, engine=first, target=target)
     return {"bundle": str(path), "engine": first, "engines": rungs, "verdict": found.verdict,
-            "cold_ms": found.cold_ms, "steady": msgspec.to_builtins(found.steady)}  # fmt: skip
+            "cold_ms": found.start and found.start.cold_ms, "steady": msgspec.to_builtins(found.steady)}  # fmt: skip
 
 
 def is_bundle(path: Path) -> bool:

@@ -65,6 +65,16 @@ Precisions = Annotated[
 Schemes = Annotated[
     list[str] | None, typer.Option("--scheme", help="ort-static, ort-dynamic, openvino-static or tensorrt-qdq.")
 ]
+Scenario = Annotated[str, typer.Option(help="single, offline (back to back) or camera (newest frame of a fixed rate).")]
+Slo = Annotated[
+    list[str] | None, typer.Option("--slo", help='Limit: "p99<33ms", "age_p99<100ms", "fps>25", "drop<1%", "cold<2s".')
+]
+Soak = Annotated[str | None, typer.Option(help="Run for so long, e.g. 10m; first against last minute.")]
+Fps = Annotated[float, typer.Option(help="Rate of the camera in --scenario camera.")]
+Runs = Annotated[int | None, typer.Option(help="Steady runs; default: at least 100 and 3 s, more for --slo.")]
+AgainstWhat = Annotated[str | None, typer.Option(
+    help="Bundle, pytorch:STUDENT or onnx:FILE, measured in turns; or a stored profile (.json) of this machine.",
+)]  # fmt: skip
 BundlePath = Annotated[Path, typer.Argument(help="A .edgemae bundle.", metavar="BUNDLE")]
 TeacherPath = Annotated[Path, typer.Argument(help="MAE teacher, with or without a head.", metavar="TEACHER")]
 StudentPath = Annotated[Path, typer.Argument(help="A student.safetensors.", metavar="STUDENT")]
@@ -114,6 +124,27 @@ class TeacherFlags(PlanFlags):
     def resolve(self, **more: Any) -> Plan:
         heads = {"teacher_heads": self.teacher_heads, "teacher_decoder_heads": self.teacher_decoder_heads}
         return super().resolve(**heads, **more)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProfileFlags:
+    """Flags of `profile`: what to measure, how long, against what."""
+
+    scenario: Scenario = "single"
+    slo: Slo = None
+    soak: Soak = None
+    fps: Fps = 25.0
+    runs: Runs = None
+    against: AgainstWhat = None
+    engine: EngineName = "auto"
+    target: TargetName = None
+
+    def wanted(self) -> dict[str, Any]:
+        """Return what `edgemae.profile` takes, as keyword arguments."""
+        return {
+            "against": self.against, "runs": self.runs, "scenario": self.scenario, "slo": tuple(self.slo or ()),
+            "soak": self.soak, "fps": self.fps, "engine": self.engine, "target": self.target,
+        }  # fmt: skip
 
 
 def _count(place: str) -> int:

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from edgemae.device.profiling import versus as module
-from edgemae.device.profiling.versus import Contender, contender_of, versus
+from edgemae.device.profiling.against import contender_of
+from edgemae.device.profiling.versus import Contender, versus
 from edgemae.model.student import Student
 from edgemae.model.vit import ViT, ViTShape
 from edgemae.spec.bundle import open_bundle

@@ -1,43 +1,46 @@
-"""Latency of anything that can be called, with the evidence for believing it; and of a whole bundle (`profile`)."""
+"""The measuring toolbox: latencies of anything that can be called, with the evidence for believing them."""
 
+from edgemae.device.latency.bootstrap import Mean, mean_interval
 from edgemae.device.latency.interference import Interference, worst
 from edgemae.device.latency.machine import differences, fingerprint
-from edgemae.device.latency.profiling import Against, Profile, cold_start, describe, profile, read_profile
 from edgemae.device.latency.quantiles import (
     Blocks,
     Ratio,
     Summary,
     allowed_percentiles,
+    percentile,
     rank_interval,
     ratio,
     round_ratios,
     runs_needed,
+    shift,
     summarise,
 )
-from edgemae.device.latency.timing import Samples, interleave, measure, park
+from edgemae.device.latency.timing import Recorder, Samples, Until, interleave, measure, park, warm
 
 __all__ = [
-    "Against",
     "Blocks",
     "Interference",
-    "Profile",
+    "Mean",
     "Ratio",
+    "Recorder",
     "Samples",
     "Summary",
+    "Until",
     "allowed_percentiles",
-    "cold_start",
-    "describe",
     "differences",
     "fingerprint",
     "interleave",
+    "mean_interval",
     "measure",
     "park",
-    "profile",
+    "percentile",
     "rank_interval",
     "ratio",
-    "read_profile",
     "round_ratios",
     "runs_needed",
+    "shift",
     "summarise",
+    "warm",
     "worst",
 ]

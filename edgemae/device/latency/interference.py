@@ -1,8 +1,9 @@
 """Whether a latency can be believed: what else the machine did while it was taken.
 
-Three witnesses. For every run: was this process switched out against its will, and was a short fixed loop beside it as
-fast as it can be? For the whole window: how much of the processors did others take, and how much did the hypervisor?
-On a two-core cloud machine the median of clean runs varied by 1.0 % where that of all runs varied by 4.9 %.
+For every run: was this process switched out against its will, and was a short fixed loop beside it as fast as it can
+be? For the whole window: what others and the hypervisor took of the processors, what the kernel says of waiting,
+throttling, frequency and heat (`witnesses`), and whether the clock itself stood firm (`clock`). On a two-core cloud
+machine the median of clean runs varied by 1.0 % where that of all runs varied by 4.9 %.
 """
 
 from __future__ import annotations
@@ -12,12 +13,16 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from edgemae.device.latency import clock, witnesses
+from edgemae.device.latency.clock import Trouble
 from edgemae.device.latency.machine import usable_cpus
+from edgemae.device.latency.witnesses import Look
 from edgemae.spec.report import Record
 
 if sys.platform == "win32":
@@ -38,12 +43,17 @@ CLEAN_TRUSTED, CLEAN_INVALID = 0.90, 0.50
 OTHERS_NOISY, OTHERS_INVALID = 0.05, 0.50  # share of the usable processors that others used
 STEAL_NOISY, STEAL_INVALID = 0.02, 0.10
 SPREAD_NOISY = 0.10  # interquartile range / median
+# Pressure counts everybody's waiting, also on processors that we do not use: it warns, and never condemns alone.
+PRESSURE_NOISY = 0.10
+THROTTLED_NOISY, THROTTLED_INVALID = 0.01, 0.10  # share of the window in which a quota stopped us
+FREQUENCY_NOISY = 0.10  # drop from start to end
+NEVER = float("inf")
 SHORTEST_WINDOW_S = 0.5  # /proc/stat counts in 10 ms ticks: below this its shares are off by more than 2 %
 VERDICTS = ("TRUSTED", "NOISY", "INVALID")  # from best to worst
 
 
 class Interference(Record, frozen=True):
-    """State the evidence of one measurement; None where this machine does not tell."""
+    """State the evidence of one measurement; None where this machine does not tell, which `absent` lists."""
 
     verdict: str
     reasons: tuple[str, ...]
@@ -55,6 +65,17 @@ class Interference(Record, frozen=True):
     spread: float
     window_s: float
     p50_clean_ms: float | None = None
+    pressure_share: float | None = None  # of the window, in which some task waited for a processor (PSI)
+    throttled_share: float | None = None  # of the window, in which the quota of our control group was used up
+    frequency_drop: float | None = None  # of the fastest processor, from start to end, 0..1
+    temperature_c: float | None = None  # of the hottest zone, at the end
+    temperature_slope: float | None = None  # C a minute
+    heat_throttles: int | None = None  # slow-downs that the processor counted
+    slowed_by_heat: bool = False  # a zone is at the temperature from which the kernel slows the processor down
+    clock_jump_ms: float | None = None  # of the clock that times the runs
+    suspended_s: float | None = None
+    wall_step_s: float = 0.0  # noted only: nothing is timed with the wall clock
+    absent: tuple[str, ...] = ()  # witnesses that this machine does not have
 
 
 def canary_ns() -> int:
@@ -66,46 +87,71 @@ def canary_ns() -> int:
     return time.perf_counter_ns() - start
 
 
+class Observed(NamedTuple):
+    """What the machine did during a window."""
+
+    seconds: float
+    others_share: float | None
+    steal_share: float | None
+    before: Look
+    after: Look
+    trouble: Trouble
+
+
 class Window:
-    """Read what the processors did between its creation and `shares()`.
+    """Read what the machine did between its creation and `close()`.
 
     `processes` are others that belong to the measurement: what they use is not others' use.
     """
 
     def __init__(self, processes: tuple[int, ...] = ()) -> None:
-        self._processes = processes
+        self._look, self._clocks, self._processes = witnesses.look(), clock.read(), processes
         self._start_s, self._own_s, self._stat = time.monotonic(), self._used_s(), _cpu_ticks()
+
+    def close(self) -> Observed:
+        """Return what was observed; the shares of processors are None for a window shorter than 0.5 s."""
+        seconds, stat = time.monotonic() - self._start_s, _cpu_ticks()
+        others = steal = None
+        if stat is not None and self._stat is not None and seconds >= SHORTEST_WINDOW_S:
+            cores = len(usable_cpus())
+            tick_s = 1.0 / os.sysconf("SC_CLK_TCK")
+            busy_s, stolen_s = ((now - then) * tick_s for now, then in zip(stat, self._stat, strict=True))
+            others = max(0.0, busy_s - (self._used_s() - self._own_s)) / seconds / cores
+            steal = stolen_s / seconds / cores
+        trouble = clock.trouble(self._clocks, clock.read())
+        return Observed(seconds, others, steal, self._look, witnesses.look(), trouble)
 
     def _used_s(self) -> float:
         return _own_cpu_s() + sum(map(_cpu_s_of, self._processes))
 
-    def shares(self) -> tuple[float, float | None, float | None]:
-        """Return (seconds, share of the usable processors used by others, share stolen by the hypervisor)."""
-        seconds = time.monotonic() - self._start_s
-        stat = _cpu_ticks()
-        if stat is None or self._stat is None or seconds < SHORTEST_WINDOW_S:
-            return seconds, None, None
-        cores = len(usable_cpus())
-        tick_s = 1.0 / os.sysconf("SC_CLK_TCK")
-        busy_s, stolen_s = ((now - then) * tick_s for now, then in zip(stat, self._stat, strict=True))
-        others_s = max(0.0, busy_s - (self._used_s() - self._own_s))
-        return seconds, others_s / seconds / cores, stolen_s / seconds / cores
+
+def clean_runs(switches: NDArray[np.int64], canaries: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Tell which runs were neither switched out nor beside a slow canary; `canaries` (n + 1,) as for `judge`."""
+    slow = np.maximum(canaries[:-1], canaries[1:]) > _fast(canaries)
+    clean: NDArray[np.bool_] = (switches == 0) & ~slow
+    return clean
 
 
 def judge(
     ns: NDArray[np.int64], switches: NDArray[np.int64], canaries: NDArray[np.int64], window: Window
 ) -> Interference:
     """Return the evidence and its verdict. `canaries` (n + 1,) are the loops before each run and after the last."""
-    fast = np.quantile(canaries, 0.1) * CANARY_SLACK
-    slow = np.maximum(canaries[:-1], canaries[1:]) > fast
-    clean = (switches == 0) & ~slow
+    seen = window.close()
+    clean = clean_runs(switches, canaries)
     low, middle, high = np.quantile(ns, (0.25, 0.5, 0.75))
-    seconds, others, steal = window.shares()
     evidence = Interference(
         verdict="", reasons=(), clean_fraction=float(clean.mean()), switched_runs=int((switches > 0).sum()),
-        slow_canaries=int((canaries > fast).sum()), others_share=others, steal_share=steal,
-        spread=float((high - low) / middle), window_s=seconds,
+        slow_canaries=int((canaries > _fast(canaries)).sum()), others_share=seen.others_share,
+        steal_share=seen.steal_share, spread=float((high - low) / middle), window_s=seen.seconds,
         p50_clean_ms=float(np.median(ns[clean]) / 1e6) if clean.sum() >= 7 else None,
+        pressure_share=_share(seen.before.pressure_us, seen.after.pressure_us, seen.seconds),
+        throttled_share=_share(seen.before.throttled_us, seen.after.throttled_us, seen.seconds),
+        frequency_drop=_drop(seen.before.frequency_mhz, seen.after.frequency_mhz),
+        temperature_c=seen.after.temperature_c,
+        temperature_slope=_slope(seen.before.temperature_c, seen.after.temperature_c, seen.seconds),
+        heat_throttles=_grown(seen.before.heat_throttles, seen.after.heat_throttles),
+        slowed_by_heat=seen.after.slowed_by_heat, clock_jump_ms=seen.trouble.jump_ms,
+        suspended_s=seen.trouble.suspended_s, wall_step_s=seen.trouble.wall_step_s, absent=_absent(seen),
     )  # fmt: skip
     return with_verdict(evidence)
 
@@ -121,10 +167,20 @@ def with_verdict(e: Interference, noisy: tuple[str, ...] = ()) -> Interference:
         if value is not None and value > noisy:
             found.append(("INVALID" if value > invalid else "NOISY", text(value)))
 
+    weigh(abs(e.clock_jump_ms or 0.0), 0, 0, lambda v: f"the clock jumped by {v:.0f} ms against the raw clock")
+    weigh(e.suspended_s, 0, 0, lambda v: f"the machine slept for {v:.1f} s")
     weigh(1 - e.clean_fraction, 1 - CLEAN_TRUSTED, 1 - CLEAN_INVALID, lambda v: f"{v:.0%} of the runs were disturbed")
     weigh(e.others_share, OTHERS_NOISY, OTHERS_INVALID, lambda v: f"others used {v:.0%} of the processors")
     weigh(e.steal_share, STEAL_NOISY, STEAL_INVALID, lambda v: f"the hypervisor took {v:.0%} of the time")
-    weigh(e.spread, SPREAD_NOISY, float("inf"), lambda v: f"half of the runs spread over {v:.0%} of the median")
+    weigh(e.pressure_share, PRESSURE_NOISY, NEVER, lambda v: f"tasks waited for a processor {v:.0%} of the time")
+    weigh(e.throttled_share, THROTTLED_NOISY, THROTTLED_INVALID,
+          lambda v: f"a processor quota stopped this process {v:.0%} of the time")  # fmt: skip
+    weigh(e.frequency_drop, FREQUENCY_NOISY, NEVER, lambda v: f"the processor's frequency fell by {v:.0%}")
+    weigh(e.heat_throttles, 0, NEVER, lambda v: f"the processor slowed down {v:.0f} times for its heat")
+    weigh(
+        float(e.slowed_by_heat), 0, NEVER, lambda _: f"at {e.temperature_c:.0f} C the kernel slows the processor down"
+    )
+    weigh(e.spread, SPREAD_NOISY, NEVER, lambda v: f"half of the runs spread over {v:.0%} of the median")
     return msgspec.structs.replace(
         e, verdict=worst(*(verdict for verdict, _ in found)), reasons=tuple(reason for _, reason in found)
     )
@@ -133,6 +189,36 @@ def with_verdict(e: Interference, noisy: tuple[str, ...] = ()) -> Interference:
 def worst(*verdicts: str) -> str:
     """Return the worst of some verdicts; TRUSTED when there is none."""
     return max(verdicts, key=VERDICTS.index, default="TRUSTED")
+
+
+def _fast(canaries: NDArray[np.int64]) -> float:
+    return float(np.quantile(canaries, 0.1)) * CANARY_SLACK
+
+
+def _absent(seen: Observed) -> tuple[str, ...]:
+    found = [] if sys.platform != "win32" else ["involuntary context switches"]
+    if seen.others_share is None:
+        short = seen.seconds < SHORTEST_WINDOW_S
+        found.append("load of others and steal" + (f" (below {SHORTEST_WINDOW_S} s)" if short else ""))
+    clocks = zip(clock.CLOCKS, (seen.trouble.jump_ms, seen.trouble.suspended_s), strict=True)
+    return (*found, *seen.after.absent, *(name for name, value in clocks if value is None))
+
+
+def _grown(before: int | None, after: int | None) -> int | None:
+    return None if before is None or after is None else max(0, after - before)
+
+
+def _share(before_us: int | None, after_us: int | None, seconds: float) -> float | None:
+    grown = _grown(before_us, after_us)
+    return None if grown is None else min(1.0, grown / 1e6 / max(seconds, 1e-3))
+
+
+def _drop(before: float | None, after: float | None) -> float | None:
+    return None if not before or after is None else max(0.0, 1 - after / before)
+
+
+def _slope(before: float | None, after: float | None, seconds: float) -> float | None:
+    return None if before is None or after is None else (after - before) * 60 / max(seconds, 1e-3)
 
 
 def _own_cpu_s() -> float:

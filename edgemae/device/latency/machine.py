@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib.util
 import os
 import platform
+import shutil
+import subprocess
 import sys
 from importlib import metadata
 from pathlib import Path
@@ -20,7 +22,14 @@ LIBRARIES: dict[str, tuple[str, ...]] = {
     "tensorrt": ("tensorrt", "tensorrt-cu12", "tensorrt-cu13"),
     "tensorrt_rtx": ("tensorrt-rtx",),
 }
-VARIABLES = ("OMP_NUM_THREADS", "ONEDNN_MAX_CPU_ISA", "OMP_WAIT_POLICY", "KMP_BLOCKTIME")  # they change engine speed
+VARIABLES = (  # they change the speed of an engine
+    "CUDA_VISIBLE_DEVICES", "GOMP_CPU_AFFINITY", "KMP_AFFINITY", "KMP_BLOCKTIME", "NVIDIA_TF32_OVERRIDE",
+    "OMP_NUM_THREADS", "OMP_PROC_BIND", "OMP_WAIT_POLICY", "ONEDNN_MAX_CPU_ISA",
+)  # fmt: skip
+ROOT = Path("/")
+NO_LIMIT_BYTES = 1 << 60  # version 1 of the control groups says "no limit" as the largest whole number of pages
+NVIDIA_SMI = ("nvidia-smi", "--query-gpu=name,driver_version,power.limit", "--format=csv,noheader")
+NVIDIA_SMI_S = 10
 
 
 def fingerprint() -> dict[str, Any]:
@@ -34,10 +43,15 @@ def fingerprint() -> dict[str, Any]:
         "flags": [flag for flag in FLAGS if flag in flags],
         "microcode": cpu.get("microcode"),
         "governor": _read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
+        "boost": _read("/sys/devices/system/cpu/cpufreq/boost"),
+        "power_mode": _power_mode(),
         "cores": os.cpu_count(),
         "cores_usable": len(usable_cpus()),
-        "cpu_quota": _read("/sys/fs/cgroup/cpu.max"),
+        "pinning": _ranges(usable_cpus()),
+        "numa_nodes": _read("/sys/devices/system/node/online"),
+        **limits(),
         "memory_mib": _memory_mib(),
+        "gpu": _gpu(),
         "os": _os_name(),
         "kernel": platform.release(),
         "python": platform.python_version(),
@@ -56,6 +70,81 @@ def usable_cpus() -> set[int]:
     if hasattr(os, "sched_getaffinity"):
         return set(os.sched_getaffinity(0))
     return set(range(os.cpu_count() or 1))
+
+
+def cgroups(controller: str, root: Path = ROOT) -> list[Path]:
+    """Return the folder of our control group and of every one above it, for version 2 and for one controller of 1."""
+    found: list[Path] = []
+    for line in (_read(root / "proc/self/cgroup") or "").splitlines():
+        _, names, path = line.split(":", 2)
+        if names and controller not in names.split(","):
+            continue
+        mounts = [root / "sys/fs/cgroup" / name for name in ((names, controller) if names else ("unified", "."))]
+        if mount := next((folder for folder in mounts if folder.is_dir()), None):
+            # The path of a group that lies outside our view starts with "/..": then the mount is all that we see.
+            own = mount / path.lstrip("/")
+            own = own if ".." not in path and own.is_dir() else mount
+            found += [own, *(folder for folder in own.parents if folder.is_relative_to(mount))]
+    return list(dict.fromkeys(found))
+
+
+def limits(root: Path = ROOT) -> dict[str, Any]:
+    """Return what a container or a service manager allows: `cpu_quota` in processors, `cpuset`, `memory_max_mib`.
+
+    "max" where nothing is limited, None where this machine does not tell.
+    """
+    quotas: list[float] = []
+    for folder in cgroups("cpu", root):
+        words = (_read(folder / "cpu.max") or "").split()
+        if not words:  # version 1 has a file for each
+            words = [text for name in ("quota", "period") if (text := _read(folder / f"cpu.cfs_{name}_us"))]
+        if len(words) == 2:
+            quotas.append(float("inf") if words[0] in ("max", "-1") else int(words[0]) / int(words[1]))
+    memory = [
+        NO_LIMIT_BYTES if text == "max" else int(text)
+        for folder in cgroups("memory", root)
+        if (text := _read(folder / "memory.max") or _read(folder / "memory.limit_in_bytes"))
+    ]
+    names = ("cpuset.cpus.effective", "cpuset.effective_cpus", "cpuset.cpus")
+    sets = (_read(folder / name) for folder in cgroups("cpuset", root) for name in names)
+    quota, most = min(quotas, default=None), min(memory, default=None)
+    return {
+        "cpu_quota": "max" if quota == float("inf") else quota,
+        "cpuset": next(filter(None, sets), None),
+        "memory_max_mib": "max" if most is not None and most >= NO_LIMIT_BYTES else most and most // 2**20,
+    }
+
+
+def _gpu() -> list[str] | None:
+    """Return name, driver and power limit of each NVIDIA GPU, or a Jetson's release; None where there is none."""
+    if shutil.which(NVIDIA_SMI[0]):
+        try:
+            done = subprocess.run(NVIDIA_SMI, capture_output=True, text=True, timeout=NVIDIA_SMI_S, check=True)
+            return done.stdout.strip().splitlines()
+        except (OSError, subprocess.SubprocessError):
+            pass  # the driver's own files may still tell
+    if release := _read("/etc/nv_tegra_release"):
+        return [f"{(_read('/proc/device-tree/model') or 'Jetson').strip(chr(0))}, {release.splitlines()[0]}"]
+    if driver := _read("/proc/driver/nvidia/version"):
+        models = sorted(Path("/proc/driver/nvidia/gpus").glob("*/information"))
+        return [*((_read(path) or "").partition("\n")[0] for path in models), driver.splitlines()[0]]
+    return None
+
+
+def _power_mode() -> str | None:
+    """Return Jetson's nvpmodel, or the profile that a laptop's firmware offers."""
+    return _read("/var/lib/nvpmodel/status") or _read("/sys/firmware/acpi/platform_profile")
+
+
+def _ranges(numbers: set[int]) -> str:
+    """Return a set of processors as the kernel writes it: 0-3,6."""
+    parts: list[list[int]] = []
+    for number in sorted(numbers):
+        if parts and number == parts[-1][-1] + 1:
+            parts[-1].append(number)
+        else:
+            parts.append([number])
+    return ",".join(f"{part[0]}-{part[-1]}" if len(part) > 1 else str(part[0]) for part in parts)
 
 
 def _cpuinfo() -> dict[str, str]:
@@ -97,8 +186,8 @@ def _version(name: str) -> str | None:
         return "broken"
 
 
-def _read(path: str) -> str | None:
+def _read(path: str | Path) -> str | None:
     try:
         return Path(path).read_text().strip()
-    except OSError:
+    except (OSError, UnicodeDecodeError):
         return None

@@ -79,21 +79,33 @@ def allowed_percentiles(n: int, confidence: float = GATE_CONFIDENCE) -> tuple[st
     return tuple(name for name, share in PERCENTILES.items() if n >= runs_needed(share, confidence))
 
 
+def binomial_cdf(n: int, chance: float) -> NDArray[np.float64]:
+    """Return P(at most k of n happen) for k = 0..n, each happening with this chance."""
+    k = np.arange(n + 1)
+    log_factorial = np.concatenate(([0.0], np.cumsum(np.log(np.arange(1, n + 1)))))
+    log_pmf = log_factorial[n] - log_factorial - log_factorial[::-1] + k * math.log(chance)
+    log_pmf += (n - k) * math.log1p(-chance)
+    return np.cumsum(np.exp(log_pmf))
+
+
 def rank_interval(n: int, share: float, confidence: float = 0.95) -> tuple[int, int]:
     """Return 0-based ranks (low, high) of the order statistics that enclose the `share` quantile with `confidence`.
 
     Each tail gets half of what is left. A rank that would fall outside the data is clipped to it; `runs_needed` keeps
     that from happening for any percentile that is printed.
     """
-    k = np.arange(n + 1)
-    log_factorial = np.concatenate(([0.0], np.cumsum(np.log(np.arange(1, n + 1)))))
-    log_pmf = log_factorial[n] - log_factorial - log_factorial[::-1] + k * math.log(share)
-    log_pmf += (n - k) * math.log1p(-share)
-    below = np.cumsum(np.exp(log_pmf))  # below[k] = P(at most k of n runs are under the quantile)
+    below = binomial_cdf(n, share)  # below[k] = P(at most k of n runs are under the quantile)
     tail = (1.0 - confidence) / 2.0
     low = int(np.searchsorted(below, tail, side="right")) - 1  # largest k with below[k] <= tail
     high = int(np.searchsorted(below, 1.0 - tail, side="left"))  # smallest k with below[k] >= 1 - tail
     return max(low, 0), min(high, n - 1)
+
+
+def percentile(data: ArrayLike, share: float, confidence: float = 0.95) -> tuple[float, float, float]:
+    """Return (value, low, high) of one percentile of sorted data; see `runs_needed` for how many it takes."""
+    data = np.asarray(data)
+    low, high = rank_interval(len(data), share, confidence)
+    return float(data[math.ceil(share * len(data)) - 1]), float(data[low]), float(data[high])
 
 
 def summarise(ns: ArrayLike, confidence: float = 0.95) -> Summary:
@@ -110,10 +122,8 @@ def summarise(ns: ArrayLike, confidence: float = 0.95) -> Summary:
     values: dict[str, float] = {}
     for name in ("p50", "p90", "p99"):
         if name in allowed:
-            share = PERCENTILES[name]
-            low, high = rank_interval(n, share, confidence)
-            values[f"{name}_ms"] = float(data[math.ceil(share * n) - 1])
-            values[f"{name}_low_ms"], values[f"{name}_high_ms"] = float(data[low]), float(data[high])
+            found = zip(("ms", "low_ms", "high_ms"), percentile(data, PERCENTILES[name], confidence), strict=True)
+            values |= {f"{name}_{part}": value for part, value in found}
     withheld = {name: runs_needed(PERCENTILES[name]) for name in ("p90", "p99") if name not in allowed}
     return Summary(
         n=n, min_ms=float(data[0]), max_ms=float(data[-1]), withheld=withheld, confidence=confidence, **values
@@ -152,6 +162,33 @@ def round_ratios(a: Blocks, b: Blocks) -> NDArray[np.float64]:
     logs = np.log(a.medians()) - np.log(b.medians())  # paired by block number
     found: NDArray[np.float64] = np.exp(logs[: len(logs) // 2 * 2].reshape(-1, 2).mean(axis=1))
     return found
+
+
+def shift(a: ArrayLike, b: ArrayLike, confidence: float = 0.95) -> Ratio:
+    """Return level a / level b of two sets that were not taken in turns, such as the block medians of two minutes.
+
+    Hodges-Lehmann estimate of the logs with the exact Mann-Whitney interval; at least 4 values in each.
+    """
+    logs = np.log(np.asarray(a, np.float64)), np.log(np.asarray(b, np.float64))
+    apart = np.sort(np.subtract.outer(*logs), axis=None)
+    cut = _rank_sum_cut(len(logs[0]), len(logs[1]), (1.0 - confidence) / 2.0)
+    low, high = apart[cut], apart[-1 - cut]
+    return Ratio(
+        median=float(np.exp(np.median(apart))), low=float(np.exp(low)), high=float(np.exp(high)),
+        rounds=min(map(len, logs)), different=bool(low > 0 or high < 0), confidence=confidence,
+    )  # fmt: skip
+
+
+def _rank_sum_cut(n: int, m: int, tail: float) -> int:
+    """Return how many differences to leave out at each end: the largest k with P(Mann-Whitney U <= k) <= tail."""
+    ways = {(i, 0): np.ones(1) for i in range(n + 1)} | {(0, j): np.ones(1) for j in range(m + 1)}
+    for i in range(1, n + 1):
+        for j in range(1, m + 1):  # the largest value is of the first set, above j of the second, or of the second
+            ways[i, j] = np.zeros(i * j + 1)
+            ways[i, j][j:] += ways[i - 1, j]
+            ways[i, j][: i * (j - 1) + 1] += ways[i, j - 1]
+    chance = np.cumsum(ways[n, m]) / math.comb(n + m, n)
+    return max(int(np.searchsorted(chance, tail, side="right")) - 1, 0)
 
 
 def _signed_rank_cut(n: int, tail: float) -> int:

@@ -24,9 +24,10 @@ from typing import Any
 from edgemae.device.engines import open_session
 from edgemae.device.latency.timing import LEAD_RUNS, Recorder, Run, park, warm
 from edgemae.device.model import load, top_classes
-from edgemae.device.preprocess import Frame, as_bgr, decode, preprocess
+from edgemae.device.preprocess import preprocess
+from edgemae.device.profiling.frames import golden_frames
 from edgemae.spec.bundle import Bundle, open_bundle
-from edgemae.spec.errors import BundleError, EdgemaeError
+from edgemae.spec.errors import EdgemaeError
 from edgemae.spec.target import Target, find_target
 
 WARMUP_RUNS = 10
@@ -79,22 +80,10 @@ def goal_of(order: Order, bundle: Bundle) -> Target:
     return find_target(order["target"]) if order["target"] else bundle.manifest.target
 
 
-def frames_of(bundle: Bundle) -> list[Frame]:
-    """Return the frames that a bundle proves itself with. Raises BundleError when it carries none."""
-    golden, pixel = bundle.manifest.golden, bundle.manifest.pixel
-    decoded = [decode(bundle.read(name), pixel) for name in golden.frames]
-    frames = [as_bgr(frame, golden.color) for frame in decoded if frame is not None]
-    if not frames:
-        raise BundleError(
-            f"'{bundle.path}' carries no golden frames", expected="a picture under golden/", fix="compile it again"
-        )
-    return frames
-
-
 def _bundle(order: Order) -> Made:
     """Hold a bundle: a whole call, pixels in to result out."""
     model = load(order["path"], order["target"] or None, order["engine"])
-    frames = frames_of(open_bundle(order["pixels_of"]))
+    frames = golden_frames(open_bundle(order["pixels_of"]))
     turn = 0
 
     def run() -> None:
@@ -109,7 +98,7 @@ def _onnx(order: Order) -> Made:
     """Hold an ONNX file in ONNX Runtime, behind the pixel contract of the bundle that it is compared with."""
     bundle = open_bundle(order["pixels_of"])
     session = open_session("onnxruntime", {"graph.onnx": Path(order["path"]).read_bytes()}, goal_of(order, bundle))
-    frames, manifest = frames_of(bundle), bundle.manifest
+    frames, manifest = golden_frames(bundle), bundle.manifest
     turn = 0
 
     def run() -> None:

@@ -28,6 +28,8 @@ class Start(Record, frozen=True):
     cold_ms: float  # start of the process -> first result
     load_ms: float  # of that: opening and checking the bundle, building or fetching the engine
     first_ms: float  # of that: first call after loading
+    runs: int = 1  # processes; of several, these are medians
+    cold_high_ms: float | None = None  # upper end of the median's interval, where there were enough
 
 
 class Throughput(Record, frozen=True):
@@ -45,7 +47,11 @@ class CameraFigures(Record, frozen=True):
 
     source_fps: float  # of arrivals
     fps: float  # of results
+    fps_low: float  # block bootstrap, as of Throughput
+    fps_high: float
     drop_share: float  # of arrived frames that were never worked on, 0..1
+    drop_low: float
+    drop_high: float
     age: Summary  # from a frame's arrival to its result
     frames: int  # that arrived
 

@@ -26,7 +26,7 @@ from edgemae.device.latency.interference import VERDICTS, Interference, Window, 
 from edgemae.device.latency.quantiles import ratio, round_ratios, summarise
 from edgemae.device.latency.timing import BLOCK_RUNS, Samples, block_length, samples_of, turns
 from edgemae.device.profiling.record import Against
-from edgemae.spec.errors import EdgemaeError, EngineRuntimeError, InputError, error_of
+from edgemae.spec.errors import EdgemaeError, EngineRuntimeError, error_of
 
 ROUNDS = 20
 LOAD_TIMEOUT_S = 600.0  # an engine may still have to be built
@@ -52,25 +52,6 @@ class Contender:
 
     def command(self) -> list[str]:
         return [sys.executable, "-m", self.server or SERVERS[self.kind]]
-
-
-def contender_of(text: str, pixels_of: Path, engine: str, target: str) -> Contender:
-    """Return what `--against` names: a bundle, `pytorch:student.safetensors` or `onnx:graph.onnx`.
-
-    Raises InputError for another prefix and for a file that is not there.
-    """
-    kind, colon, rest = text.partition(":")
-    if not colon or Path(text).exists():
-        kind, rest = "bundle", text
-    if kind not in SERVERS:
-        raise InputError(
-            f"--against '{text}' has the unknown prefix '{kind}:'",
-            expected="a bundle, a stored profile (.json), pytorch:STUDENT.safetensors or onnx:GRAPH.onnx",
-            fix="correct the prefix",
-        )
-    if not Path(rest).exists():
-        raise InputError(f"--against names '{rest}', which does not exist", expected="a file", fix="check the path")
-    return Contender(kind, rest, engine if kind == "bundle" else "auto", target, str(pixels_of))
 
 
 def versus(this: Contender, other: Contender, rounds: int = ROUNDS) -> tuple[Against, Interference]:

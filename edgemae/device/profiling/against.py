@@ -1,0 +1,56 @@
+"""What --against names: something to measure in turns with the bundle, or a stored profile of this very machine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from edgemae.device.latency.machine import differences
+from edgemae.device.latency.quantiles import Summary
+from edgemae.device.profiling.record import Against, Profile, read_profile
+from edgemae.device.profiling.versus import SERVERS, Contender
+from edgemae.spec.errors import InputError
+
+
+def contender_of(text: str, pixels_of: Path, engine: str, target: str) -> Contender:
+    """Return what `--against` names: a bundle, `pytorch:student.safetensors` or `onnx:graph.onnx`.
+
+    Raises InputError for another prefix and for a file that is not there.
+    """
+    kind, colon, rest = text.partition(":")
+    if not colon or Path(text).exists():
+        kind, rest = "bundle", text
+    if kind not in SERVERS:
+        raise InputError(
+            f"--against '{text}' has the unknown prefix '{kind}:'",
+            expected="a bundle, a stored profile (.json), pytorch:STUDENT.safetensors or onnx:GRAPH.onnx",
+            fix="correct the prefix",
+        )
+    if not Path(rest).exists():
+        raise InputError(f"--against names '{rest}', which does not exist", expected="a file", fix="check the path")
+    return Contender(kind, rest, engine if kind == "bundle" else "auto", target, str(pixels_of))
+
+
+def stored_profile(against: str, machine: dict[str, Any]) -> Profile | None:
+    """Return the stored profile (.json) that `against` names, if it does. Raises InputError for another machine's."""
+    if Path(against).suffix != ".json":
+        return None
+    stored = read_profile(against)
+    if found := differences(stored.machine, machine):
+        raise InputError(
+            f"'{against}' was taken on another machine (there / here): {'; '.join(found)}",
+            expected="a profile of this machine in this state: latencies of two machines cannot be compared",
+            fix="pass the other bundle itself; it is then measured here, in turns with this one",
+        )
+    return stored
+
+
+def against_stored(steady: Summary, stored: Profile) -> Against:
+    """Compare medians that were not taken in turns: the interval spans the corners of both medians' intervals."""
+    theirs = stored.steady
+    low, high = theirs.p50_low_ms / steady.p50_high_ms, theirs.p50_high_ms / steady.p50_low_ms
+    return Against(
+        name=stored.name, kind="profile", engine=stored.engine, precision=stored.precision, p50_ms=theirs.p50_ms,
+        n=theirs.n, ratio=theirs.p50_ms / steady.p50_ms, ratio_low=low, ratio_high=high, different=low > 1 or high < 1,
+        paired=False,
+    )  # fmt: skip

@@ -1,0 +1,164 @@
+"""The whole of `edgemae profile` on one page: check what is asked, start cold, run the scenario, compare, judge."""
+
+from __future__ import annotations
+
+import shlex
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from edgemae.device.latency import early_stopping
+from edgemae.device.latency.interference import Interference, worst
+from edgemae.device.latency.machine import fingerprint
+from edgemae.device.latency.quantiles import runs_needed, summarise
+from edgemae.device.latency.timing import park
+from edgemae.device.profiling.against import against_stored, contender_of, stored_profile
+from edgemae.device.profiling.cold import cold_start
+from edgemae.device.profiling.record import SCENARIOS, Against, EarlyStopping, Profile, Start
+from edgemae.device.profiling.scenarios import FEWEST_RUNS, RUNNERS, Taken, Wanted
+from edgemae.device.profiling.slo import COLD_STARTS, Slo, judge, parse_slo, runs_for
+from edgemae.device.profiling.soak import first_against_last, parse_soak
+from edgemae.device.profiling.versus import Contender, versus
+from edgemae.spec.errors import InputError, nearest
+
+if TYPE_CHECKING:
+    from edgemae.device.model import Model
+
+MIN_RUNS = {"single": 100, "offline": 320, "camera": 100}
+MIN_SECONDS = 3.0
+FASTEST_FPS = 1000.0
+
+
+def profile(
+    source: str | Path | Model, against: str | Path | None = None, *, runs: int | None = None,
+    engine: str = "auto", target: str | None = None, scenario: str = "single", slo: Sequence[str] = (),
+    soak: str | None = None, fps: float = 25.0,
+) -> Profile:  # fmt: skip
+    """Measure a bundle (or a loaded model) with its own golden frames.
+
+    `scenario` is single, offline (back to back) or camera (frames arrive at `fps`, the newest is taken). `runs` takes
+    exactly that many, otherwise at least 100 and 3 s, more where an `slo` such as "p99<33ms" needs more, or for as long
+    as `soak` ("10m") says. `against` is another bundle, `pytorch:student.safetensors` or `onnx:graph.onnx`, measured in
+    turns with this one, a process each, or a stored profile (.json), which must come from this very machine.
+    Raises InputError before measuring for what cannot be shown: too few runs, a figure that the scenario has not, a
+    stored profile that may not be compared.
+    """
+    limits = tuple(parse_slo(text) for text in slo)
+    wanted = _wanted(scenario, limits, runs, soak, fps)
+    with ExitStack() as owned:
+        model = _load(source, engine, target, owned)
+        machine = {**fingerprint(), "threads": model.target.threads}
+        stored = stored_profile(str(against), machine) if against else None
+        own = "" if model.target == model.manifest.target else target or model.target.name
+        this = Contender("bundle", str(model.path), model.rung.engine, own, str(model.path))
+        rival = contender_of(str(against), model.path, engine, own) if against and stored is None else None
+        start = _start(model, own, COLD_STARTS if any(limit.metric == "cold" for limit in limits) else 1)
+        park()
+        taken = RUNNERS[scenario](model, wanted)
+        steady, evidence = summarise(taken.calls), taken.samples.interference
+        compared: Against | None = None
+        doubts: Interference | None = None
+        if stored is not None:
+            compared, doubts = against_stored(steady, stored), stored.interference
+        elif rival is not None:
+            compared, doubts = versus(this, rival)
+        # Per layer and power come in here too: one record each, and its reasons for doubt beside these.
+        reasons = [*evidence.reasons, *(f"comparison: {reason}" for reason in (doubts.reasons if doubts else ()))]
+        manifest, rung = model.manifest, model.rung
+        return Profile(
+            verdict=worst(evidence.verdict, *([doubts.verdict] if doubts else [])), reasons=tuple(reasons),
+            name=manifest.name, version=manifest.version, bundle_sha256=model.sha256, target=model.target.name,
+            engine=rung.engine, precision=rung.precision, scheme=rung.scheme, scenario=scenario, steady=steady,
+            stages={name: summarise(ns) for name, ns in taken.stages.items()}, start=start, interference=evidence,
+            machine=machine, created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), throughput=taken.throughput,
+            camera=taken.camera, early_stopping=_early_stopping(scenario, taken),
+            slo=tuple(judge(limit, taken, start) for limit in limits), against=compared,
+            soak=first_against_last(taken) if soak else None, series=taken.series(),
+            command=_command(model.path, slo, {
+                "--scenario": scenario, "--against": against,
+                "--runs": runs, "--soak": soak, "--fps": fps if scenario == "camera" else None,
+                "--engine": None if engine == "auto" else engine, "--target": target,
+            }),
+        )  # fmt: skip
+
+
+def _wanted(scenario: str, limits: Sequence[Slo], runs: int | None, soak: str | None, fps: float) -> Wanted:
+    """Return how much to measure. Raises InputError for what cannot be measured or shown."""
+    if scenario not in SCENARIOS:
+        raise InputError(
+            f"unknown scenario '{scenario}'.{nearest(scenario, list(SCENARIOS))}",
+            expected=f"one of {', '.join(SCENARIOS)}",
+            fix="correct --scenario",
+        )
+    if not 0 < fps <= FASTEST_FPS:
+        raise InputError(
+            f"a camera of {fps:g} frames a second was asked for",
+            expected=f"more than 0 and at most {FASTEST_FPS:g}",
+            fix="correct --fps",
+        )
+    if runs is not None and soak is not None:
+        raise InputError(
+            f"both {runs} runs and a soak of {soak} were asked for",
+            expected="one of them: a soak takes as many runs as fit",
+            fix="leave --runs or --soak out",
+        )
+    if runs is not None and runs < runs_needed(0.5):
+        summarise(np.zeros(runs))  # raises, with the numbers that are needed
+    if runs is not None and runs < FEWEST_RUNS[scenario]:
+        raise InputError(
+            f"{runs} runs are too few for the intervals of scenario '{scenario}'",
+            expected=f"at least {FEWEST_RUNS[scenario]} runs",
+            fix="ask for more runs, or leave --runs out",
+        )
+    needed = runs_for(limits, scenario, fps, runs)
+    if runs is not None:
+        return Wanted(runs, 0.0, fps)
+    return Wanted(max(MIN_RUNS[scenario], needed), parse_soak(soak) if soak else MIN_SECONDS, fps)
+
+
+def _start(model: Model, target: str, processes: int) -> Start:
+    """Start new processes; of several, return medians and the slowest, which is above the true median."""
+    found = [cold_start(model.path, model.rung.engine, target) for _ in range(processes)]
+    middle = {key: float(np.median([one[key] for one in found])) for key in found[0]}
+    slowest = max(one["cold_ms"] for one in found) if processes >= COLD_STARTS else None
+    return Start(**middle, runs=processes, cold_high_ms=slowest)
+
+
+def _early_stopping(scenario: str, taken: Taken) -> tuple[EarlyStopping, ...]:
+    """Return what MLPerf's loadgen would estimate from these runs; it has no scenario like `camera`."""
+    n = len(taken.calls)
+    if scenario == "offline" and taken.throughput is not None:
+        enough = n >= early_stopping.OFFLINE_SAMPLES
+        value = taken.throughput.fps if enough else None
+        return (EarlyStopping(name="Offline", value=value, runs=n, needed=early_stopping.OFFLINE_SAMPLES),)
+    if scenario != "single":
+        return ()
+    one, many = early_stopping.SINGLE_STREAM, early_stopping.MULTI_STREAM
+    queries = early_stopping.multi_stream(taken.calls)
+    estimates = (early_stopping.estimate(taken.calls, one), early_stopping.estimate(queries, many))
+    needed = (
+        early_stopping.queries_needed(one),
+        early_stopping.queries_needed(many) * early_stopping.SAMPLES_A_QUERY,
+    )
+    return tuple(
+        EarlyStopping(name=name, value=None if ns is None else ns / 1e6, runs=n, needed=least)
+        for name, ns, least in zip(("SingleStream p90", "MultiStream p99"), estimates, needed, strict=True)
+    )
+
+
+def _load(source: str | Path | Model, engine: str, target: str | None, owned: ExitStack) -> Model:
+    if not isinstance(source, (str, Path)):
+        return source
+    from edgemae.device.model import load
+
+    return owned.enter_context(load(source, target=target, engine=engine))
+
+
+def _command(path: Path, slo: Sequence[str], options: dict[str, object]) -> str:
+    """Return the command line that takes this profile again."""
+    words = [str(word) for option in options.items() if option[1] is not None for word in option]
+    return shlex.join(["edgemae", "profile", str(path), *words, *(word for text in slo for word in ("--slo", text))])

@@ -1,0 +1,58 @@
+"""A long run: did it get slower from its first to its last minute?"""
+
+from __future__ import annotations
+
+import math
+import re
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgemae.device.latency.quantiles import shift
+from edgemae.device.profiling.record import Soak
+from edgemae.device.profiling.scenarios import Taken
+from edgemae.spec.errors import InputError
+
+UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
+SHORTEST_S = 10.0
+MINUTE_S, SHORT_S = 60.0, 120.0  # below two minutes, tenths are compared
+BLOCKS, FEWEST_BLOCKS = 20, 4
+
+
+def parse_soak(text: str) -> float:
+    """Return the seconds of "90s", "10m" or "1h". Raises InputError for anything else and for less than 10 s."""
+    match = re.fullmatch(r"([0-9]*\.?[0-9]+)\s*([smh])", text.strip())
+    seconds = float(match[1]) * UNITS[match[2]] if match else 0.0
+    if not SHORTEST_S <= seconds < math.inf:
+        raise InputError(
+            f"'{text}' is no length of a soak",
+            expected=f"a number with s, m or h, at least {SHORTEST_S:g} s: 90s, 10m, 1h",
+            fix="correct --soak",
+        )
+    return seconds
+
+
+def first_against_last(taken: Taken) -> Soak:
+    """Return the first against the last minute (of less than two minutes: tenth) of the whole calls.
+
+    The medians of up to 20 blocks of each are compared. Raises InputError when there are fewer than 4 runs in one.
+    """
+    at_s = (taken.samples.at_ns - taken.samples.at_ns[0]) / 1e9
+    total = float(at_s[-1])
+    part = MINUTE_S if total >= SHORT_S else total / 10
+    first, last = taken.calls[at_s < part], taken.calls[at_s >= total - part]
+    if min(len(first), len(last)) < FEWEST_BLOCKS:
+        raise InputError(
+            f"the first or last {part:.0f} s of the soak hold fewer than {FEWEST_BLOCKS} runs",
+            expected=f"at least {FEWEST_BLOCKS} runs in each",
+            fix="ask for a longer --soak",
+        )
+    found = shift(_medians(last), _medians(first))
+    return Soak(
+        minutes=total / 60, first_p50_ms=float(np.median(first)) / 1e6, last_p50_ms=float(np.median(last)) / 1e6,
+        ratio=found.median, ratio_low=found.low, ratio_high=found.high, slower=found.low > 1,
+    )  # fmt: skip
+
+
+def _medians(ns: NDArray[np.int64]) -> NDArray[np.float64]:
+    return np.array([np.median(block) for block in np.array_split(ns, min(BLOCKS, len(ns)))])

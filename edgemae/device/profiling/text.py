@@ -1,0 +1,117 @@
+"""A profile as lines for a terminal: one table with intervals, then limits, evidence and the verdict."""
+
+from __future__ import annotations
+
+from edgemae.device.latency.interference import Interference
+from edgemae.device.latency.quantiles import Summary
+from edgemae.device.profiling.record import Against, Profile
+
+HEAD = ("ms", "p50", "p90", "p99", "runs")
+
+
+def describe(found: Profile) -> list[str]:
+    """Return the lines; a percentile that the runs do not allow says how many it would need."""
+    scheme = f" ({found.scheme})" if found.scheme else ""
+    what = f"{found.name} v{found.version}  {found.engine} {found.precision}{scheme}"
+    return [
+        f"{what}, {found.machine['threads']} threads, target {found.target}, scenario {found.scenario}",
+        "",
+        *_table(found),
+        "",
+        *_facts(found),
+        *(_against(found.against) if found.against else []),
+        *_limits(found),
+        *_evidence(found.interference),
+        f"verdict     {found.verdict}",
+        *(f"            {reason}" for reason in found.reasons),
+    ]
+
+
+def _table(found: Profile) -> list[str]:
+    rows = {"whole call": found.steady, **{f"  {name}": stage for name, stage in found.stages.items()}}
+    if found.camera is not None:
+        rows["result age"] = found.camera.age
+    table = [HEAD, *((name, *_cells(row)) for name, row in rows.items())]
+    widths = [max(len(row[i]) for row in table) for i in range(len(HEAD))]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in table]
+
+
+def _cells(row: Summary) -> tuple[str, ...]:
+    cells = [_interval(row.p50_ms, row.p50_low_ms, row.p50_high_ms)]
+    for name in ("p90", "p99"):
+        value, low, high = (getattr(row, f"{name}{part}_ms") for part in ("", "_low", "_high"))
+        cells.append(f"needs {row.withheld.get(name)} runs" if value is None else _interval(value, low, high))
+    return (*cells, str(row.n))
+
+
+def _interval(value: float, low: float, high: float) -> str:
+    return f"{value:.3f} [{low:.3f}, {high:.3f}]"
+
+
+def _facts(found: Profile) -> list[str]:
+    lines = []
+    if (start := found.start) is not None:
+        several = f" (median of {start.runs} starts)" if start.runs > 1 else ""
+        lines.append(
+            f"cold start  {start.cold_ms:.0f} ms from process start to result{several}: "
+            f"loading {start.load_ms:.0f} ms, first call {start.first_ms:.2f} ms"
+        )
+    if (speed := found.throughput) is not None:
+        lines.append(f"throughput  {speed.fps:.1f} frames/s [{speed.low:.1f}, {speed.high:.1f}]")
+    if (seen := found.camera) is not None:
+        lines.append(
+            f"camera      {seen.fps:.2f} results/s [{seen.fps_low:.2f}, {seen.fps_high:.2f}] of {seen.source_fps:.2f} "
+            f"frames/s; {seen.drop_share:.1%} of {seen.frames} frames dropped "
+            f"[{seen.drop_low:.1%}, {seen.drop_high:.1%}]"
+        )
+    for estimate in found.early_stopping:
+        # Offline is the throughput, and only of so many samples; it has no percentile that could be stopped early.
+        how, unit = ("", "frames/s") if estimate.name == "Offline" else (" (early stopping)", "ms")
+        value = f"needs {estimate.needed} runs" if estimate.value is None else f"{estimate.value:.3f} {unit}"
+        lines.append(f"MLPerf      {estimate.name}{how}: {value}")
+    if (soak := found.soak) is not None:
+        slower = "it got slower" if soak.slower else "no slow-down shown"
+        longer = _interval(soak.ratio, soak.ratio_low, soak.ratio_high)
+        lines.append(
+            f"soak        {soak.minutes * 60:.0f} s: p50 {soak.first_p50_ms:.3f} ms first, {soak.last_p50_ms:.3f} ms "
+            f"last, {longer} times as long: {slower} at 95 %"
+        )
+    return lines
+
+
+def _against(other: Against) -> list[str]:
+    how = f"in turns, {other.rounds} rounds" if other.paired else "not in turns: stored profile"
+    verdict = "different" if other.different else "no difference shown"
+    faster = _interval(other.ratio, other.ratio_low, other.ratio_high)
+    what = f"{other.name} ({other.engine} {other.precision})"
+    return [f"against     {what}: this one is {faster} times as fast, {verdict} at 95 % ({how})"]
+
+
+def _limits(found: Profile) -> list[str]:
+    lines = []
+    for limit in found.slo:
+        scale, unit = (100, " %") if limit.text.startswith("drop") else (1, "" if limit.text[:3] == "fps" else " ms")
+        shown = "not measured"
+        if limit.value is not None and limit.high is not None:
+            end = "at least" if limit.text.startswith("fps") else "at most"
+            shown = f"{limit.value * scale:.3f}{unit}, {end} {limit.high * scale:.3f}{unit} at 95 %"
+        note = f" ({limit.note})" if limit.note else ""
+        lines.append(f"limit       {limit.text}  {'met' if limit.passed else 'MISSED'}: {shown}{note}")
+    return lines
+
+
+def _evidence(e: Interference) -> list[str]:
+    shares = {
+        "others": e.others_share, "steal": e.steal_share, "waiting (PSI)": e.pressure_share,
+        "throttled": e.throttled_share, "frequency drop": e.frequency_drop,
+    }  # fmt: skip
+    known = [f"{e.clean_fraction:.0%} of the runs clean"]
+    known += [f"{name} {share:.1%}" for name, share in shares.items() if share is not None]
+    if e.temperature_c is not None:
+        known.append(f"{e.temperature_c:.0f} C ({e.temperature_slope or 0:+.1f} C/min)")
+    if e.wall_step_s:
+        known.append(f"the wall clock was set by {e.wall_step_s:+.1f} s, which harms nothing")
+    lines = [f"evidence    {', '.join(known)}"]
+    if e.absent:
+        lines.append(f"absent      {', '.join(e.absent)}: this machine does not tell")
+    return lines
