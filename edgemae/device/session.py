@@ -7,13 +7,16 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import ModuleType, TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgemae.spec.errors import EdgemaeError, EngineMissingError, EngineRuntimeError
 from edgemae.spec.target import Target
+
+if TYPE_CHECKING:
+    from edgemae.device.instrument import Instrumented
 
 Tensors = dict[str, NDArray[Any]]
 
@@ -60,6 +63,7 @@ class Engine:
     version: Callable[[], str | None]  # None: cannot be imported here
     compile: Callable[[Mapping[str, bytes], Target], bytes]
     load: Callable[[bytes, Target], Session]
+    instrument: Callable[[Mapping[str, bytes], Target], Instrumented]  # tells of every operator, and is slower
     facts: Callable[[], dict[str, str]]  # what else a compiled blob depends on, such as the GPU and its driver
     cached: bool = True  # False where compiling is free
 

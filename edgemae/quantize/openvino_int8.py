@@ -18,6 +18,7 @@ import onnx
 from numpy.typing import NDArray
 
 from edgemae.device.engines.openvino import silence_telemetry
+from edgemae.device.profiling.modules import module_of
 from edgemae.quantize.linear import find_linears
 from edgemae.spec.errors import EngineMissingError
 
@@ -101,10 +102,14 @@ def _keep_float(model: Any, data: bytes) -> list[str]:
 
 
 def _files(openvino: ModuleType, model: Any) -> dict[str, bytes]:
-    """Serialize with names and run-time info that do not depend on the process or the folder."""
+    """Serialize with names and run-time info that do not depend on the process or the folder.
+
+    What came from a layer keeps its name in front, so that a profile of the IR still tells which layer it speaks of.
+    """
     for number, op in enumerate(model.get_ordered_ops()):
         if op.get_type_name() not in ("Parameter", "Result"):
-            op.set_friendly_name(f"{op.get_type_name()}.{number}")
+            module = module_of(op.get_friendly_name())
+            op.set_friendly_name("/".join(filter(None, (module, f"{op.get_type_name()}.{number}"))))
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.xml"
         openvino.save_model(model, str(path), compress_to_fp16=False)
