@@ -83,7 +83,7 @@ def macs_of(kind: str, inputs: Sequence[Shape], outputs: Sequence[Shape]) -> int
         return prod(outputs[0]) * prod(kernels[-1][1:]) if kernels else None
     if "Attention" in kind:
         return (prod(inputs[0]) + prod(outputs[0])) * inputs[1][-2]  # queries x keys, shares x values
-    if "MatMul" in kind or "Gemm" in kind or kind == "FullyConnected":
+    if "MatMul" in kind or "Gemm" in kind or kind.startswith("FullyConnected"):
         return prod(outputs[0]) * inputs[0][-1]
     return None
 

@@ -130,10 +130,12 @@ def _operator(row: Any, node: Any, ms: NDArray[np.float64], products: dict[str, 
     fused = facts.get("originalLayersNames", "")
     if macs is None:
         macs = sum(products.get(name, 0) for name in fused.split(",")) or None
+    # Some int8 products are named after a Multiply that was fused into them: their weights still tell which they are.
+    sources = [value.get_source_output().get_node() for value in node.inputs()]
+    weights = [source.get_friendly_name() for source in sources if not source.inputs()]
     precision = PRECISION.get(facts.get("runtimePrecision", ""), facts.get("runtimePrecision", ""))
-    return Operator(
-        row.node_name, fused or row.node_name, row.node_type, precision, ms, macs, bytes_of([*inputs, *outputs])
-    )
+    origin = ",".join(filter(None, (fused or row.node_name, *weights)))
+    return Operator(row.node_name, origin, row.node_type, precision, ms, macs, bytes_of([*inputs, *outputs]))
 
 
 def _ports(values: Any) -> list[tuple[str, Shape]]:
