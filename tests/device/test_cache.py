@@ -16,8 +16,7 @@ import pytest
 from edgemae.device import cache
 from edgemae.device.cache import cache_folder, cache_key, compiled
 from edgemae.device.engines import ENGINES, open_session
-from edgemae.device.instrument import Instrumented
-from edgemae.device.session import Engine, Session
+from edgemae.device.session import Engine, Instrumented, Session
 from edgemae.spec.errors import EngineMissingError, EngineRuntimeError
 from edgemae.spec.target import Target
 

@@ -13,8 +13,8 @@ import onnx
 import pytest
 
 from edgemae.device.engines import ENGINES, open_session
-from edgemae.device.instrument import Instrumented, Operator, bytes_of, macs_of
 from edgemae.device.model import load
+from edgemae.device.operators import Operator, bytes_of, macs_of
 from edgemae.device.profiling import layers as room
 from edgemae.device.profiling import limits
 from edgemae.device.profiling.layers import by_kind, by_module, layers_of, profile_layers
@@ -22,6 +22,7 @@ from edgemae.device.profiling.limits import copy_gbytes, last_level_cache, measu
 from edgemae.device.profiling.modules import module_of, modules_of
 from edgemae.device.profiling.product import product_onnx
 from edgemae.device.profiling.record import Layers
+from edgemae.device.session import Instrumented
 from edgemae.export.to_onnx import ATTENTION_FORMS, to_onnx
 from edgemae.model.vit import ViT, ViTShape, count_macs
 from edgemae.quantize.calibrate import Calibration

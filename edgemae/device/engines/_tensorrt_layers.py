@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from edgemae.device.instrument import PRECISION, Operator, bytes_of
+from edgemae.device.operators import PRECISION, Operator, bytes_of
 
 
 class Watch:

@@ -11,10 +11,19 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from edgemae.device.instrument import PRECISION, VALUE_BYTES, Instrumented, Operator, Shape, bytes_of, macs_of
 from edgemae.device.isa import u8s8_saturates
 from edgemae.device.onnx_scan import refuse_external_data
-from edgemae.device.session import Engine, Session, Tensors, engine_errors, library, library_version, only_file
+from edgemae.device.operators import PRECISION, VALUE_BYTES, Operator, Shape, bytes_of, macs_of
+from edgemae.device.session import (
+    Engine,
+    Instrumented,
+    Session,
+    Tensors,
+    engine_errors,
+    library,
+    library_version,
+    only_file,
+)
 from edgemae.spec.target import Target
 
 NAME = "onnxruntime"

@@ -15,9 +15,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgemae.device.instrument import PRECISION, Instrumented, Operator, Shape, bytes_of, macs_of
 from edgemae.device.onnx_scan import refuse_external_data
-from edgemae.device.session import Engine, Session, Tensors, engine_errors, library, library_version, only_file
+from edgemae.device.operators import PRECISION, Operator, Shape, bytes_of, macs_of
+from edgemae.device.session import (
+    Engine,
+    Instrumented,
+    Session,
+    Tensors,
+    engine_errors,
+    library,
+    library_version,
+    only_file,
+)
 from edgemae.spec.target import Target
 
 NAME = "openvino"

@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgemae.device.engines import find_engine, open_session
-from edgemae.device.instrument import Operator
 from edgemae.device.latency.timing import LEAD_RUNS, interleave, park
+from edgemae.device.operators import Operator
 from edgemae.device.profiling.limits import Limits, measured_limits, roofline
 from edgemae.device.profiling.modules import modules_of
 from edgemae.device.profiling.record import Layer, Layers

@@ -1,19 +1,13 @@
-"""Instrumented sessions: an engine that tells of every operator it ran, and what an operator has to compute and move.
-
-Watching costs time (ONNX Runtime: 10 % to 50 % on small ViTs), so such a session is never the one that is reported.
-"""
+"""Operators of an engine's graph: how long each took, and what it has to compute and to move."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 
 import numpy as np
 from numpy.typing import NDArray
-
-from edgemae.device.session import engine_errors
 
 Shape = tuple[int, ...]
 
@@ -41,34 +35,6 @@ class Operator:
     ms: NDArray[np.float64]
     macs: int | None
     bytes: int | None
-
-
-class Instrumented:
-    """Run a network that is being watched; `finish` ends it and returns what was seen.
-
-    `walls_ns` holds the time of each run alone: what an engine needs to hand its figures over comes after.
-    """
-
-    def __init__(
-        self,
-        engine: str,
-        run: Callable[[NDArray[np.float32]], object],
-        read: Callable[[], None],
-        finish: Callable[[], list[Operator]],
-    ) -> None:
-        self.engine, self.walls_ns = engine, list[int]()
-        self._run, self._read, self._finish = run, read, finish
-
-    def __call__(self, pixels: NDArray[np.float32]) -> None:
-        with engine_errors(self.engine, "run the instrumented network"):
-            start = time.perf_counter_ns()
-            self._run(pixels)
-            self.walls_ns.append(time.perf_counter_ns() - start)
-            self._read()
-
-    def finish(self) -> list[Operator]:
-        with engine_errors(self.engine, "tell of its operators"):
-            return self._finish()
 
 
 def macs_of(kind: str, inputs: Sequence[Shape], outputs: Sequence[Shape]) -> int | None:
