@@ -12,6 +12,7 @@ import torch
 
 from edgemae.ahead import check_ahead, check_images
 from edgemae.device.latency import fingerprint
+from edgemae.device.profiling.layers import by_kind, profile_layers
 from edgemae.flow import (
     Flow,
     distilled,
@@ -27,7 +28,6 @@ from edgemae.flow import (
 from edgemae.inputs import gather
 from edgemae.ladder import choose, table, unmeasured
 from edgemae.measure.accuracy import Predictions, cosine, judge, score
-from edgemae.measure.per_op import PROFILERS, per_op
 from edgemae.measure.report import write_report
 from edgemae.model.student import Student, load_student
 from edgemae.model.vit import ViT, count_macs, count_params
@@ -245,7 +245,7 @@ def _evidence(target: Target, found: list[Candidate], latency: dict[str, EngineL
     """Return shares of time by operator, float beside int8, for engines where int8 gains less than EXPECTED_GAIN."""
     evidence: dict[str, Any] = {}
     for engine in target.engines:
-        mine = [c for c in found if c.engine == engine and c.name in latency and engine in PROFILERS]
+        mine = [c for c in found if c.engine == engine and c.name in latency]
         floats = [c for c in mine if c.graph.precision == "fp32"]
         eights = [c for c in mine if c.graph.precision == "int8"]
         if not floats or not eights:
@@ -259,8 +259,8 @@ def _evidence(target: Target, found: list[Candidate], latency: dict[str, EngineL
         evidence[engine] = {
             "int8_gain": round(gain, 3),
             "why": mismatch(target) or "share of time by operator, float beside int8",
-            "float": per_op(engine, best.graph.files, target, pixels),
-            "int8": per_op(engine, eight.graph.files, target, pixels),
+            "float": by_kind(profile_layers(engine, best.graph.files, target, pixels, limits=False)),
+            "int8": by_kind(profile_layers(engine, eight.graph.files, target, pixels, limits=False)),
         }
     return evidence
 

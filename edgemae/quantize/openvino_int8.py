@@ -18,6 +18,7 @@ import onnx
 from numpy.typing import NDArray
 
 from edgemae.device.engines.openvino import silence_telemetry
+from edgemae.device.profiling.modules import module_of
 from edgemae.quantize.linear import find_linears
 from edgemae.spec.errors import EngineMissingError
 
@@ -101,14 +102,35 @@ def _keep_float(model: Any, data: bytes) -> list[str]:
 
 
 def _files(openvino: ModuleType, model: Any) -> dict[str, bytes]:
-    """Serialize with names and run-time info that do not depend on the process or the folder."""
-    for number, op in enumerate(model.get_ordered_ops()):
+    """Serialize with names and run-time info that do not depend on the process or the folder.
+
+    What came from a layer keeps its name in front, so that a profile of the IR still tells which layer it speaks of.
+    """
+    operations = model.get_ordered_ops()
+    modules = _modules(operations)
+    for number, (op, module) in enumerate(zip(operations, modules, strict=True)):
         if op.get_type_name() not in ("Parameter", "Result"):
-            op.set_friendly_name(f"{op.get_type_name()}.{number}")
+            op.set_friendly_name("/".join(filter(None, (module, f"{op.get_type_name()}.{number}"))))
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.xml"
         openvino.save_model(model, str(path), compress_to_fp16=False)
         return {name: (path.parent / name).read_bytes() for name in ("model.xml", "model.bin")}
+
+
+def _modules(operations: list[Any]) -> list[str]:
+    """Return the layer that each operation came from, "" for none; weights that NNCF made anew go with their reader."""
+    found = {op.get_friendly_name(): module_of(op.get_friendly_name()) for op in operations}
+    constant: set[str] = set()
+    for op in operations:
+        sources = [value.get_source_output().get_node().get_friendly_name() for value in op.inputs()]
+        if op.get_type_name() != "Parameter" and constant.issuperset(sources):
+            constant.add(op.get_friendly_name())
+    for op in reversed(operations):
+        for value in op.inputs():
+            name = value.get_source_output().get_node().get_friendly_name()
+            if name in constant and not found[name]:
+                found[name] = found[op.get_friendly_name()]
+    return [found[op.get_friendly_name()] for op in operations]
 
 
 @contextlib.contextmanager

@@ -16,7 +16,7 @@ import pytest
 from edgemae.device import cache
 from edgemae.device.cache import cache_folder, cache_key, compiled
 from edgemae.device.engines import ENGINES, open_session
-from edgemae.device.session import Engine, Session
+from edgemae.device.session import Engine, Instrumented, Session
 from edgemae.spec.errors import EngineMissingError, EngineRuntimeError
 from edgemae.spec.target import Target
 
@@ -52,7 +52,10 @@ def engine(counting: Counting) -> Engine:
     def load(blob: bytes, target: Target) -> Session:
         raise AssertionError("the cache loads nothing")
 
-    return Engine(name="x", needs="", version=lambda: "1", compile=counting, load=load, facts=dict)
+    def watch(files: object, target: Target) -> Instrumented:
+        raise AssertionError("the cache watches nothing")
+
+    return Engine(name="x", needs="", version=lambda: "1", compile=counting, load=load, instrument=watch, facts=dict)
 
 
 def test_the_second_time_nothing_is_compiled(folder: Path, engine: Engine, counting: Counting, box: Target) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import json
 import os
 import subprocess
 import sys
@@ -21,8 +22,10 @@ from edgemae.device import cuda as cuda_room
 from edgemae.device import engines, isa
 from edgemae.device.cuda import Cuda
 from edgemae.device.engines import ENGINES, Engine, Session, find_engine, onnxruntime, open_session, openvino, tensorrt
+from edgemae.device.engines._tensorrt_layers import Watch
 from edgemae.device.isa import cpu_flags, machine_facts, u8s8_saturates
 from edgemae.device.onnx_scan import refuse_external_data
+from edgemae.device.profiling.modules import module_of
 from edgemae.spec.errors import EngineMissingError, EngineRuntimeError, InputError
 from edgemae.spec.target import ENGINE_NAMES, Target
 
@@ -439,6 +442,7 @@ class FakeContext:
     def __init__(self, dynamic: bool) -> None:
         self.dynamic, self.addresses, self.fails = dynamic, {}, False  # type: ignore[var-annotated]
         self.shapes: dict[str, tuple[int, ...]] = {"pixels": (1, 3, 32, 32), "logits": (1, 5)}
+        self.profiler: Any = None
 
     def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
         if not self.dynamic and shape != self.shapes[name]:
@@ -459,6 +463,9 @@ class FakeContext:
         logits = (ctypes.c_uint16 * (batch * 5)).from_address(self.addresses["logits"])
         values = 2 * np.frombuffer(pixels, np.float32).reshape(batch, each)[:, :5]
         np.frombuffer(logits, np.float16).reshape(batch, 5)[:] = values
+        if self.profiler is not None:  # as IExecutionContext does: one call a layer, a kernel may come twice
+            for name, ms in (("fc", 0.5), ("__myl_norm", 0.25), ("fc", 0.5)):
+                self.profiler.report_layer_time(name, ms)
         return not self.fails
 
 
@@ -488,6 +495,9 @@ def jetson(gpu: Target, monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleNames
                     get_tensor_dtype=lambda name: np.float32 if name == "pixels" else np.float16,
                     get_tensor_shape=fake.context.get_tensor_shape,
                     create_execution_context=lambda: fake.context,
+                    create_engine_inspector=lambda: SimpleNamespace(
+                        get_engine_information=lambda form: json.dumps(fake.layers[form])
+                    ),
                 )
             )
 
@@ -506,6 +516,13 @@ def jetson(gpu: Target, monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleNames
             self.logger.log(1, "no tactic")
             return fake.plan
 
+    class IProfiler:
+        pass
+
+    port = {"Dimensions": [16, 64], "Datatype": "Half"}
+    fc = {"Name": "fc", "LayerType": "gemm", "Inputs": [port], "Outputs": [port],
+          "Metadata": "[ONNX Layer: blocks.0.mlp.fc1]\x1e[ONNX Layer: gelu.23]"}  # fmt: skip
+    fake.layers = {"json": {"Layers": [fc, "a bare name"]}}
     parser = SimpleNamespace(parse=lambda data: fake.parses, num_errors=0)
     module = SimpleNamespace(
         __name__="tensorrt",
@@ -514,6 +531,9 @@ def jetson(gpu: Target, monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleNames
         Runtime=Runtime,
         Builder=Builder,
         OnnxParser=lambda network, logger: parser,
+        IProfiler=IProfiler,
+        LayerInformationFormat=SimpleNamespace(JSON="json"),
+        ProfilingVerbosity=SimpleNamespace(DETAILED="detailed"),
         BuilderFlag=SimpleNamespace(),
         MemoryPoolType=SimpleNamespace(WORKSPACE=0),
         NetworkDefinitionCreationFlag=SimpleNamespace(STRONGLY_TYPED=2),
@@ -541,6 +561,36 @@ def test_a_plan_runs_and_gives_everything_back(jetson: SimpleNamespace, block_on
             assert len(jetson.driver.memory) == 2, "one buffer a tensor, whatever came before"
     assert ENGINES["tensorrt"].facts() == {"gpu": "Orin", "capability": "8.7", "driver": "12060"}
     assert ENGINES["tensorrt"].version() == "tensorrt 10.3.0"
+
+
+def test_the_layers_of_a_plan_are_told_apart(jetson: SimpleNamespace, block_onnx: Callable[..., bytes]) -> None:
+    watched = ENGINES["tensorrt"].instrument({"x.onnx": block_onnx()}, jetson.target)
+    for _ in range(3):
+        watched(PIXELS)
+    fc, norm = watched.finish()
+    assert (fc.name, fc.kind, fc.precision, fc.bytes) == ("fc", "gemm", "fp16", 2 * 16 * 64 * 2)
+    assert (module_of(fc.origin), module_of(norm.origin), norm.bytes) == ("blocks.0.mlp.fc1", "", None)
+    np.testing.assert_allclose([*fc.ms, *norm.ms], [1.0] * 3 + [0.25] * 3)
+    assert len(watched.walls_ns) == 3
+
+
+def test_the_real_profiler_takes_what_a_context_reports(gpu: Target, block_onnx: Callable[..., bytes]) -> None:
+    """The real base class and the real builder setting; only the context and the plan are stand-ins."""
+    trt = needs_rtx()
+    context = SimpleNamespace()
+    watch = Watch(trt, context)
+    assert isinstance(context.profiler, trt.IProfiler)
+    for ms in (1.0, 3.0):
+        context.profiler.report_layer_time("fc", ms)
+        watch.read()
+    told = SimpleNamespace(get_engine_information=lambda form: {trt.LayerInformationFormat.JSON: "{}"}[form])
+    (fc,) = watch.operators(SimpleNamespace(create_engine_inspector=lambda: told))
+    assert (fc.name, fc.origin, list(fc.ms), fc.macs) == ("fc", "fc", [1.0, 3.0], None)
+    builder = trt.Builder(tensorrt._logger(trt))
+    network = builder.create_network(tensorrt._network_flags(trt))
+    network.add_input("pixels", trt.float32, (1, 3, 32, 32))
+    config = tensorrt._config(trt, builder, network, gpu)
+    assert config.profiling_verbosity == trt.ProfilingVerbosity.DETAILED
 
 
 def test_a_plan_of_another_shape_or_a_failing_run_is_an_error(jetson: SimpleNamespace) -> None:

@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from edgemae.device.isa import u8s8_saturates
 from edgemae.device.onnx_scan import refuse_external_data
-from edgemae.device.session import Engine, Session, Tensors, engine_errors, library, library_version, only_file
+from edgemae.device.operators import PRECISION, VALUE_BYTES, Operator, Shape, bytes_of, macs_of
+from edgemae.device.session import (
+    Engine,
+    Instrumented,
+    Session,
+    Tensors,
+    engine_errors,
+    library,
+    library_version,
+    only_file,
+)
 from edgemae.spec.target import Target
 
 NAME = "onnxruntime"
@@ -48,6 +61,69 @@ def load(blob: bytes, target: Target) -> Session:
     return Session(NAME, run, _nothing)
 
 
+def instrument(files: Mapping[str, bytes], target: Target) -> Instrumented:
+    """Return a session that writes a trace: about 0.5 MB a run of a ViT-Tiny, read and deleted by `finish`."""
+    runtime = library(NAME, MODULES, NEEDS)
+    graph = build(files, target)
+    folder = tempfile.TemporaryDirectory(prefix="edgemae-trace-")
+    options = _options(runtime, target)
+    options.enable_profiling = True
+    options.profile_file_prefix = str(Path(folder.name) / "trace")
+    with engine_errors(NAME, "load the graph"):
+        session = runtime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+    pixels = session.get_inputs()[0].name
+
+    def finish() -> list[Operator]:
+        with folder:
+            return _operators(Path(session.end_profiling()).read_bytes())
+
+    return Instrumented(NAME, lambda batch: session.run(None, {pixels: batch}), _nothing, finish)
+
+
+class _Facts(msgspec.Struct, frozen=True):
+    op_name: str = ""
+    node_index: str = ""
+    input_type_shape: list[dict[str, list[int]]] = []
+    output_type_shape: list[dict[str, list[int]]] = []
+
+
+class _Event(msgspec.Struct, frozen=True):
+    cat: str
+    name: str
+    dur: int = 0  # us
+    args: _Facts = _Facts()
+
+
+_KERNEL = "_kernel_time"
+_VIEWS = ("Reshape", "Squeeze", "Unsqueeze", "Flatten", "Identity")  # a new shape for the same memory: nothing moves
+
+
+def _operators(trace: bytes) -> list[Operator]:
+    """Return the operators of a trace in the order of execution; every one ran once in each run."""
+    seen: dict[tuple[str, str], list[_Event]] = {}
+    for event in msgspec.json.decode(trace, type=list[_Event]):
+        if event.cat == "Node" and event.name.endswith(_KERNEL):
+            seen.setdefault((event.name, event.args.node_index), []).append(event)
+    return [_operator(events) for events in seen.values()]
+
+
+def _operator(events: list[_Event]) -> Operator:
+    facts, name = events[-1].args, events[-1].name.removesuffix(_KERNEL)
+    inputs, outputs = _tensors(facts.input_type_shape), _tensors(facts.output_type_shape)
+    integer = any(word in facts.op_name for word in ("QGemm", "QLinear", "Integer", "DynamicQuantize"))
+    dtype = "uint8" if integer else inputs[0][0] if inputs else ""
+    macs = macs_of(facts.op_name, [shape for _, shape in inputs], [shape for _, shape in outputs])
+    size = bytes_of([*inputs, *outputs]) if facts.op_name not in _VIEWS else None
+    if size and macs and outputs and "Conv" not in facts.op_name and sum(len(shape) > 1 for _, shape in inputs) == 1:
+        size += inputs[0][1][-1] * outputs[0][1][-1] * VALUE_BYTES.get(dtype, 0)  # the weights that were repacked
+    times = np.array([event.dur for event in events]) / 1e3
+    return Operator(name, name, facts.op_name, PRECISION.get(dtype, dtype), times, macs, size)
+
+
+def _tensors(listed: list[dict[str, list[int]]]) -> list[tuple[str, Shape]]:
+    return [(dtype, tuple(shape)) for tensor in listed for dtype, shape in tensor.items()]
+
+
 def _options(runtime: Any, target: Target) -> Any:
     options = runtime.SessionOptions()
     options.intra_op_num_threads = target.threads
@@ -72,4 +148,7 @@ def _no_facts() -> dict[str, str]:
     return {}
 
 
-ENGINE = Engine(name=NAME, needs=NEEDS, version=version, compile=build, load=load, facts=_no_facts, cached=False)
+ENGINE = Engine(
+    name=NAME, needs=NEEDS, version=version, compile=build, load=load, instrument=instrument, facts=_no_facts,
+    cached=False,
+)  # fmt: skip

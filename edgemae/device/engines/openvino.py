@@ -16,7 +16,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgemae.device.onnx_scan import refuse_external_data
-from edgemae.device.session import Engine, Session, Tensors, engine_errors, library, library_version, only_file
+from edgemae.device.operators import PRECISION, Operator, Shape, bytes_of, macs_of
+from edgemae.device.session import (
+    Engine,
+    Instrumented,
+    Session,
+    Tensors,
+    engine_errors,
+    library,
+    library_version,
+    only_file,
+)
 from edgemae.spec.target import Target
 
 NAME = "openvino"
@@ -41,20 +51,22 @@ def version() -> str | None:
 def build(files: Mapping[str, bytes], target: Target) -> bytes:
     """Return an exported blob of an IR pair (.xml and .bin) or of one .onnx file."""
     silence_telemetry()
-    openvino = library(NAME, MODULES, NEEDS)
-    core = openvino.Core()
-    if any(name.endswith(".xml") for name in files):
-        network, weights = only_file(NAME, files, ".xml"), only_file(NAME, files, ".bin")
-        with engine_errors(NAME, "read the graph"):
-            model = core.read_model(network, weights)
-    else:
-        graph = only_file(NAME, files, ".onnx")
-        refuse_external_data(graph)
-        with engine_errors(NAME, "read the graph"):
-            model = core.read_model(graph)
+    core = library(NAME, MODULES, NEEDS).Core()
+    model = _read(core, files)
     with engine_errors(NAME, "compile the graph"):
         blob = core.compile_model(model, "CPU", _options(target)).export_model()
     return blob.getvalue() if isinstance(blob, io.BytesIO) else bytes(blob)
+
+
+def _read(core: Any, files: Mapping[str, bytes]) -> Any:
+    if any(name.endswith(".xml") for name in files):
+        network, weights = only_file(NAME, files, ".xml"), only_file(NAME, files, ".bin")
+        with engine_errors(NAME, "read the graph"):
+            return core.read_model(network, weights)
+    graph = only_file(NAME, files, ".onnx")
+    refuse_external_data(graph)
+    with engine_errors(NAME, "read the graph"):
+        return core.read_model(graph)
 
 
 def load(blob: bytes, target: Target) -> Session:
@@ -73,6 +85,76 @@ def load(blob: bytes, target: Target) -> Session:
     return Session(NAME, run, held.clear)
 
 
+def instrument(files: Mapping[str, bytes], target: Target) -> Instrumented:
+    """Return a session that counts: what it saw is read after every run, and belongs to the last one only."""
+    silence_telemetry()
+    core = library(NAME, MODULES, NEEDS).Core()
+    model = _read(core, files)
+    products = _products(model)
+    with engine_errors(NAME, "compile the graph"):
+        network = core.compile_model(model, "CPU", {**_options(target), "PERF_COUNT": True})
+        request = network.create_infer_request()
+    rows: list[Any] = []
+    times: list[list[float]] = []
+
+    def read() -> None:
+        found = request.get_profiling_info()
+        rows[:] = found
+        times.append([row.real_time.total_seconds() * 1e3 for row in found])
+
+    def finish() -> list[Operator]:
+        table = np.array(times)
+        nodes = {node.get_friendly_name(): node for node in network.get_runtime_model().get_ops()}
+        return [
+            _operator(row, nodes.get(row.node_name), table[:, i], products)
+            for i, row in enumerate(rows)
+            if table[:, i].any()  # operators that were fused away, or only give memory a new shape, never run
+        ]
+
+    return Instrumented(NAME, lambda batch: request.infer({0: batch}), read, finish)
+
+
+def _products(model: Any) -> dict[str, int]:
+    """Return the multiply-accumulates of each operation of the graph as it was read, by name.
+
+    An execution graph shows the attention of a block as one subgraph, which no longer tells what it multiplies.
+    """
+    found = {}
+    for op in model.get_ops():
+        if not any(value.get_partial_shape().is_dynamic for value in (*op.inputs(), *op.outputs())):
+            macs = macs_of(op.get_type_name(), [shape for _, shape in _ports(op.inputs())],
+                           [shape for _, shape in _ports(op.outputs())])  # fmt: skip
+            if macs:
+                found[op.get_friendly_name()] = macs
+    return found
+
+
+def _operator(row: Any, node: Any, ms: NDArray[np.float64], products: dict[str, int]) -> Operator:
+    """Return one row of the profile; `node` of the execution graph is None for what the plugin put in without one."""
+    if node is None:
+        return Operator(row.node_name, row.node_name, row.node_type, "", ms, None, None)
+    facts = {key: str(value.value) for key, value in node.get_rt_info().items()}
+    inputs, outputs = _ports(node.inputs()), _ports(node.outputs())
+    macs = macs_of(row.node_type, [shape for _, shape in inputs], [shape for _, shape in outputs])
+    fused = facts.get("originalLayersNames", "")
+    if macs is None:
+        macs = sum(products.get(name, 0) for name in fused.split(",")) or None
+    # Some int8 products are named after a Multiply that was fused into them: their weights still tell which they are.
+    sources = [value.get_source_output().get_node() for value in node.inputs()]
+    weights = [source.get_friendly_name() for source in sources if not source.inputs()]
+    precision = PRECISION.get(facts.get("runtimePrecision", ""), facts.get("runtimePrecision", ""))
+    origin = ",".join(filter(None, (fused or row.node_name, *weights)))
+    return Operator(row.node_name, origin, row.node_type, precision, ms, macs, bytes_of([*inputs, *outputs]))
+
+
+def _ports(values: Any) -> list[tuple[str, Shape]]:
+    return [
+        (value.get_element_type().get_type_name(), tuple(value.get_shape()))
+        for value in values
+        if not value.get_partial_shape().is_dynamic
+    ]
+
+
 def _options(target: Target) -> dict[str, Any]:
     # f32: without the hint OpenVINO runs float layers in bf16 wherever the processor has it.
     return {
@@ -86,4 +168,6 @@ def _no_facts() -> dict[str, str]:
     return {}
 
 
-ENGINE = Engine(name=NAME, needs=NEEDS, version=version, compile=build, load=load, facts=_no_facts)
+ENGINE = Engine(
+    name=NAME, needs=NEEDS, version=version, compile=build, load=load, instrument=instrument, facts=_no_facts
+)

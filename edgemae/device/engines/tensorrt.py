@@ -16,9 +16,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edgemae.device.cache import compiled
 from edgemae.device.cuda import Cuda, driver
+from edgemae.device.engines._tensorrt_layers import Watch
 from edgemae.device.onnx_scan import refuse_external_data
-from edgemae.device.session import Engine, Session, Tensors, engine_errors, library, only_file
+from edgemae.device.operators import Operator
+from edgemae.device.session import Engine, Instrumented, Session, Tensors, engine_errors, library, only_file
 from edgemae.spec.errors import EngineRuntimeError
 from edgemae.spec.target import Target
 
@@ -70,6 +73,25 @@ def build(files: Mapping[str, bytes], target: Target) -> bytes:
 
 def load(blob: bytes, target: Target) -> Session:
     """Return a session on the first GPU. Raises EngineRuntimeError when there is no driver, no GPU or another GPU."""
+    runner = _runner(blob, target)
+    return Session(NAME, runner, runner.close)
+
+
+def instrument(files: Mapping[str, bytes], target: Target) -> Instrumented:
+    """Return a session whose context reports the time of every layer. MACs are not known: a kernel holds many nodes."""
+    runner = _runner(compiled(ENGINE, files, target), target)
+    watch = Watch(runner.trt, runner.context)
+
+    def finish() -> list[Operator]:
+        try:
+            return watch.operators(runner.engine)
+        finally:
+            runner.close()
+
+    return Instrumented(NAME, runner, watch.read, finish)
+
+
+def _runner(blob: bytes, target: Target) -> _Runner:
     trt = _library(target)
     cuda = Cuda(driver())
     try:
@@ -80,11 +102,10 @@ def load(blob: bytes, target: Target) -> Session:
             engine = runtime.deserialize_cuda_engine(blob)
             if engine is None:
                 raise _failure("load the plan", logger.errors)
-            runner = _Runner(trt, cuda, engine)
+            return _Runner(trt, cuda, engine)
     except BaseException:
         cuda.close()
         raise
-    return Session(NAME, runner, runner.close)
 
 
 def facts() -> dict[str, str]:
@@ -103,8 +124,8 @@ class _Runner:
     """Run one execution context; device memory is allocated once for each batch size."""
 
     def __init__(self, trt: Any, cuda: Cuda, engine: Any) -> None:
-        self._trt, self._cuda, self._engine = trt, cuda, engine
-        self._context = engine.create_execution_context()
+        self.trt, self._cuda, self.engine = trt, cuda, engine
+        self.context = engine.create_execution_context()
         names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
         modes = {name: engine.get_tensor_mode(name) for name in names}
         self._inputs = [name for name in names if modes[name] == trt.TensorIOMode.INPUT]
@@ -119,7 +140,7 @@ class _Runner:
             self._allocate(batch.shape)
         np.copyto(self._host[pixels], batch, casting="same_kind")
         self._cuda.to_device(self._device[pixels], self._host[pixels])
-        if not self._context.execute_async_v3(self._cuda.stream):
+        if not self.context.execute_async_v3(self._cuda.stream):
             raise _failure("run the plan", [])
         for name in self._outputs:
             self._cuda.to_host(self._host[name], self._device[name])
@@ -129,16 +150,16 @@ class _Runner:
 
     def _allocate(self, shape: tuple[int, ...]) -> None:
         self._free()
-        if not self._context.set_input_shape(self._inputs[0], shape):
-            built = tuple(self._engine.get_tensor_shape(self._inputs[0]))
+        if not self.context.set_input_shape(self._inputs[0], shape):
+            built = tuple(self.engine.get_tensor_shape(self._inputs[0]))
             raise EngineRuntimeError(
                 f"the plan was given an input of shape {shape}", expected=str(built), fix="pass one frame at a time"
             )
         for name in (*self._inputs, *self._outputs):
-            dtype = self._trt.nptype(self._engine.get_tensor_dtype(name))
-            self._host[name] = np.zeros(tuple(self._context.get_tensor_shape(name)), dtype)
+            dtype = self.trt.nptype(self.engine.get_tensor_dtype(name))
+            self._host[name] = np.zeros(tuple(self.context.get_tensor_shape(name)), dtype)
             self._device[name] = self._cuda.allocate(self._host[name].nbytes)
-            self._context.set_tensor_address(name, self._device[name])
+            self.context.set_tensor_address(name, self._device[name])
 
     def _free(self) -> None:
         self._host.clear()
@@ -148,7 +169,7 @@ class _Runner:
     def close(self) -> None:
         self._cuda.make_current()
         self._free()
-        self._context = self._engine = None  # before the GPU context they live in
+        self.context = self.engine = None  # before the GPU context they live in
         self._cuda.close()
 
 
@@ -202,6 +223,7 @@ def _config(trt: Any, builder: Any, network: Any, target: Target) -> Any:
     config = builder.create_builder_config()
     # A quarter of the memory: on Jetson the GPU shares it with everything else.
     config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, min(1 << 30, (target.memory_mib << 20) // 4))
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # names of nodes travel in the plan; no kernel changes
     if hasattr(trt.BuilderFlag, "TF32"):
         config.clear_flag(trt.BuilderFlag.TF32)  # 10 bits of mantissa are not the fp32 that was measured
     shape = tuple(network.get_input(0).shape)
@@ -242,4 +264,4 @@ def _failure(work: str, reasons: list[str]) -> EngineRuntimeError:
     )
 
 
-ENGINE = Engine(name=NAME, needs=NEEDS, version=version, compile=build, load=load, facts=facts)
+ENGINE = Engine(name=NAME, needs=NEEDS, version=version, compile=build, load=load, instrument=instrument, facts=facts)
