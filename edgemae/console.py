@@ -262,11 +262,16 @@ def _text(value: Any) -> str:
     return str(value)
 
 
-def print_profile(found: Profile, *, json: bool) -> None:
-    """Print a latency profile; exit 5 when it is INVALID, else 4 when a limit was missed.
+def print_profile(found: Profile, html: Path | None = None, *, json: bool) -> None:
+    """Print a latency profile, and write its page where one is wanted.
 
-    Figures that should not be believed are printed too, with a warning.
+    Exits 5 when it is INVALID, else 4 when a limit was missed; the figures are printed all the same, with a warning.
     """
+    if html is not None:
+        from edgemae.device.profiling.page import page
+
+        html.parent.mkdir(parents=True, exist_ok=True)
+        html.write_text(page(found), encoding="utf-8")
     if json:
         write_json(found)
     else:

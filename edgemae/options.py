@@ -72,6 +72,9 @@ Slo = Annotated[
 Soak = Annotated[str | None, typer.Option(help="Run for so long, e.g. 10m; first against last minute.")]
 Fps = Annotated[float, typer.Option(help="Rate of the camera in --scenario camera.")]
 Runs = Annotated[int | None, typer.Option(help="Steady runs; default: at least 100 and 3 s, more for --slo.")]
+PerLayer = Annotated[bool, typer.Option("--per-layer", help="Also where an inference spends its time.")]
+TraceFile = Annotated[Path | None, typer.Option(help="Write a timeline for chrome://tracing or ui.perfetto.dev.")]
+HtmlFile = Annotated[Path | None, typer.Option("--html", help="Also write the profile as a page.")]
 AgainstWhat = Annotated[str | None, typer.Option(
     help="Bundle, pytorch:STUDENT or onnx:FILE, measured in turns; or a stored profile (.json) of this machine.",
 )]  # fmt: skip
@@ -136,6 +139,8 @@ class ProfileFlags:
     fps: Fps = 25.0
     runs: Runs = None
     against: AgainstWhat = None
+    per_layer: PerLayer = False
+    trace: TraceFile = None
     engine: EngineName = "auto"
     target: TargetName = None
 
@@ -144,6 +149,7 @@ class ProfileFlags:
         return {
             "against": self.against, "runs": self.runs, "scenario": self.scenario, "slo": tuple(self.slo or ()),
             "soak": self.soak, "fps": self.fps, "engine": self.engine, "target": self.target,
+            "per_layer": self.per_layer, "trace": self.trace,
         }  # fmt: skip
 
 

@@ -18,12 +18,14 @@ from edgemae.device.latency.quantiles import runs_needed, summarise
 from edgemae.device.latency.timing import park
 from edgemae.device.profiling.against import against_stored, contender_of, stored_profile
 from edgemae.device.profiling.cold import cold_start
+from edgemae.device.profiling.layers import layers_of
 from edgemae.device.profiling.record import SCENARIOS, Against, EarlyStopping, Profile, Start
 from edgemae.device.profiling.scenarios import FEWEST_RUNS, RUNNERS, Taken, Wanted
 from edgemae.device.profiling.slo import COLD_STARTS, Slo, judge, parse_slo, runs_for
 from edgemae.device.profiling.soak import first_against_last, parse_soak
+from edgemae.device.profiling.trace import chrome_trace
 from edgemae.device.profiling.versus import Contender, versus
-from edgemae.spec.errors import InputError, nearest
+from edgemae.spec.errors import InputError, StorageError, nearest
 
 if TYPE_CHECKING:
     from edgemae.device.model import Model
@@ -36,7 +38,7 @@ FASTEST_FPS = 1000.0
 def profile(
     source: str | Path | Model, against: str | Path | None = None, *, runs: int | None = None,
     engine: str = "auto", target: str | None = None, scenario: str = "single", slo: Sequence[str] = (),
-    soak: str | None = None, fps: float = 25.0,
+    soak: str | None = None, fps: float = 25.0, per_layer: bool = False, trace: str | Path | None = None,
 ) -> Profile:  # fmt: skip
     """Measure a bundle (or a loaded model) with its own golden frames.
 
@@ -44,6 +46,8 @@ def profile(
     exactly that many, otherwise at least 100 and 3 s, more where an `slo` such as "p99<33ms" needs more, or for as long
     as `soak` ("10m") says. `against` is another bundle, `pytorch:student.safetensors` or `onnx:graph.onnx`, measured in
     turns with this one, a process each, or a stored profile (.json), which must come from this very machine.
+    `per_layer` adds where an inference spends its time; `trace` names a file for a timeline that chrome://tracing and
+    ui.perfetto.dev open.
     Raises InputError before measuring for what cannot be shown: too few runs, a figure that the scenario has not, a
     stored profile that may not be compared.
     """
@@ -66,7 +70,9 @@ def profile(
             compared, doubts = against_stored(steady, stored), stored.interference
         elif rival is not None:
             compared, doubts = versus(this, rival)
-        # Per layer and power come in here too: one record each, and its reasons for doubt beside these.
+        layers = layers_of(model) if per_layer else None
+        if trace is not None:
+            _write(Path(trace), chrome_trace(*taken.timeline(), layers))
         reasons = [*evidence.reasons, *(f"comparison: {reason}" for reason in (doubts.reasons if doubts else ()))]
         manifest, rung = model.manifest, model.rung
         return Profile(
@@ -77,12 +83,12 @@ def profile(
             machine=machine, created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), throughput=taken.throughput,
             camera=taken.camera, early_stopping=_early_stopping(scenario, taken),
             slo=tuple(judge(limit, taken, start) for limit in limits), against=compared,
-            soak=first_against_last(taken) if soak else None, series=taken.series(),
+            layers=layers, soak=first_against_last(taken) if soak else None, series=taken.series(),
             command=_command(model.path, slo, {
                 "--scenario": scenario, "--against": against,
                 "--runs": runs, "--soak": soak, "--fps": fps if scenario == "camera" else None,
                 "--engine": None if engine == "auto" else engine, "--target": target,
-            }),
+            }) + " --per-layer" * per_layer,
         )  # fmt: skip
 
 
@@ -156,6 +162,16 @@ def _load(source: str | Path | Model, engine: str, target: str | None, owned: Ex
     from edgemae.device.model import load
 
     return owned.enter_context(load(source, target=target, engine=engine))
+
+
+def _write(path: Path, data: bytes) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+    except OSError as error:
+        raise StorageError(
+            f"'{path}' cannot be written: {error.strerror}", expected="a writable folder", fix="choose another file"
+        ) from error
 
 
 def _command(path: Path, slo: Sequence[str], options: dict[str, object]) -> str:

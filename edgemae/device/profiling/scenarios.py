@@ -24,6 +24,7 @@ from edgemae.device.latency.timing import CAPACITY, Recorder, Samples, Until, me
 from edgemae.device.profiling.arrivals import Arrivals
 from edgemae.device.profiling.frames import as_decoded, bundle_of, golden_bytes, golden_frames
 from edgemae.device.profiling.record import STAGES, CameraFigures, Series, Throughput
+from edgemae.device.profiling.trace import Marks, Spans
 
 if TYPE_CHECKING:
     from edgemae.device.model import Model, Result
@@ -64,8 +65,19 @@ class Taken:
             kept=step * self.samples.every,
         )  # fmt: skip
 
+    def timeline(self) -> tuple[Spans, Marks]:
+        """Return the stages of the first 5,000 runs, and which runs were disturbed, for `chrome_trace`."""
+        n = min(len(self.calls), SERIES_RUNS)
+        lengths = np.stack([ns[:n] for ns in self.stages.values()], axis=1)
+        # A camera's frame waits before its run begins.
+        starts = self.samples.at_ns[:n] - self.stages.get("capture", np.zeros(n, np.int64))[:n]
+        at = starts[:, None] + np.cumsum(lengths, axis=1) - lengths
+        names = list(self.stages) * n
+        late = self.samples.at_ns[:n][~self.samples.clean[:n]]
+        return Spans(names, at.ravel(), lengths.ravel(), names), Marks(["disturbed run"] * len(late), late)
 
-class Spans:
+
+class Rows:
     """Keep figures of every run in rows that exist before the first one."""
 
     def __init__(self, names: tuple[str, ...], capacity: int) -> None:
@@ -97,7 +109,7 @@ def camera(model: Model, wanted: Wanted) -> Taken:
     """Let frames arrive at a fixed rate and work on the newest: decode, whole call, and one line of JSON as sink."""
     pictures = golden_bytes(bundle_of(model))
     room = max(CAPACITY, wanted.runs) if wanted.seconds else wanted.runs
-    spans = Spans((*STAGES, "call", "age", "number", "came", "done"), room)
+    spans = Rows((*STAGES, "call", "age", "number", "came", "done"), room)
     warm(lambda: _work(model, pictures, (0, 0, 0)), WARMUP_RUNS)
     recorder = Recorder(room, spans.note)
     window, until = Window(), Until(wanted.runs, wanted.seconds)
@@ -119,7 +131,7 @@ FEWEST_RUNS = {"single": 1, "offline": FEWEST, "camera": FEWEST + 1}  # what the
 
 def _calls(model: Model, wanted: Wanted, *, back_to_back: bool = False) -> tuple[Samples, dict[str, NDArray[np.int64]]]:
     frames = itertools.cycle(golden_frames(bundle_of(model)))
-    spans = Spans(CALL_STAGES, max(CAPACITY, wanted.runs))
+    spans = Rows(CALL_STAGES, max(CAPACITY, wanted.runs))
 
     def run() -> Result:
         return model(next(frames))

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from edgemae.device.latency.interference import Interference
 from edgemae.device.latency.quantiles import Summary
-from edgemae.device.profiling.record import Against, Profile
+from edgemae.device.profiling.record import Against, Layers, Profile
 
+SHOWN_LAYERS = 10
 HEAD = ("ms", "p50", "p90", "p99", "runs")
 
 
@@ -20,6 +21,7 @@ def describe(found: Profile) -> list[str]:
         "",
         *_facts(found),
         *(_against(found.against) if found.against else []),
+        *(_layers(found.layers) if found.layers else []),
         *_limits(found),
         *_evidence(found.interference),
         f"verdict     {found.verdict}",
@@ -85,6 +87,23 @@ def _against(other: Against) -> list[str]:
     faster = _interval(other.ratio, other.ratio_low, other.ratio_high)
     what = f"{other.name} ({other.engine} {other.precision})"
     return [f"against     {what}: this one is {faster} times as fast, {verdict} at 95 % ({how})"]
+
+
+def _layers(layers: Layers) -> list[str]:
+    """Return the modules that take most of the time."""
+    peaks = ", ".join(f"{name} {value:.0f} GMAC/s" for name, value in layers.peak_gmacs.items())
+    lines = [
+        (
+            f"layers      {layers.infer_ms:.3f} ms an inference; watching costs {layers.overhead:.0%} more and is scaled "
+            f"out; {layers.unmapped_share:.1%} not mapped; this machine's limits: {peaks}, {layers.peak_gbytes:.1f} GB/s"
+        )
+    ]
+    for row in sorted(layers.rows, key=lambda r: -r.ms)[:SHOWN_LAYERS]:
+        limit = "" if row.limit_share is None else f"  {row.limit_share:.0%} of the {row.bound} limit"
+        lines.append(
+            f"            {row.ms / layers.infer_ms:6.1%}  {row.ms:.3f} ms  {row.module or row.name}  {row.kind}{limit}"
+        )
+    return lines
 
 
 def _limits(found: Profile) -> list[str]:
