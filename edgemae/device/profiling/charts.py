@@ -120,12 +120,14 @@ def roofline(layers: Layers) -> str:
         log_y=True,
         height=330,
     )
+    label = 0.0
     xs = np.geomspace(left, right, 200)
     for row, (name, peak) in enumerate(sorted(layers.peak_gmacs.items(), key=lambda item: -item[1])):
         roof = np.minimum(peak, xs * layers.peak_gbytes)
         chart.line(xs[roof > chart.y[0]], roof[roof > chart.y[0]], HUES[row % 5 + 1] if row < 4 else "soft")
         x, y = chart.at(right, peak)
-        chart.text(x - 4, y - 5, f"{name} {peak:.0f} GMAC/s", "end")
+        label = max(y - 5, label + 13)  # roofs of one height have their names below one another
+        chart.text(x - 4, label, f"{name} {peak:.0f} GMAC/s", "end")
     share = np.array([r.ms / layers.infer_ms for r in rows])
     for i, r in enumerate(rows):
         tip = f"{r.module or r.name} ({r.kind}): {r.ms:.3f} ms, {speed[i]:.1f} GMAC/s"
