@@ -49,7 +49,10 @@ def full_profile(runs: int = 600, verdict: str = "NOISY") -> Profile:
         ),
         machine={"cpu": "A processor", "threads": 2, "libraries": {"numpy": "2.0"}}, created="2026-01-01T00:00:00Z",
         throughput=Throughput(fps=193.0, low=188.0, high=197.0, block_runs=50),
-        camera=CameraFigures(source_fps=25.0, fps=24.8, drop_share=0.008, age=of(1.4), frames=runs),
+        camera=CameraFigures(
+            source_fps=25.0, fps=24.8, fps_low=24.1, fps_high=25.0, drop_share=0.008, drop_low=0.002, drop_high=0.02,
+            age=of(1.4), frames=runs,
+        ),
         early_stopping=(
             EarlyStopping(name="SingleStream p90", value=6.2, runs=runs, needed=64),
             EarlyStopping(name="MultiStream p99", value=None, runs=runs // 8, needed=662),

@@ -93,7 +93,7 @@ def _layers(layers: Layers) -> list[str]:
     """Return the modules that take most of the time."""
     peaks = ", ".join(f"{name} {value:.0f} GMAC/s" for name, value in layers.peak_gmacs.items())
     lines = [
-        f"layers      {layers.infer_ms:.3f} ms an inference; watching costs {layers.overhead:.0%} more and is scaled out",
+        f"layers      {layers.infer_ms:.3f} ms an inference; watching costs {layers.overhead:.0%} and is scaled out",
         f"            {layers.unmapped_share:.1%} not mapped; limits here: {peaks}, {layers.peak_gbytes:.1f} GB/s",
     ]
     for row in sorted(layers.rows, key=lambda r: -r.ms)[:SHOWN_LAYERS]:
