@@ -21,10 +21,10 @@ from edgemae.data.images import ImageSet
 from edgemae.data.shards import images_at
 from edgemae.device.model import Result, load
 from edgemae.device.preprocess import preprocess
+from edgemae.device.profiling.keep import keep
 from edgemae.device.profiling.profiler import profile
 from edgemae.device.stream import Streamed, stream
 from edgemae.measure.accuracy import Predictions, predict, score
-from edgemae.measure.gates import P90_RUNS
 from edgemae.spec.bundle import Bundle, open_bundle
 from edgemae.spec.errors import DataError, EngineMissingError, EngineRuntimeError, InputError
 from edgemae.spec.graph import PixelContract
@@ -190,6 +190,10 @@ def _describe_bundle(bundle: Bundle) -> dict[str, Any]:
             {"engine": e.engine, "precision": e.precision, "scheme": e.scheme, "p50_ms": e.p50_ms, "n": e.n}
             for e in m.latency
         ],
+        "profiles": [
+            {"device": p.device, "verdict": p.verdict, "p50_ms": p.p50_ms, "p90_ms": p.p90_ms, "file": p.file}
+            for p in m.profiles
+        ],
         "machine": m.machine.get("cpu"), "history": [{"stage": s.stage, **s.scores} for s in m.history],
         "golden_frames": len(m.golden.frames), "files": len(m.files), "size_bytes": size,
     }  # fmt: skip
@@ -201,7 +205,7 @@ def _describe_bundle(bundle: Bundle) -> dict[str, Any]:
 def finalize(path: Path, target: str | None) -> dict[str, Any]:
     """Make a bundle ready on this device: build its engines into the cache, prove each, profile the first that works.
 
-    Raises EngineMissingError or EngineRuntimeError when no rung works; SelfCheckError as soon as one computes wrongly.
+    The profile stays in the bundle, with a page. Raises EngineMissingError or EngineRuntimeError when no rung works; SelfCheckError as soon as one computes wrongly.
     """
     rungs, errors = [], []
     first = ""
@@ -215,9 +219,10 @@ def finalize(path: Path, target: str | None) -> dict[str, Any]:
             errors.append(error)
     if not first:
         raise errors[0]
-    found = profile(path, runs=P90_RUNS, engine=first, target=target)
+    found = profile(path, engine=first, target=target, per_layer=True)
     return {"bundle": str(path), "engine": first, "engines": rungs, "verdict": found.verdict,
-            "cold_ms": found.start and found.start.cold_ms, "steady": msgspec.to_builtins(found.steady)}  # fmt: skip
+            "reasons": found.reasons, "cold_ms": found.start and found.start.cold_ms,
+            "steady": msgspec.to_builtins(found.steady), "page": keep(path, found)}  # fmt: skip
 
 
 def is_bundle(path: Path) -> bool:

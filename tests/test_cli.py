@@ -389,7 +389,7 @@ def test_an_interrupted_run_stops_the_camera_and_tells_its_counts(
     assert "stages" not in ran.err
 
 
-def test_inspect_verify_and_finalize(job: Job, compiled: Ran) -> None:
+def test_inspect_verify_and_finalize(job: Job, compiled: Ran, tmp_path: Path) -> None:
     about = edgemae("inspect", job.bundle, "--json").json
     assert about["kind"] == "bundle"
     assert about["status"] == "passed"
@@ -399,28 +399,40 @@ def test_inspect_verify_and_finalize(job: Job, compiled: Ran) -> None:
     assert proof["sha256"] == about["sha256"]
     assert proof["check"]["frames"] == 8
     assert edgemae("verify", job.bundle, "--engine", "openvino", "--json").json["engine"] == "openvino"
-    ready = edgemae("finalize", job.bundle, "--json").json
+    bundle = copied(job.bundle, tmp_path)
+    ready = edgemae("finalize", bundle, "--json").json
     assert [row["engine"] for row in ready["engines"]] == ["onnxruntime", "openvino"]
     assert all(row["ready"] for row in ready["engines"])
     assert ready["steady"]["n"] >= 44
+    after = edgemae("inspect", bundle, "--json").json  # every hash of the bundle with its profile is right
+    (row,) = after["profiles"]
+    assert row["verdict"] == ready["verdict"]
+    assert ready["page"] == row["file"].replace(".json", ".html")
+    assert b"Layer by layer" in package.open_bundle(bundle).read(ready["page"])
     assert "onnxruntime" in edgemae("inspect", job.bundle).out
 
 
+def copied(bundle: Path, folder: Path) -> Path:
+    """Return a copy, for verbs that put something into the bundle."""
+    return Path(shutil.copy(bundle, folder / bundle.name))
+
+
 def test_finalize_goes_on_without_an_engine_and_not_without_all(
-    job: Job, compiled: Ran, monkeypatch: pytest.MonkeyPatch
+    job: Job, compiled: Ran, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    bundle = copied(job.bundle, tmp_path)
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    ready = edgemae("finalize", job.bundle, "--json").json
+    ready = edgemae("finalize", bundle, "--json").json
     assert ready["engine"] == "openvino"
     assert [row["ready"] for row in ready["engines"]] == [False, True]
     monkeypatch.setitem(sys.modules, "openvino", None)
-    refused(edgemae("finalize", job.bundle), 5, "is not installed")
+    refused(edgemae("finalize", bundle), 5, "is not installed")
 
 
 # ------------------------------------------------------------------------------------------------ as a process
 
 
-def test_a_bundle_is_asked_everything_without_the_build_libraries(job: Job, compiled: Ran) -> None:
+def test_a_bundle_is_asked_everything_without_the_build_libraries(job: Job, compiled: Ran, tmp_path: Path) -> None:
     """One process in which importing any of them raises, as on a device; stdout holds JSON and nothing else."""
     code = f"""
 import contextlib, io, json, sys
@@ -430,7 +442,7 @@ from edgemae.cli import app
 from edgemae.console import run_app
 answers = {{}}
 for words in {[
-        ["verify", str(job.bundle)], ["inspect", str(job.bundle)], ["finalize", str(job.bundle)],
+        ["verify", str(job.bundle)], ["inspect", str(job.bundle)], ["finalize", str(copied(job.bundle, tmp_path))],
         ["eval", str(job.bundle), "--eval-data", str(job.val)], ["profile", str(job.bundle), "--runs", "44"],
         ["run", str(job.bundle), str(job.val / "circle"), "--limit", "1"], ["targets"], ["doctor"],
     ]!r}:
