@@ -205,7 +205,8 @@ def _describe_bundle(bundle: Bundle) -> dict[str, Any]:
 def finalize(path: Path, target: str | None) -> dict[str, Any]:
     """Make a bundle ready on this device: build its engines into the cache, prove each, profile the first that works.
 
-    The profile stays in the bundle, with a page. Raises EngineMissingError or EngineRuntimeError when no rung works; SelfCheckError as soon as one computes wrongly.
+    The profile stays in the bundle, with a page. Raises EngineMissingError or EngineRuntimeError when no rung works;
+    SelfCheckError as soon as one computes wrongly.
     """
     rungs, errors = [], []
     first = ""
