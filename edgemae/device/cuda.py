@@ -1,4 +1,4 @@
-"""The few calls of the CUDA driver that inference needs, through ctypes: libcuda comes with every NVIDIA driver.
+"""The twelve calls of the CUDA driver that inference needs, through ctypes: libcuda comes with every NVIDIA driver.
 
 TensorRT brings no way to allocate memory from Python, and neither cuda-python nor PyCUDA is part of a Jetson's
 JetPack. The primary context is used, which is the one that TensorRT's own runtime uses.
@@ -86,10 +86,6 @@ class Cuda:
         """Queue a copy from the device into a contiguous array, which is valid after `wait`."""
         sink = ctypes.c_void_p(array.ctypes.data)
         self._do("cuMemcpyDtoHAsync_v2", sink, _Pointer(pointer), ctypes.c_size_t(array.nbytes), self._stream)
-
-    def copy(self, sink: int, source: int, size: int) -> None:
-        """Queue a copy within the device's memory."""
-        self._do("cuMemcpyDtoDAsync_v2", _Pointer(sink), _Pointer(source), ctypes.c_size_t(size), self._stream)
 
     def wait(self) -> None:
         self._do("cuStreamSynchronize", self._stream)

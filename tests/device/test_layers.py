@@ -114,7 +114,7 @@ def test_the_trace_of_onnxruntime_is_deleted(
 def test_the_layers_of_a_bundle_come_with_the_roofline(
     make_bundle: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(limits, "PRODUCT_SIZE", 64)
+    monkeypatch.setattr(limits, "PRODUCT_SIZES", (96,))
     monkeypatch.setattr(limits, "MAX_ARRAY", 32 << 20)
     with load(make_bundle()) as model:
         layers = layers_of(model)
@@ -150,14 +150,11 @@ def test_the_overhead_is_that_of_the_runs_and_not_of_reading_them(box: Target, m
     assert layers.rows[0].ms == layers.infer_ms
 
 
-def test_shares_come_from_timed_runs_and_one_bad_run_moves_nothing(
-    box: Target, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Three to one; warm-up and the first run of each block tell the opposite, and one timed run is disturbed."""
+def test_shares_come_from_timed_runs_only(box: Target, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three to one in most of the 12 timed runs; warm-up and the first run of each block side with the others."""
     slow, fast = 3 * np.ones(5 + 4 * 4), np.ones(5 + 4 * 4)
-    for untimed in (slice(0, 5), slice(5, None, 4)):
-        slow[untimed], fast[untimed] = 1, 30
-    slow[7] = 500
+    others = [*range(5), *range(5, 21, 4), 6, 7, 10, 14, 18]
+    slow[others], fast[others] = 500, 1
     stand_in(monkeypatch, 0.001, 0.001, [operator("a", slow), operator("b", fast, kind="Add")])
     layers = profile_layers("x", {}, box, PIXELS, limits=False, rounds=2)
     assert by_kind(layers) == {"MatMul": 0.75, "Add": 0.25}
@@ -260,13 +257,10 @@ def test_bytes_follow_the_element_type() -> None:
     assert bytes_of([("float", (2, 3)), ("u8", (5,)), ("Half", (4,)), ("string", (9,))]) == 24 + 5 + 8
 
 
-@pytest.mark.parametrize("signed", [False, True])
-@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
-def test_the_product_is_onnx(precision: str, signed: bool, box: Target) -> None:
-    data = product_onnx(16, precision, signed=signed)
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_the_product_is_onnx(precision: str, box: Target) -> None:
+    data = product_onnx(16, precision)
     onnx.checker.check_model(onnx.load_from_string(data), full_check=True)
-    if precision == "fp16":  # ONNX Runtime wants an input of that type, which our sessions never have
-        return
     x = np.random.default_rng(0).uniform(-3, 3, (16, 16)).astype(np.float32)
     outputs = {}
     for name in ON_CPU:
@@ -281,12 +275,12 @@ def test_the_product_is_onnx(precision: str, signed: bool, box: Target) -> None:
 @pytest.mark.parametrize("engine", ON_CPU)
 def test_limits_are_measured_once(engine: str, box: Target, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "MAX_ARRAY", 32 << 20)
-    assert product_gmacs(engine, box, "int8", 96) == product_gmacs(engine, box, "int8", 96) > 0
+    monkeypatch.setattr(limits, "PRODUCT_SIZES", (96,))
+    assert product_gmacs(engine, box, "int8") == product_gmacs(engine, box, "int8") > 0
     found = ENGINES[engine].instrument({"p.onnx": product_onnx(96, "int8")}, box)
     found(np.zeros((96, 96), np.float32))
     assert [row.precision for row in found.finish() if row.macs] == ["int8"], "the peak of int8 is that of int8 kernels"
     assert copy_gbytes(1) == copy_gbytes(1) > 0
-    monkeypatch.setattr(limits, "PRODUCT_SIZE", 64)
     both = measured_limits(engine, box, ["fp32", "fp32"])
     assert set(both.gmacs) == {"fp32"}
     assert both.gbytes == copy_gbytes(box.threads)
@@ -298,22 +292,3 @@ def test_the_last_level_cache_is_the_largest(tmp_path: Path) -> None:
         (tmp_path / f"index{i}" / "size").write_text(size + "\n")
     assert last_level_cache(tmp_path) == 32 << 20
     assert last_level_cache(tmp_path / "none") == 0
-
-
-def test_the_gpu_is_measured_by_a_copy_in_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    calls: list[str] = []
-
-    class Driver:
-        def __getattr__(self, call: str) -> Any:
-            def run(*arguments: Any) -> int:
-                if call == "cuDeviceGetCount":
-                    arguments[0]._obj.value = 1
-                calls.append(call)
-                return 0
-
-            return run
-
-    monkeypatch.setattr(limits, "driver", Driver)
-    assert limits.gpu_gbytes(1 << 10) > 0
-    assert calls.count("cuMemcpyDtoDAsync_v2") == calls.count("cuStreamSynchronize") == limits.REPEATS
-    assert calls.count("cuMemAlloc_v2") == calls.count("cuMemFree_v2") == 2

@@ -67,10 +67,11 @@ def profile_layers(
             fix="update the engine, or profile without --per-layer",
         )
     infer_ms, watched_ms = float(np.median(taken["plain"].ns)) / 1e6, float(np.median(_timed(walls, rounds)))
+    multiplying = [op.precision for op in operators if op.macs and op.precision]
     found = None
-    if limits:
+    if limits and multiplying:  # TensorRT does not tell what its kernels multiply: no place under a roof is known
         park()
-        found = measured_limits(engine, target, [op.precision for op in operators if op.macs and op.precision])
+        found = measured_limits(engine, target, multiplying)
     rows = _rows(operators, infer_ms, rounds, found)
     return Layers(
         rows=tuple(rows), infer_ms=infer_ms, instrumented_ms=watched_ms, overhead=watched_ms / infer_ms - 1,

@@ -8,27 +8,25 @@ import numpy as np
 from numpy.typing import NDArray
 
 IR_VERSION, OPSET = 10, 20
-_TYPES = {"float32": 1, "uint8": 2, "int8": 3, "float16": 10}  # TensorProto.DataType
+_TYPES = {"float32": 1, "uint8": 2, "int8": 3}  # TensorProto.DataType
 
 
-def product_onnx(size: int, precision: str, *, signed: bool = False) -> bytes:
-    """Return (size, size) @ constant (size, size) in fp32, fp16 or int8, as edgemae's own graphs spell it.
+def product_onnx(size: int, precision: str) -> bytes:
+    """Return (size, size) @ constant (size, size) in fp32 or int8, as edgemae's own graphs spell it.
 
-    int8 is Gemm between QuantizeLinear / DequantizeLinear pairs with 7-bit weights, activations uint8 or, with
-    `signed`, int8. Field numbers are those of onnx.proto.
+    int8 is Gemm between QuantizeLinear / DequantizeLinear pairs with uint8 activations and 7-bit weights. Field numbers
+    are those of onnx.proto.
     """
     rng = np.random.default_rng(0)
-    if precision != "int8":
-        dtype = np.float16 if precision == "fp16" else np.float32
-        weight = (rng.standard_normal((size, size)) / size**0.5).astype(dtype)
-        return _model([_node("Gemm", ["x", "w"], "y")], {"w": weight}, size, np.dtype(dtype).name)
-    quantized = np.int8 if signed else np.uint8
+    if precision == "fp32":
+        weight = (rng.standard_normal((size, size)) / size**0.5).astype(np.float32)
+        return _model([_node("Gemm", ["x", "w"], "y")], {"w": weight}, size)
     constants: dict[str, NDArray[np.generic]] = {
         "w_int8": rng.integers(-63, 64, (size, size)).astype(np.int8),
         "w_scale": np.array(1 / 64, np.float32),
         "w_zero": np.array(0, np.int8),
         "x_scale": np.array(1 / 32, np.float32),
-        "x_zero": np.array(0 if signed else 128, quantized),
+        "x_zero": np.array(128, np.uint8),
     }
     nodes = [
         _node("QuantizeLinear", ["x", "x_scale", "x_zero"], "x_q"),
@@ -36,14 +34,14 @@ def product_onnx(size: int, precision: str, *, signed: bool = False) -> bytes:
         _node("DequantizeLinear", ["w_int8", "w_scale", "w_zero"], "w"),
         _node("Gemm", ["x_dq", "w"], "y"),
     ]
-    return _model(nodes, constants, size, "float32")
+    return _model(nodes, constants, size)
 
 
-def _model(nodes: list[bytes], constants: dict[str, NDArray[np.generic]], size: int, dtype: str) -> bytes:
+def _model(nodes: list[bytes], constants: dict[str, NDArray[np.generic]], size: int) -> bytes:
     graph = [_block(1, node) for node in nodes]
     graph.append(_block(2, b"product"))
     graph += [_block(5, _tensor(name, value)) for name, value in constants.items()]
-    graph += [_block(field, _port(name, (size, size), dtype)) for field, name in ((11, "x"), (12, "y"))]
+    graph += [_block(field, _port(name, (size, size))) for field, name in ((11, "x"), (12, "y"))]
     opset = _number(2, OPSET)
     return _number(1, IR_VERSION) + _block(7, b"".join(graph)) + _block(8, opset)
 
@@ -58,9 +56,9 @@ def _tensor(name: str, value: NDArray[np.generic]) -> bytes:
     return dims + _number(2, _TYPES[value.dtype.name]) + _block(8, name.encode()) + _block(9, value.tobytes())
 
 
-def _port(name: str, shape: tuple[int, ...], dtype: str) -> bytes:
+def _port(name: str, shape: tuple[int, ...]) -> bytes:
     dims = b"".join(_block(1, _number(1, size)) for size in shape)
-    tensor = _number(1, _TYPES[dtype]) + _block(2, dims)
+    tensor = _number(1, _TYPES["float32"]) + _block(2, dims)
     return _block(1, name.encode()) + _block(2, _block(1, tensor))
 
 
