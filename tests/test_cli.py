@@ -338,15 +338,28 @@ def test_profile_is_one_object(job: Job, compiled: Ran) -> None:
 
 
 def test_profile_against_another_bundle(job: Job, compiled: Ran, monkeypatch: pytest.MonkeyPatch) -> None:
-    from edgemae.device.latency import interleave
-    from edgemae.device.profiling import against
+    from edgemae.device.profiling import profiler
 
-    monkeypatch.setattr(against, "interleave", lambda runs: interleave(runs, 8, block_ms=4.0))
+    versus = profiler.versus
+    monkeypatch.setattr(profiler, "versus", lambda this, other: versus(this, other, rounds=8))
     ran = edgemae("profile", job.bundle, "--against", job.bundle, "--runs", 44, "--engine", "onnxruntime")
     assert ran.code == (5 if "INVALID" in ran.err else 0)
     assert "against     shapes (onnxruntime" in ran.out
     assert "in turns, 8 rounds" in ran.out
     assert "needs 459 runs" in ran.out
+    refused(edgemae("profile", job.bundle, "--against", "tflite:x"), 2, "unknown prefix 'tflite:'")
+
+
+def test_profile_as_files(job: Job, compiled: Ran, tmp_path: Path) -> None:
+    page, trace = tmp_path / "new" / "page.html", tmp_path / "trace.json"
+    ran = edgemae("profile", job.bundle, "--runs", 44, "--per-layer", "--html", page, "--trace", trace, "--json")
+    layers = ran.json["layers"]
+    assert sum(row["ms"] for row in layers["rows"]) == pytest.approx(layers["infer_ms"])
+    assert layers["unmapped_share"] < 0.05
+    assert "Layer by layer" in page.read_text()
+    events = json.loads(trace.read_text())["traceEvents"]
+    assert len([e for e in events if e.get("cat") == "stage"]) == 3 * 44
+    assert {e["name"] for e in events if e.get("cat") == "stage"} == {"pre", "infer", "post"}
 
 
 def video(path: Path, frames: int) -> Path:
