@@ -60,9 +60,9 @@ class Taken:
         step = math.ceil(len(self.calls) / SERIES_RUNS)
         start = self.samples.at_ns[0]
         return Series(
-            at_s=tuple(((self.samples.at_ns[::step] - start) / 1e9).tolist()),
-            ms=tuple((self.calls[::step] / 1e6).tolist()), disturbed=tuple((~self.samples.clean[::step]).tolist()),
-            kept=step * self.samples.every,
+            at_s=tuple(np.round((self.samples.at_ns[::step] - start) / 1e9, 6).tolist()),
+            ms=tuple(np.round(self.calls[::step] / 1e6, 6).tolist()),
+            disturbed=tuple((~self.samples.clean[::step]).tolist()), kept=step * self.samples.every,
         )  # fmt: skip
 
     def timeline(self) -> tuple[Spans, Marks]:
