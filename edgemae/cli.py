@@ -23,7 +23,6 @@ from edgemae.options import (
     Elastic,
     EngineName,
     Heads,
-    HtmlFile,
     Json,
     Output,
     PlanFlags,
@@ -219,14 +218,12 @@ def evaluate(
 
 @app.command()
 @unfold
-def profile(
-    flags: ProfileFlags, bundle: BundlePath, html: HtmlFile = None, json: Json = False, verbose: Verbose = False
-) -> None:
+def profile(flags: ProfileFlags, bundle: BundlePath, json: Json = False, verbose: Verbose = False) -> None:
     """Measure latency here, with the evidence for believing it: exit 4 for a missed limit, 5 for INVALID figures."""
     from edgemae import profile as measure
 
     start_logging(verbose)
-    console.print_profile(measure(bundle, **flags.wanted()), html, json=json)
+    console.print_profile(measure(bundle, **flags.wanted()), flags.html, json=json)
 
 
 @app.command()

@@ -267,21 +267,15 @@ def print_profile(found: Profile, html: Path | None = None, *, json: bool) -> No
 
     Exits 5 when it is INVALID, else 4 when a limit was missed; the figures are printed all the same, with a warning.
     """
+    from edgemae.device.profiling.page import write_page
+    from edgemae.device.profiling.slo import exit_code
+    from edgemae.device.profiling.text import describe
+
     if html is not None:
-        from edgemae.device.profiling.page import page
-
-        html.parent.mkdir(parents=True, exist_ok=True)
-        html.write_text(page(found), encoding="utf-8")
-    if json:
-        write_json(found)
-    else:
-        from edgemae.device.profiling.text import describe
-
-        sys.stdout.write("\n".join(describe(found)) + "\n")
+        write_page(html, found)
+    write_json(found) if json else sys.stdout.write("\n".join(describe(found)) + "\n")
     if found.verdict != "TRUSTED":
         sys.stderr.write(f"{found.verdict}: {'; '.join(found.reasons)}. Quiet the machine and measure again.\n")
-    from edgemae.device.profiling.slo import exit_code
-
     if missed := [limit.text for limit in found.slo if not limit.passed]:
         sys.stderr.write(f"not shown to be met: {', '.join(missed)}\n")
     if code := exit_code(found):

@@ -141,11 +141,12 @@ class ProfileFlags:
     against: AgainstWhat = None
     per_layer: PerLayer = False
     trace: TraceFile = None
+    html: HtmlFile = None
     engine: EngineName = "auto"
     target: TargetName = None
 
     def wanted(self) -> dict[str, Any]:
-        """Return what `edgemae.profile` takes, as keyword arguments."""
+        """Return what `edgemae.profile` takes, as keyword arguments; the page is made of its result."""
         return {
             "against": self.against, "runs": self.runs, "scenario": self.scenario, "slo": tuple(self.slo or ()),
             "soak": self.soak, "fps": self.fps, "engine": self.engine, "target": self.target,

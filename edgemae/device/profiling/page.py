@@ -10,7 +10,7 @@ from typing import Any
 from edgemae.device.latency.quantiles import Summary
 from edgemae.device.profiling import charts
 from edgemae.device.profiling.draw import number
-from edgemae.device.profiling.record import STAGES, Layers, Profile
+from edgemae.device.profiling.record import STAGES, Layers, Profile, store
 
 SHOWN_LAYERS = 25
 STYLE = Path(__file__).with_name("page.css")
@@ -36,6 +36,11 @@ def page(record: Profile) -> str:
         '<meta name="color-scheme" content="light dark">'
         f"<title>{title}</title><style>{STYLE.read_text()}</style></head><body><main>{''.join(parts)}</main></body></html>\n"
     )
+
+
+def write_page(path: Path, record: Profile) -> None:
+    """Write the page of a profile. Raises StorageError when that cannot be."""
+    store(path, page(record).encode())
 
 
 def _head(record: Profile) -> str:

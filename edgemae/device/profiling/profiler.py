@@ -19,13 +19,13 @@ from edgemae.device.latency.timing import park
 from edgemae.device.profiling.against import against_stored, contender_of, stored_profile
 from edgemae.device.profiling.cold import cold_start
 from edgemae.device.profiling.layers import layers_of
-from edgemae.device.profiling.record import SCENARIOS, Against, EarlyStopping, Profile, Start
+from edgemae.device.profiling.record import SCENARIOS, Against, EarlyStopping, Profile, Start, store
 from edgemae.device.profiling.scenarios import FEWEST_RUNS, RUNNERS, Taken, Wanted
 from edgemae.device.profiling.slo import COLD_STARTS, Slo, judge, parse_slo, runs_for
 from edgemae.device.profiling.soak import first_against_last, parse_soak
 from edgemae.device.profiling.trace import chrome_trace
 from edgemae.device.profiling.versus import Contender, versus
-from edgemae.spec.errors import InputError, StorageError, nearest
+from edgemae.spec.errors import InputError, nearest
 
 if TYPE_CHECKING:
     from edgemae.device.model import Model
@@ -72,7 +72,7 @@ def profile(
             compared, doubts = versus(this, rival)
         layers = layers_of(model) if per_layer else None
         if trace is not None:
-            _write(Path(trace), chrome_trace(*taken.timeline(), layers))
+            store(Path(trace), chrome_trace(*taken.timeline(), layers))
         reasons = [*evidence.reasons, *(f"comparison: {reason}" for reason in (doubts.reasons if doubts else ()))]
         manifest, rung = model.manifest, model.rung
         return Profile(
@@ -162,16 +162,6 @@ def _load(source: str | Path | Model, engine: str, target: str | None, owned: Ex
     from edgemae.device.model import load
 
     return owned.enter_context(load(source, target=target, engine=engine))
-
-
-def _write(path: Path, data: bytes) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(data)
-    except OSError as error:
-        raise StorageError(
-            f"'{path}' cannot be written: {error.strerror}", expected="a writable folder", fix="choose another file"
-        ) from error
 
 
 def _command(path: Path, slo: Sequence[str], options: dict[str, object]) -> str:

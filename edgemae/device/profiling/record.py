@@ -12,7 +12,7 @@ import msgspec
 
 from edgemae.device.latency.interference import Interference
 from edgemae.device.latency.quantiles import Summary
-from edgemae.spec.errors import InputError
+from edgemae.spec.errors import InputError, StorageError
 from edgemae.spec.report import Record
 
 SCHEMA = "edgemae.profile/2"
@@ -195,6 +195,17 @@ class Profile(Record, frozen=True):
     series: Series = Series()
     command: str = ""
     schema: str = SCHEMA
+
+
+def store(path: Path, data: bytes) -> None:
+    """Write a file beside a profile: its page or its timeline. Raises StorageError."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+    except OSError as error:
+        raise StorageError(
+            f"'{path}' cannot be written: {error.strerror}", expected="a writable folder", fix="choose another file"
+        ) from error
 
 
 def read_profile(path: str | Path) -> Profile:

@@ -15,7 +15,7 @@ from edgemae.device.model import Model, load
 from edgemae.device.profiling import arrivals, scenarios
 from edgemae.device.profiling.arrivals import Arrivals
 from edgemae.device.profiling.record import STAGES
-from edgemae.device.profiling.scenarios import FEWEST_RUNS, SERIES_RUNS, Spans, Taken, Wanted, camera, offline, single
+from edgemae.device.profiling.scenarios import FEWEST_RUNS, SERIES_RUNS, Rows, Taken, Wanted, camera, offline, single
 from edgemae.device.profiling.soak import first_against_last, parse_soak
 from edgemae.device.session import Session, Tensors
 from edgemae.spec.errors import CameraError, InputError
@@ -110,7 +110,7 @@ def test_stages_are_of_the_very_runs_that_are_kept(model: Model) -> None:
 
 
 def test_writing_a_row_of_stages_is_cheap_beside_a_run() -> None:
-    spans = Spans(tuple("abcdefghijk"), 1000)
+    spans = Rows(tuple("abcdefghijk"), 1000)
     values = tuple(range(11))
     noted = measure(lambda: spans.note(0, values), min_runs=2000, min_seconds=0).ns
     assert np.quantile(noted, 0.1) < 10_000  # measured: 1 microsecond; 0.5 % of a run of 2 ms
