@@ -26,6 +26,7 @@ from edgemae.options import (
     Output,
     PlanFlags,
     Precisions,
+    RemoteFlags,
     RunFlags,
     Schemes,
     Size,
@@ -181,9 +182,8 @@ def quantize(
     )
     from edgemae import arrows
 
-    console.print_rows(
-        "int8 graphs", arrows.quantize(plan, student, guide, device, **flags.at(output)), json=flags.json
-    )
+    made = arrows.quantize(plan, student, guide, device, **flags.at(output))
+    console.print_rows("int8 graphs", made, json=flags.json)
 
 
 @app.command()
@@ -215,16 +215,19 @@ def evaluate(
 
 
 @app.command()
+@unfold
 def profile(
-    bundle: BundlePath, against: Annotated[Path | None, typer.Option(help="Another bundle, measured in turns.")] = None,
+    there: RemoteFlags, context: typer.Context, bundle: BundlePath,
+    against: Annotated[Path | None, typer.Option(help="Another bundle, measured in turns.")] = None,
     runs: Annotated[int | None, typer.Option(help="Steady runs; default: at least 100 and 3 s.")] = None,
     engine: EngineName = "auto", target: TargetName = None, json: Json = False, verbose: Verbose = False,
 ) -> None:  # fmt: skip
-    """Measure cold, first and steady latency here, with the evidence for believing it."""
+    """Measure cold, first and steady latency, with the evidence for believing it."""
     from edgemae import profile as measure
 
     start_logging(verbose)
-    console.print_profile(measure(bundle, against, runs=runs, engine=engine, target=target), json=json)
+    found = there.profile(bundle, context) or measure(bundle, against, runs=runs, engine=engine, target=target)
+    console.print_profile(found, json=json)
 
 
 @app.command()
@@ -254,9 +257,6 @@ def inspect(
     start_logging(False)
     found = describe(path, heads=teacher_heads or 0, decoder_heads=teacher_decoder_heads or 0)
     console.print_rows(str(path), found, json=json)
-
-
-# ---------------------------------------------------------------- on the device
 
 
 @app.command()

@@ -13,8 +13,11 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 import typer
 
 if TYPE_CHECKING:
+    from edgemae.device.latency import Profile
     from edgemae.spec.sections import Plan
     from edgemae.spec.target import Target
+
+STAY = ("--remote", "--remote-python", "--json", "--verbose")  # of a command line that another machine is given
 
 
 def _print_version(wanted: bool) -> None:
@@ -68,6 +71,43 @@ Schemes = Annotated[
 BundlePath = Annotated[Path, typer.Argument(help="A .edgemae bundle.", metavar="BUNDLE")]
 TeacherPath = Annotated[Path, typer.Argument(help="MAE teacher, with or without a head.", metavar="TEACHER")]
 StudentPath = Annotated[Path, typer.Argument(help="A student.safetensors.", metavar="STUDENT")]
+Remote = Annotated[
+    str | None, typer.Option(
+        "--remote", metavar="USER@HOST[:PORT]",
+        help="Do it on that machine, over ssh with your keys and ssh_config (EDGEMAE_SSH_CONFIG: another one).",
+    )
+]  # fmt: skip
+RemotePython = Annotated[
+    str | None, typer.Option("--remote-python", help="The Python there that has edgemae; default: python3.")
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RemoteFlags:
+    """Flags of the verbs that another machine can do."""
+
+    remote: Remote = None
+    remote_python: RemotePython = None
+
+    def profile(self, bundle: Path, context: typer.Context) -> Profile | None:
+        """Return the profile that another machine took of a bundle with the options given here; None without --remote.
+
+        Raises InputError for --remote-python alone.
+        """
+        from edgemae.spec.errors import InputError
+
+        if self.remote is None and self.remote_python is None:
+            return None
+        if self.remote is None:
+            raise InputError(
+                "--remote-python says which Python another machine uses, and no machine is named",
+                expected="--remote user@host with it",
+                fix="add --remote, or leave --remote-python out",
+            )
+        from edgemae.device.latency import read_profile
+        from edgemae.remote import profile_there
+
+        return read_profile(profile_there(bundle, self.remote, given(context), self.remote_python or "python3"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,6 +182,21 @@ def unfold(verb: Callable[..., None]) -> Callable[..., None]:
     unfolded.__signature__ = inspect.Signature([*own, *rest])  # type: ignore[attr-defined]
     unfolded.__annotations__ = hints | shared
     return unfolded
+
+
+def given(context: typer.Context) -> list[tuple[str, str]]:
+    """Return the options of a verb's command line as they may be passed on to another machine; a flag's value is ""."""
+    found = []
+    for option in context.command.params:
+        name, spelled = str(option.name), option.opts[0]
+        source, value = context.get_parameter_source(name), context.params.get(name)
+        if source is None or source.name != "COMMANDLINE" or spelled in STAY or not spelled.startswith("--"):
+            continue
+        if value is False:
+            spelled = option.secondary_opts[0]  # --no-...
+        values = value if isinstance(value, (list, tuple)) else [value]
+        found += [(spelled, "" if isinstance(one, bool) else str(one)) for one in values]
+    return found
 
 
 def find_targets(names: Sequence[str | None] | None = None, precisions: Sequence[str] | None = None) -> list[Target]:
