@@ -183,9 +183,8 @@ def quantize(
     )
     from edgemae import arrows
 
-    console.print_rows(
-        "int8 graphs", arrows.quantize(plan, student, guide, device, **flags.at(output)), json=flags.json
-    )
+    made = arrows.quantize(plan, student, guide, device, **flags.at(output))
+    console.print_rows("int8 graphs", made, json=flags.json)
 
 
 @app.command()
@@ -218,12 +217,15 @@ def evaluate(
 
 @app.command()
 @unfold
-def profile(flags: ProfileFlags, bundle: BundlePath, json: Json = False, verbose: Verbose = False) -> None:
-    """Measure latency here, with the evidence for believing it: exit 4 for a missed limit, 5 for INVALID figures."""
+def profile(
+    flags: ProfileFlags, context: typer.Context, bundle: BundlePath, json: Json = False, verbose: Verbose = False
+) -> None:
+    """Measure latency, with the evidence for believing it: exit 4 for a missed limit, 5 for INVALID figures."""
     from edgemae import profile as measure
 
     start_logging(verbose)
-    console.print_profile(measure(bundle, **flags.wanted()), flags.html, json=json)
+    found = flags.elsewhere(bundle, context) or measure(bundle, **flags.wanted())
+    console.print_profile(found, flags.html, json=json)
 
 
 @app.command()
@@ -253,9 +255,6 @@ def inspect(
     start_logging(False)
     found = describe(path, heads=teacher_heads or 0, decoder_heads=teacher_decoder_heads or 0)
     console.print_rows(str(path), found, json=json)
-
-
-# ---------------------------------------------------------------- on the device
 
 
 @app.command()

@@ -13,8 +13,11 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 import typer
 
 if TYPE_CHECKING:
+    from edgemae.device.profiling.record import Profile
     from edgemae.spec.sections import Plan
     from edgemae.spec.target import Target
+
+STAY = ("--remote", "--remote-python", "--html", "--json", "--verbose")  # of a command line that another machine is given
 
 
 def _print_version(wanted: bool) -> None:
@@ -81,6 +84,15 @@ AgainstWhat = Annotated[str | None, typer.Option(
 BundlePath = Annotated[Path, typer.Argument(help="A .edgemae bundle.", metavar="BUNDLE")]
 TeacherPath = Annotated[Path, typer.Argument(help="MAE teacher, with or without a head.", metavar="TEACHER")]
 StudentPath = Annotated[Path, typer.Argument(help="A student.safetensors.", metavar="STUDENT")]
+Remote = Annotated[
+    str | None, typer.Option(
+        "--remote", metavar="USER@HOST[:PORT]",
+        help="Do it on that machine, over ssh with your keys and ssh_config (EDGEMAE_SSH_CONFIG: another one).",
+    )
+]  # fmt: skip
+RemotePython = Annotated[
+    str | None, typer.Option("--remote-python", help="The Python there that has edgemae; default: python3.")
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,6 +154,8 @@ class ProfileFlags:
     per_layer: PerLayer = False
     trace: TraceFile = None
     html: HtmlFile = None
+    remote: Remote = None
+    remote_python: RemotePython = None
     engine: EngineName = "auto"
     target: TargetName = None
 
@@ -152,6 +166,28 @@ class ProfileFlags:
             "soak": self.soak, "fps": self.fps, "engine": self.engine, "target": self.target,
             "per_layer": self.per_layer, "trace": self.trace,
         }  # fmt: skip
+
+    def elsewhere(self, bundle: Path, context: typer.Context) -> Profile | None:
+        """Return the profile that another machine took of a bundle with the options given here; None without --remote.
+
+        Raises InputError for --remote-python alone, and for a timeline, which would stay there.
+        """
+        from edgemae.spec.errors import InputError
+
+        if self.remote is None and self.remote_python is None:
+            return None
+        if self.remote is None or self.trace is not None:
+            raise InputError(
+                "--remote-python says which Python another machine uses, and no machine is named"
+                if self.remote is None
+                else "--trace writes a file where the runs are, and --remote brings back the record alone",
+                expected="--remote user@host, with --remote-python or without, and no --trace",
+                fix="correct the options, or profile with --trace on that machine",
+            )
+        from edgemae.device.profiling.record import read_profile
+        from edgemae.remote import profile_there
+
+        return read_profile(profile_there(bundle, self.remote, given(context), self.remote_python or "python3"))
 
 
 def _count(place: str) -> int:
@@ -180,6 +216,21 @@ def unfold(verb: Callable[..., None]) -> Callable[..., None]:
     unfolded.__signature__ = inspect.Signature([*own, *rest])  # type: ignore[attr-defined]
     unfolded.__annotations__ = hints | shared
     return unfolded
+
+
+def given(context: typer.Context) -> list[tuple[str, str]]:
+    """Return the options of a verb's command line as they may be passed on to another machine; a flag's value is ""."""
+    found = []
+    for option in context.command.params:
+        name, spelled = str(option.name), option.opts[0]
+        source, value = context.get_parameter_source(name), context.params.get(name)
+        if source is None or source.name != "COMMANDLINE" or spelled in STAY or not spelled.startswith("--"):
+            continue
+        if value is False:
+            spelled = option.secondary_opts[0]  # --no-...
+        values = value if isinstance(value, (list, tuple)) else [value]
+        found += [(spelled, "" if isinstance(one, bool) else str(one)) for one in values]
+    return found
 
 
 def find_targets(names: Sequence[str | None] | None = None, precisions: Sequence[str] | None = None) -> list[Target]:

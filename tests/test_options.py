@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import inspect
 from pathlib import Path
+from typing import Annotated
 
 import pytest
 import typer
 
 from edgemae.cli import app
-from edgemae.options import PlanFlags, RunFlags, TeacherFlags, default_target, find_targets, unfold
+from edgemae.options import PlanFlags, RemoteFlags, RunFlags, TeacherFlags, default_target, find_targets, given, unfold
 from edgemae.spec.errors import PlanError, TargetError
 from edgemae.spec.target import list_targets
 from tests.tiny import write_target
@@ -68,3 +69,23 @@ def test_precisions_are_kept_in_the_targets_order(tmp_path: Path) -> None:
     assert find_targets([str(own)], ["fp32", "fp16"])[0].precisions == ("fp16", "fp32")
     with pytest.raises(TargetError, match=r"no precision 'int4'\. Did you mean 'int8'"):
         find_targets([str(own)], ["int4"])
+
+
+def test_what_was_given_can_be_passed_on_to_another_machine() -> None:
+    seen = []
+    small = typer.Typer()
+
+    @small.command()
+    @unfold
+    def verb(
+        there: RemoteFlags, context: typer.Context, bundle: str, scenario: str = "single", soak: float = 0.0,
+        per_layer: bool = False, cold: Annotated[bool, typer.Option("--cold/--no-cold")] = True,
+        slo: list[str] | None = None, json: bool = False,
+    ) -> None:  # fmt: skip
+        seen.append((there.remote, given(context)))
+
+    line = "b.edgemae --remote me@device --slo p99<33ms --soak 2.5 --slo fps>25 --per-layer --no-cold --json"
+    small(line.split(), standalone_mode=False)
+    small(["b.edgemae"], standalone_mode=False)
+    passed = [("--soak", "2.5"), ("--per-layer", ""), ("--no-cold", ""), ("--slo", "p99<33ms"), ("--slo", "fps>25")]
+    assert seen == [("me@device", passed), (None, [])]

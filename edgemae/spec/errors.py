@@ -17,6 +17,7 @@ EdgemaeError
 │   ├── EngineRuntimeError    an engine is installed but failed to build or to run
 │   ├── SelfCheckError        an engine here does not compute what was measured
 │   ├── CameraError           a frame source that cannot be opened
+│   ├── RemoteError           another machine that cannot be reached or used
 │   └── StorageError          a full or read-only disk
 └── InternalError             our bug               exit 1
 """
@@ -113,6 +114,10 @@ class SelfCheckError(MachineError):
 
 class CameraError(MachineError):
     code = "camera"
+
+
+class RemoteError(MachineError):
+    code = "remote"
 
 
 class StorageError(MachineError):

@@ -26,6 +26,7 @@ EXIT_CODES = {
     "EngineRuntimeError": 5,
     "SelfCheckError": 5,
     "CameraError": 5,
+    "RemoteError": 5,
     "StorageError": 5,
     "InternalError": 1,
 }
