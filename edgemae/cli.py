@@ -24,6 +24,7 @@ from edgemae.options import (
     EngineName,
     Heads,
     Json,
+    Measure,
     Output,
     PlanFlags,
     Precisions,
@@ -268,12 +269,12 @@ def verify(bundle: BundlePath, engine: EngineName = "auto", target: TargetName =
 
 
 @app.command()
-def finalize(bundle: BundlePath, target: TargetName = None, json: Json = False) -> None:
+def finalize(bundle: BundlePath, target: TargetName = None, measure: Measure = True, json: Json = False) -> None:
     """Make a bundle ready on this device: build its engines into the cache, prove each, profile the first."""
     from edgemae import judging
 
     start_logging(False)
-    console.print_rows("ready", judging.finalize(bundle, target), json=json)
+    console.print_rows("ready", judging.finalize(bundle, target, measure=measure), json=json)
 
 
 @app.command()

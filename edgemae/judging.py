@@ -202,11 +202,11 @@ def _describe_bundle(bundle: Bundle) -> dict[str, Any]:
 # ---------------------------------------------------------------- on the device
 
 
-def finalize(path: Path, target: str | None) -> dict[str, Any]:
+def finalize(path: Path, target: str | None, *, measure: bool = True) -> dict[str, Any]:
     """Make a bundle ready on this device: build its engines into the cache, prove each, profile the first that works.
 
-    The profile stays in the bundle, with a page. Raises EngineMissingError or EngineRuntimeError when no rung works;
-    SelfCheckError as soon as one computes wrongly.
+    The profile stays in the bundle, with a page; without `measure` the bundle stays as it is. Raises EngineMissingError
+    or EngineRuntimeError when no rung works; SelfCheckError as soon as one computes wrongly.
     """
     rungs, errors = [], []
     first = ""
@@ -220,9 +220,11 @@ def finalize(path: Path, target: str | None) -> dict[str, Any]:
             errors.append(error)
     if not first:
         raise errors[0]
+    ready = {"bundle": str(path), "engine": first, "engines": rungs}
+    if not measure:
+        return ready
     found = profile(path, engine=first, target=target, per_layer=True)
-    return {"bundle": str(path), "engine": first, "engines": rungs, "verdict": found.verdict,
-            "reasons": found.reasons, "cold_ms": found.start and found.start.cold_ms,
+    return {**ready, "verdict": found.verdict, "reasons": found.reasons, "cold_ms": found.start and found.start.cold_ms,
             "steady": msgspec.to_builtins(found.steady), "page": keep(path, found)}  # fmt: skip
 
 

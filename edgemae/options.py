@@ -17,7 +17,13 @@ if TYPE_CHECKING:
     from edgemae.spec.sections import Plan
     from edgemae.spec.target import Target
 
-STAY = ("--remote", "--remote-python", "--html", "--json", "--verbose")  # of a command line that another machine is given
+STAY = (
+    "--remote",
+    "--remote-python",
+    "--html",
+    "--json",
+    "--verbose",
+)  # of a command line that another machine is given
 
 
 def _print_version(wanted: bool) -> None:
@@ -75,6 +81,7 @@ Slo = Annotated[
 Soak = Annotated[str | None, typer.Option(help="Run for so long, e.g. 10m; first against last minute.")]
 Fps = Annotated[float, typer.Option(help="Rate of the camera in --scenario camera.")]
 Runs = Annotated[int | None, typer.Option(help="Steady runs; default: at least 100 and 3 s, more for --slo.")]
+Measure = Annotated[bool, typer.Option("--profile/--no-profile", help="Also profile, and keep that in the bundle.")]
 PerLayer = Annotated[bool, typer.Option("--per-layer", help="Also where an inference spends its time.")]
 TraceFile = Annotated[Path | None, typer.Option(help="Write a timeline for chrome://tracing or ui.perfetto.dev.")]
 HtmlFile = Annotated[Path | None, typer.Option("--html", help="Also write the profile as a page.")]

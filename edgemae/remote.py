@@ -42,7 +42,7 @@ def profile_there(
         flat = [part for name, values in passed.items() for value in values for part in (name, value) if part]
         target = ["--target", passed["--target"][-1]] if "--target" in passed else []
         codes, outputs = far.run([
-            [*program, "finalize", there, *target, "--json"],
+            [*program, "finalize", there, *target, "--no-profile", "--json"],
             [*program, "profile", there, *flat, "--json"],
         ])  # fmt: skip
         found = _answer(far, codes, outputs)

@@ -10,8 +10,8 @@ import pytest
 import typer
 
 from edgemae.cli import app
-from edgemae.options import PlanFlags, RemoteFlags, RunFlags, TeacherFlags, default_target, find_targets, given, unfold
-from edgemae.spec.errors import PlanError, TargetError
+from edgemae.options import PlanFlags, ProfileFlags, RunFlags, TeacherFlags, default_target, find_targets, given, unfold
+from edgemae.spec.errors import InputError, PlanError, TargetError
 from edgemae.spec.target import list_targets
 from tests.tiny import write_target
 
@@ -78,14 +78,29 @@ def test_what_was_given_can_be_passed_on_to_another_machine() -> None:
     @small.command()
     @unfold
     def verb(
-        there: RemoteFlags, context: typer.Context, bundle: str, scenario: str = "single", soak: float = 0.0,
-        per_layer: bool = False, cold: Annotated[bool, typer.Option("--cold/--no-cold")] = True,
-        slo: list[str] | None = None, json: bool = False,
+        flags: ProfileFlags, context: typer.Context, bundle: str,
+        cold: Annotated[bool, typer.Option("--cold/--no-cold")] = True, json: bool = False,
     ) -> None:  # fmt: skip
-        seen.append((there.remote, given(context)))
+        seen.append((flags.remote, given(context)))
 
-    line = "b.edgemae --remote me@device --slo p99<33ms --soak 2.5 --slo fps>25 --per-layer --no-cold --json"
+    line = (
+        "b.edgemae --remote me@device --slo p99<33ms --soak 2.5 --slo fps>25 --per-layer --no-cold --html p.html --json"
+    )
     small(line.split(), standalone_mode=False)
     small(["b.edgemae"], standalone_mode=False)
     passed = [("--soak", "2.5"), ("--per-layer", ""), ("--no-cold", ""), ("--slo", "p99<33ms"), ("--slo", "fps>25")]
-    assert seen == [("me@device", passed), (None, [])]
+    assert [remote for remote, _ in seen] == ["me@device", None]
+    assert sorted(seen[0][1]) == sorted(passed)  # the page is drawn here
+    assert seen[1][1] == []
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (ProfileFlags(remote_python="python3"), "no machine is named"),
+        (ProfileFlags(remote="me@device", trace=Path("t.json")), "--trace writes a file where the runs are"),
+    ],
+)
+def test_what_cannot_be_done_elsewhere_is_told(flags: ProfileFlags, said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        flags.elsewhere(Path("b.edgemae"), None)  # type: ignore[arg-type]

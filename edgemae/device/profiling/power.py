@@ -148,6 +148,14 @@ class PowerSampler:
         self._ticks = 0  # the last reading is of everything
         self.tick(time.monotonic())
 
+    @property
+    def measures_power(self) -> bool:
+        return bool(self._power)
+
+    @property
+    def blind(self) -> bool:
+        return not (self._power or self._heat or self._clocks or self._gpus or self._witnesses)
+
     def tick(self, now_s: float) -> None:
         """Read once, at a time in s of a clock that never goes back."""
         self._span_s = (self._span_s[0] if self._span_s else now_s, now_s)
@@ -205,7 +213,7 @@ class PowerSampler:
             sensors=tuple(sensor for track in tracks if (sensor := self._sensor(track))),
             idle_w=idle_w, run_w=run_w, energy_mj=energy_mj,
             throttled=bool(self.throttle_reasons) if could_tell else None,
-            mode=power_mode(self._root), absent=tuple(absent),
+            throttle=self.throttle_reasons, mode=power_mode(self._root), absent=tuple(absent),
         )  # fmt: skip
 
     def _watch(self) -> None:

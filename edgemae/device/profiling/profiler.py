@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,7 +19,8 @@ from edgemae.device.latency.timing import park
 from edgemae.device.profiling.against import against_stored, contender_of, stored_profile
 from edgemae.device.profiling.cold import cold_start
 from edgemae.device.profiling.layers import layers_of
-from edgemae.device.profiling.record import SCENARIOS, Against, EarlyStopping, Profile, Start, store
+from edgemae.device.profiling.power import PowerSampler
+from edgemae.device.profiling.record import SCENARIOS, Against, EarlyStopping, Power, Profile, Start, store
 from edgemae.device.profiling.scenarios import FEWEST_RUNS, RUNNERS, Taken, Wanted
 from edgemae.device.profiling.slo import COLD_STARTS, Slo, judge, parse_slo, runs_for
 from edgemae.device.profiling.soak import first_against_last, parse_soak
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
 MIN_RUNS = {"single": 100, "offline": 320, "camera": 100}
 MIN_SECONDS = 3.0
+IDLE_S = 2.0  # of rest, before power is read under load
 FASTEST_FPS = 1000.0
 
 
@@ -62,7 +64,7 @@ def profile(
         rival = contender_of(str(against), model.path, engine, own) if against and stored is None else None
         start = _start(model, own, COLD_STARTS if any(limit.metric == "cold" for limit in limits) else 1)
         park()
-        taken = RUNNERS[scenario](model, wanted)
+        taken, power = _with_power(lambda: RUNNERS[scenario](model, wanted))
         steady, evidence = summarise(taken.calls), taken.samples.interference
         compared: Against | None = None
         doubts: Interference | None = None
@@ -73,17 +75,19 @@ def profile(
         layers = layers_of(model) if per_layer else None
         if trace is not None:
             store(Path(trace), chrome_trace(*taken.timeline(), layers))
-        reasons = [*evidence.reasons, *(f"comparison: {reason}" for reason in (doubts.reasons if doubts else ()))]
+        reasons = [*evidence.reasons, *power.throttle]
+        reasons += [f"comparison: {reason}" for reason in (doubts.reasons if doubts else ())]
+        verdicts = (evidence.verdict, *(["NOISY"] if power.throttle else ()), *([doubts.verdict] if doubts else ()))
         manifest, rung = model.manifest, model.rung
         return Profile(
-            verdict=worst(evidence.verdict, *([doubts.verdict] if doubts else [])), reasons=tuple(reasons),
+            verdict=worst(*verdicts), reasons=tuple(reasons),
             name=manifest.name, version=manifest.version, bundle_sha256=model.sha256, target=model.target.name,
             engine=rung.engine, precision=rung.precision, scheme=rung.scheme, scenario=scenario, steady=steady,
             stages={name: summarise(ns) for name, ns in taken.stages.items()}, start=start, interference=evidence,
             machine=machine, created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), throughput=taken.throughput,
             camera=taken.camera, early_stopping=_early_stopping(scenario, taken),
             slo=tuple(judge(limit, taken, start) for limit in limits), against=compared,
-            layers=layers, soak=first_against_last(taken) if soak else None, series=taken.series(),
+            layers=layers, power=power, soak=first_against_last(taken) if soak else None, series=taken.series(),
             command=_command(model.path, slo, {
                 "--scenario": scenario, "--against": against,
                 "--runs": runs, "--soak": soak, "--fps": fps if scenario == "camera" else None,
@@ -132,6 +136,24 @@ def _start(model: Model, target: str, processes: int) -> Start:
     middle = {key: float(np.median([one[key] for one in found])) for key in found[0]}
     slowest = max(one["cold_ms"] for one in found) if processes >= COLD_STARTS else None
     return Start(**middle, runs=processes, cold_high_ms=slowest)
+
+
+def _with_power(work: Callable[[], Taken], root: str | Path = "/") -> tuple[Taken, Power]:
+    """Run a scenario, and read power and heat beside it.
+
+    Where a rail tells of power, 2 s of rest come first: energy is what the runs took above them. Where nothing can be
+    read, nothing is: no thread runs beside the work.
+    """
+    busy, idle = PowerSampler(root), None
+    if busy.blind:
+        return work(), busy.result()
+    if busy.measures_power:
+        with PowerSampler(root) as rest:
+            time.sleep(IDLE_S)
+        idle = rest.result()
+    with busy:
+        taken = work()
+    return taken, busy.result(runs=len(taken.calls), idle=idle)
 
 
 def _early_stopping(scenario: str, taken: Taken) -> tuple[EarlyStopping, ...]:

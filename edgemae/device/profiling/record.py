@@ -140,6 +140,7 @@ class Power(Record, frozen=True):
     run_w: float | None = None
     energy_mj: float | None = None  # of one inference above idle
     throttled: bool | None = None
+    throttle: tuple[str, ...] = ()  # every sign that heat or current took speed away
     mode: str = ""  # nvpmodel, platform profile
     absent: tuple[str, ...] = ()  # what was looked for and is not there
 

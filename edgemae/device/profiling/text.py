@@ -71,6 +71,11 @@ def _facts(found: Profile) -> list[str]:
         how, unit = ("", "frames/s") if estimate.name == "Offline" else (" (early stopping)", "ms")
         value = f"needs {estimate.needed} runs" if estimate.value is None else f"{estimate.value:.3f} {unit}"
         lines.append(f"MLPerf      {estimate.name}{how}: {value}")
+    if (power := found.power) is not None:
+        shown = [f"{s.name} {s.mean:.4g} {s.unit} (at most {s.max:.4g})" for s in power.sensors]
+        shown += [f"{power.energy_mj:.2f} mJ a call above idle"] if power.energy_mj is not None else []
+        shown += [power.mode] if power.mode else []
+        lines += [f"power       {', '.join(shown)}"] if shown else []
     if (soak := found.soak) is not None:
         slower = "it got slower" if soak.slower else "no slow-down shown"
         longer = _interval(soak.ratio, soak.ratio_low, soak.ratio_high)

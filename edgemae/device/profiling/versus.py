@@ -123,37 +123,39 @@ class _Process:
         try:
             stdin.write(json.dumps(order).encode() + b"\n")
             stdin.flush()
-            line = self._line(timeout_s)
+            line: bytes | None = self._line(timeout_s)
         except BrokenPipeError:
             line = b""
         if not line:
-            raise self._gone(timeout_s)
+            raise self._silent(timeout_s if line is None else None)
         answer: dict[str, Any] = json.loads(line)
         if "error" in answer:
             raise error_of(answer["error"])
         return answer
 
-    def _line(self, timeout_s: float) -> bytes:
-        """Return the next line, b"" when the process ended or the time is over."""
+    def _line(self, timeout_s: float) -> bytes | None:
+        """Return the next line, b"" when the process has ended, None when the time is over."""
         stdout, end = self._process.stdout, time.monotonic() + timeout_s
         assert stdout is not None
         while b"\n" not in self._rest:
             ready, _, _ = select.select([stdout], [], [], max(0.0, end - time.monotonic()))
-            part = os.read(stdout.fileno(), 1 << 16) if ready else b""
+            if not ready:
+                return None
+            part = os.read(stdout.fileno(), 1 << 16)
             if not part:
                 return b""
             self._rest += part
         line, _, self._rest = self._rest.partition(b"\n")
         return line
 
-    def _gone(self, timeout_s: float) -> EdgemaeError:
-        try:
-            code: int | None = self._process.wait(0.5)  # its end is seen in the pipe before it is gone
-        except subprocess.TimeoutExpired:
-            code = None
+    def _silent(self, waited_s: float | None) -> EdgemaeError:
+        """Return the error for a process that has ended, or that said nothing for `waited_s`."""
+        if waited_s is None:
+            state = f"ended with status {self._process.wait(10)}"  # its end is seen in the pipe before it is gone
+        else:
+            state = f"gave no answer within {waited_s:.0f} s"
         self._stderr.seek(0)
         said = self._stderr.read().decode(errors="replace").strip().splitlines()[-1:] or ["it said nothing"]
-        state = f"gave no answer within {timeout_s:.0f} s" if code is None else f"ended with status {code}"
         return EngineRuntimeError(
             f"the process that holds '{self.contender.path}' {state}: {said[0]}",
             expected="a contender that loads and runs here",

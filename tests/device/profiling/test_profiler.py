@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -317,3 +320,51 @@ def test_a_bundle_for_another_machine_is_refused(
     board = msgspec.structs.replace(box, name="board", engines=("tensorrt",))
     with pytest.raises(EngineMissingError, match="'tensorrt' is not installed"):
         profile(make_bundle(engines=("tensorrt",), target=board), runs=20)
+
+
+# ---------------------------------------------------------------- power beside the runs
+
+
+def test_nothing_to_read_means_no_thread(tmp_path: Path) -> None:
+    threads = threading.active_count()
+    seen: list[int] = []
+    taken, power = profiler._with_power(lambda: seen.append(threading.active_count()) or "taken", tmp_path)  # type: ignore[arg-type,func-returns-value]
+    assert (taken, seen) == ("taken", [threads])
+    assert power.sensors == ()
+    assert power.absent
+
+
+def test_energy_is_what_a_rail_says_above_rest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rail = tmp_path / "sys/class/powercap/intel-rapl:0"
+    rail.mkdir(parents=True)
+    for name, text in (("name", "package-0"), ("max_energy_range_uj", "262143328850"), ("energy_uj", "0")):
+        (rail / name).write_text(text)
+    monkeypatch.setattr(profiler, "IDLE_S", 1.2)
+    watts, stop = [1.0], threading.Event()
+
+    def burn() -> None:
+        start, joules = time.monotonic(), 0.0
+        while not stop.wait(0.02):
+            now = time.monotonic()
+            joules, start = joules + watts[0] * (now - start), now
+            (rail / "energy_uj.new").write_text(str(round(joules * 1e6)))
+            os.replace(rail / "energy_uj.new", rail / "energy_uj")
+
+    class Runs:
+        calls = range(100)
+
+    def work() -> Runs:
+        watts[0] = 6.0
+        time.sleep(2.0)
+        return Runs()
+
+    thread = threading.Thread(target=burn)
+    thread.start()
+    try:
+        _, power = profiler._with_power(work, tmp_path)  # type: ignore[arg-type]
+    finally:
+        stop.set()
+        thread.join()
+    assert power.idle_w == pytest.approx(1.0, rel=0.25)
+    assert power.run_w == pytest.approx(6.0, rel=0.25)
+    assert power.energy_mj == pytest.approx(1e3 * 5 * 2 / 100, rel=0.35)  # 5 W above rest, 2 s, 100 runs
