@@ -17,7 +17,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from edgemae.device.engines.openvino import silence_telemetry
+from edgemae.device.engines.openvino import shared_core, silence_telemetry
 from edgemae.device.profiling.modules import module_of
 from edgemae.quantize.linear import find_linears
 from edgemae.spec.errors import EngineMissingError
@@ -48,7 +48,7 @@ def quantize_ir(data: bytes, images: Floats, alpha: float) -> dict[str, bytes]:
     """
     openvino, nncf = load_openvino()
     estimators = import_module("nncf.quantization.range_estimator")
-    core = openvino.Core()
+    core = shared_core()
     with _quiet():
         model = core.read_model(data)
         options = nncf.AdvancedQuantizationParameters(
@@ -72,13 +72,13 @@ def ir_of(data: bytes) -> dict[str, bytes]:
     """Return {"model.xml", "model.bin"} of a Q/DQ ONNX graph (bytes) with uint8 inputs, its scales as they are."""
     openvino, _ = load_openvino()
     with _quiet():
-        return _files(openvino, openvino.Core().read_model(data))
+        return _files(openvino, shared_core().read_model(data))
 
 
 def openvino_session(files: dict[str, bytes]) -> Callable[[Floats], list[Any]]:
     """Return a function that runs IR bytes on this CPU, outputs in the order of the graph."""
     openvino, _ = load_openvino()
-    core = openvino.Core()
+    core = shared_core()
     weights = openvino.Tensor(np.frombuffer(files["model.bin"], np.uint8))
     model = core.read_model(files["model.xml"].decode().encode(), weights)
     compiled = core.compile_model(model, "CPU", {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": 2})

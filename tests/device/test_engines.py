@@ -22,10 +22,10 @@ from edgemae.device import cuda as cuda_room
 from edgemae.device import engines, isa
 from edgemae.device.cuda import Cuda
 from edgemae.device.engines import ENGINES, Engine, Session, find_engine, onnxruntime, open_session, openvino, tensorrt
-from edgemae.device.engines._tensorrt_layers import Watch
 from edgemae.device.isa import cpu_flags, machine_facts, u8s8_saturates
 from edgemae.device.onnx_scan import refuse_external_data
 from edgemae.device.profiling.modules import module_of
+from edgemae.device.tensorrt_layers import Watch
 from edgemae.spec.errors import EngineMissingError, EngineRuntimeError, InputError
 from edgemae.spec.target import ENGINE_NAMES, Target
 
@@ -100,9 +100,9 @@ def test_threads_are_those_of_the_target(graph: dict[str, bytes], box: Target) -
     three = onnxruntime._options(runtime, msgspec.structs.replace(box, threads=3))
     assert (three.intra_op_num_threads, three.inter_op_num_threads) == (3, 1)
     assert three.get_session_config_entry("session.intra_op.allow_spinning") == "0"
-    from openvino import Core
 
-    network = Core().compile_model(Core().read_model(graph["graph/fp32.onnx"]), "CPU", openvino._options(box))
+    core = openvino.shared_core()
+    network = core.compile_model(core.read_model(graph["graph/fp32.onnx"]), "CPU", openvino._options(box))
     assert network.get_property("INFERENCE_NUM_THREADS") == box.threads == 1
     assert network.get_property("NUM_STREAMS") == 1
 
@@ -128,9 +128,9 @@ def test_a_damaged_blob_is_an_engine_error(name: str, box: Target) -> None:
 
 
 def test_openvino_reads_its_own_format(tmp_path: Path, graph: dict[str, bytes], box: Target) -> None:
-    from openvino import Core, save_model
+    from openvino import save_model
 
-    model = Core().read_model(graph["graph/fp32.onnx"])
+    model = openvino.shared_core().read_model(graph["graph/fp32.onnx"])
     save_model(model, tmp_path / "net.xml", compress_to_fp16=False)
     pair = {f"openvino/{name}": (tmp_path / name).read_bytes() for name in ("net.xml", "net.bin")}
     with open_session("openvino", pair, box) as ours, open_session("openvino", graph, box) as reference:
@@ -654,3 +654,29 @@ def test_openvino_writes_and_sends_nothing_below_the_home_folder(tmp_path: Path)
     )
     assert done.stdout.strip() != "None"
     assert list(tmp_path.iterdir()) == []
+
+
+SIGNALLED = """
+import signal, sys
+from pathlib import Path
+import numpy as np
+from edgemae.device.engines import open_session
+from edgemae.spec.target import find_target
+
+graph = {"fp32.onnx": Path(sys.argv[1]).read_bytes()}
+sessions = [open_session("openvino", graph, find_target("intel-openvino")) for _ in range(3)]
+for session in sessions:  # in the order in which they came, not the other way round
+    session.close()
+del session, sessions
+signal.signal(signal.SIGTERM, lambda *_: print("handled"))
+signal.raise_signal(signal.SIGTERM)
+"""
+
+
+def test_a_signal_after_sessions_is_survived(block_onnx: Callable[..., bytes], tmp_path: Path) -> None:
+    (tmp_path / "graph.onnx").write_bytes(block_onnx())
+    done = subprocess.run(
+        [sys.executable, "-c", SIGNALLED, tmp_path / "graph.onnx"], capture_output=True, text=True,
+        env=os.environ | {"PYTHONPATH": str(Path(engines.__file__).parents[3])},
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (0, "handled\n"), done.stderr

@@ -10,6 +10,8 @@ from __future__ import annotations
 import io
 import sys
 from collections.abc import Mapping
+from functools import cache
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -48,10 +50,25 @@ def version() -> str | None:
     return library_version(NAME, MODULES, NEEDS)
 
 
+def shared_core() -> Any:
+    """Return this process's one Core, which lives as long as the process.
+
+    The CPU plugin of a Core gives its thread a signal stack of its own and puts the old one back when it goes. Of two
+    that live at once, the one that goes last puts back the stack of the other, which is freed by then: the next signal
+    with a handler, Ctrl-C among them, would end the process with a segmentation fault.
+    """
+    silence_telemetry()
+    return _core_of(library(NAME, MODULES, NEEDS))
+
+
+@cache
+def _core_of(openvino: ModuleType) -> Any:
+    return openvino.Core()
+
+
 def build(files: Mapping[str, bytes], target: Target) -> bytes:
     """Return an exported blob of an IR pair (.xml and .bin) or of one .onnx file."""
-    silence_telemetry()
-    core = library(NAME, MODULES, NEEDS).Core()
+    core = shared_core()
     model = _read(core, files)
     with engine_errors(NAME, "compile the graph"):
         blob = core.compile_model(model, "CPU", _options(target)).export_model()
@@ -71,10 +88,9 @@ def _read(core: Any, files: Mapping[str, bytes]) -> Any:
 
 def load(blob: bytes, target: Target) -> Session:
     """Return a session with one synchronous request on `target.threads` threads."""
-    silence_telemetry()
-    openvino = library(NAME, MODULES, NEEDS)
+    core = shared_core()
     with engine_errors(NAME, "load the compiled graph"):
-        request = openvino.Core().import_model(blob, "CPU", _options(target)).create_infer_request()
+        request = core.import_model(blob, "CPU", _options(target)).create_infer_request()
     held: list[Any] = [request]
 
     def run(batch: NDArray[np.float32]) -> Tensors:
@@ -87,8 +103,7 @@ def load(blob: bytes, target: Target) -> Session:
 
 def instrument(files: Mapping[str, bytes], target: Target) -> Instrumented:
     """Return a session that counts: what it saw is read after every run, and belongs to the last one only."""
-    silence_telemetry()
-    core = library(NAME, MODULES, NEEDS).Core()
+    core = shared_core()
     model = _read(core, files)
     products = _products(model)
     with engine_errors(NAME, "compile the graph"):

@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 
 from edgemae.device.cache import compiled
 from edgemae.device.cuda import Cuda, driver
-from edgemae.device.engines._tensorrt_layers import Watch
 from edgemae.device.onnx_scan import refuse_external_data
 from edgemae.device.operators import Operator
 from edgemae.device.session import Engine, Instrumented, Session, Tensors, engine_errors, library, only_file
+from edgemae.device.tensorrt_layers import Watch
 from edgemae.spec.errors import EngineRuntimeError
 from edgemae.spec.target import Target
 

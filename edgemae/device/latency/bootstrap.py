@@ -35,12 +35,13 @@ def mean_interval(values: ArrayLike, confidence: float = 0.95, seed: int = 0) ->
     data = np.asarray(values, np.float64)
     length = len(data) // BLOCKS
     blocks: NDArray[np.float64] = data[len(data) - BLOCKS * length :].reshape(BLOCKS, length).mean(axis=1)
-    mean, error = blocks.mean(), blocks.std(ddof=1)
-    if error == 0:
-        return Mean(float(data.mean()), float(mean), float(mean), length)
+    value, mean, error = float(data.mean()), float(blocks.mean()), blocks.std(ddof=1)
+    if error == 0:  # the first values, fewer than a block, may differ all the same
+        return Mean(value, min(mean, value), max(mean, value), length)
     drawn = blocks[np.random.default_rng(seed).integers(0, BLOCKS, (DRAWS, BLOCKS))]
     # A drawing of one block over and over has no error of its own; a hundredth of the real one stands for it.
     t = (drawn.mean(axis=1) - mean) / np.maximum(drawn.std(axis=1, ddof=1), error / 100)
     tail = (1.0 - confidence) / 2.0
     low, high = mean - np.quantile(t, (1.0 - tail, tail)) * error
-    return Mean(float(data.mean()), float(max(low, blocks.min())), float(min(high, blocks.max())), length)
+    low, high = max(low, blocks.min()), min(high, blocks.max())
+    return Mean(value, min(float(low), value), max(float(high), value), length)
