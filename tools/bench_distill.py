@@ -6,7 +6,7 @@
 All rows have the same student, stage 1 sees the same number of images (none for `scratch`), stage 2 takes the same
 optimiser steps. `scratch` and `mae` learn from labels alone, the others from labels and the fine-tuned teacher. Every
 run is a process of its own (its peak memory is its own) and is kept in `--output`, and in `--json` where that has the
-same plan and teacher: the same command goes on. `--data`
+same plan and teacher: the same command goes on, and one with other methods or seeds adds to the table. `--data`
 holds train/<class>/*, val/<class>/* and unlabelled/*; `--quick` takes scikit-learn's digits, one seed and few epochs.
 `--readme FILE` rewrites the table between its marks from `--json`.
 """
@@ -131,13 +131,16 @@ def bench(args: argparse.Namespace, plan: Plan) -> dict[str, Any]:
     write_atomic(args.output / "plan.json", msgspec.json.encode(plan_tree(plan)))
     tuned = load_teacher(args.tuned)
     right = correct(tuned.vit, Loader(evaluation(images), tuned.pixel, 64, train=False))
-    for row in kept(args, plan, right_text(right)):
+    runs = [(method, seed) for seed in range(args.seeds) for method in args.methods]
+    earlier = kept(args, plan, right_text(right))
+    for row in earlier:
         folder = args.output / f"{row['method']}-{row['seed']}"
         folder.mkdir(exist_ok=True)
         write_atomic(folder / "row.json", json.dumps(row).encode())
-    runs = [(method, seed) for seed in range(args.seeds) for method in args.methods]
     with ThreadPoolExecutor(args.jobs) as pool:
         rows = list(pool.map(lambda run: row_of(args, *run), runs))
+    rows += [row for row in earlier if (row["method"], row["seed"]) not in runs]
+    rows.sort(key=lambda row: (row["seed"], METHODS.index(row["method"])))
     shape = shape_of(plan.student, classes=len(evaluation(images).classes))
     return {
         "command": shlex.join(["python", "tools/bench_distill.py", *sys.argv[1:]]), "plan": plan_tree(plan),

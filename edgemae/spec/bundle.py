@@ -203,7 +203,10 @@ def encode_manifest(manifest: Manifest) -> bytes:
             expected="fields as in BUNDLE.md",
             fix="report this",
         ) from error
-    return msgspec.json.encode(checked, order="sorted") + b"\n"
+    tree = msgspec.json.decode(msgspec.json.encode(checked))  # 1 in a float field is 1.0 from here on
+    if not checked.profiles:
+        del tree["profiles"]  # a bundle that no device has touched is written as before this field came
+    return msgspec.json.encode(tree, order="sorted") + b"\n"
 
 
 def _digest_line(sha256: str) -> bytes:
@@ -228,6 +231,8 @@ def _parse(raw: bytes) -> Manifest:
     except msgspec.ValidationError as error:
         raise _schema(f"the manifest cannot be read: {error}") from error
     _check(manifest)
+    if tree.get("profiles") == []:
+        raise corrupt("the manifest has an empty list of profiles", "no list where there are none")
     return manifest
 
 

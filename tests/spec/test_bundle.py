@@ -114,6 +114,7 @@ def sealed(tree: dict[str, Any] | bytes, files: dict[str, bytes] | None = None) 
 def tree(**changes: Any) -> dict[str, Any]:
     listed = {n: {"sha256": hashlib.sha256(d).hexdigest(), "size": len(d)} for n, d in FILES.items()}
     value: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(manifest()))
+    del value["profiles"]  # only written where there are any
     return value | {"files": listed} | changes
 
 
@@ -203,6 +204,13 @@ def test_the_manifest_has_these_bytes() -> None:
         b'"isa":"avx2_vnni","max_isa":"","memory_mib":1024,"name":"box","notes":"","precisions":["int8","fp32"],"source":'
         b'"made up","threads":2,"title":"a box","width_multiple":16},"version":3}\n'
     )
+
+
+def test_no_profiles_are_no_list(tmp_path: Path) -> None:
+    path = tmp_path / "b.edgemae"
+    path.write_bytes(stock_zip(sealed(tree(profiles=[]))))
+    with pytest.raises(BundleCorruptError, match="an empty list of profiles"):
+        open_bundle(path)
 
 
 def test_an_integer_in_a_float_field_has_one_spelling(tmp_path: Path) -> None:
