@@ -114,7 +114,7 @@ def _closed() -> int:
 
 def _fail(error: EdgemaeError) -> int:
     if "--json" in sys.argv:
-        write_json({"error": {"code": error.code, "what": error.what, "expected": error.expected, "fix": error.fix}})
+        write_json({"error": error.row})
     sys.stderr.write(f"error: {error}\n")
     return error.exit_code
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import cycle
 from pathlib import Path
 
 import torch
@@ -19,12 +20,10 @@ def hold(order: Order) -> Made:
     bundle = open_bundle(order["pixels_of"])
     student = load_student(Path(order["path"]))
     torch.set_num_threads(goal_of(order, bundle).threads)
-    frames, vit, turn = golden_frames(bundle), student.vit.eval(), 0
+    frames, vit = cycle(golden_frames(bundle)), student.vit.eval()
 
     def run() -> None:
-        nonlocal turn
-        pixels = torch.from_numpy(preprocess(frames[turn % len(frames)], student.pixel))
-        turn += 1
+        pixels = torch.from_numpy(preprocess(next(frames), student.pixel))
         with torch.inference_mode():
             logits, embedding = vit(pixels)
         embedding.numpy()

@@ -18,30 +18,25 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import cv2
 import msgspec
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from bench_latency import PIXEL, TINY, pictures
 
 from edgemae.device.engines import open_session
 from edgemae.device.latency import fingerprint, measure, park
 from edgemae.device.latency.machine import usable_cpus
-from edgemae.device.preprocess import preprocess
 from edgemae.device.profiling.layers import by_kind, by_module, profile_layers
 from edgemae.device.profiling.record import Layers
 from edgemae.export.to_onnx import to_onnx
-from edgemae.model.vit import ViT, ViTShape, count_macs
+from edgemae.model.vit import ViT, count_macs
 from edgemae.quantize.calibrate import Calibration
 from edgemae.quantize.schemes import SCHEMES
 from edgemae.spec.errors import EdgemaeError
-from edgemae.spec.graph import PixelContract
 from edgemae.spec.sections import QuantizePlan
 from edgemae.spec.target import Target, find_target
 
 SCHEMA = "edgemae.bench-layers/1"
-PIXEL = PixelContract(image_px=224)
-TINY = ViTShape.uniform(image_px=224, patch_px=16, width=192, depth=12, heads=3, classes=1000)
 EIGHTS = {"onnxruntime": "ort-static", "openvino": "openvino-static"}
 BIG, TOP = 0.05, 10  # share of time that makes a module a big one; modules that are printed
 
@@ -146,14 +141,6 @@ def shares(layers: dict[str, Any]) -> dict[str, float]:
         kind = ".".join(part for part in row["module"].split(".")[2:]) or row["module"].split(".")[0] or "?"
         found[kind] = found.get(kind, 0.0) + row["ms"] / layers["infer_ms"]
     return dict(sorted(found.items(), key=lambda item: -item[1]))
-
-
-def pictures(count: int) -> NDArray[np.float32]:
-    """Return smooth random pictures as tensors (count, 3, 224, 224): calibration refuses plain noise."""
-    rng = np.random.default_rng(0)
-    coarse = [rng.integers(0, 256, (14, 14, 3), np.uint8) for _ in range(count)]
-    frames = [cv2.resize(small, (224, 224), interpolation=cv2.INTER_CUBIC) for small in coarse]
-    return np.concatenate([preprocess(frame, PIXEL) for frame in frames])  # type: ignore[arg-type]
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ from typing import Any
 import msgspec
 import numpy as np
 import torch
+from bench_latency import PIXEL, TINY
 
 from edgemae.device.engines import open_session
 from edgemae.device.latency import fingerprint, measure, summarise
@@ -37,13 +38,10 @@ from edgemae.device.latency.machine import usable_cpus
 from edgemae.device.profiling.versus import Contender, versus
 from edgemae.export.to_onnx import to_onnx
 from edgemae.measure.intervals import wilson
-from edgemae.model.vit import ViT, ViTShape
+from edgemae.model.vit import ViT
 from edgemae.spec.errors import EdgemaeError
-from edgemae.spec.graph import PixelContract
 from edgemae.spec.target import find_target
 
-PX = 224
-TINY = ViTShape.uniform(image_px=PX, patch_px=16, width=192, depth=12, heads=3, classes=1000)
 TOOLS = Path(__file__).resolve().parent
 SLOWER = 0.05
 TARGET = "laptop-x86-avx2"  # 2 threads: more than there are cores would switch one another out
@@ -63,7 +61,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         graph = Path(folder) / "tiny.onnx"
         torch.manual_seed(0)
-        (data,) = to_onnx(ViT(TINY).eval(), PixelContract(image_px=PX)).files.values()
+        (data,) = to_onnx(ViT(TINY).eval(), PIXEL).files.values()
         graph.write_bytes(data)
         result = {
             "command": shlex.join(["python", "tools/bench_trust.py", *sys.argv[1:]]),
@@ -87,8 +85,8 @@ def ratios(graph: Path, engine: str, share: float, repeats: int) -> dict[str, An
     """Return what repeated comparisons say of A against an A that is slower by `share`."""
 
     def contender(slower: float) -> Contender:
-        job = json.dumps({"graph": str(graph), "engine": engine, "px": PX, "slower": slower})
-        return Contender("planted", job, target=TARGET, server="planted_contender")
+        job = json.dumps({"graph": str(graph), "engine": engine, "px": PIXEL.image_px, "slower": slower})
+        return Contender("planted", job, target=TARGET, module="planted_contender")
 
     rows = []
     for number in range(repeats):
@@ -123,7 +121,7 @@ def verdicts(graph: Path, engine: str, repeats: int) -> list[dict[str, Any]]:
         company["a quota of half a core"] = quota
     rows = []
     with open_session(engine, {"graph.onnx": graph.read_bytes()}, find_target(TARGET)) as session:
-        pixels = np.zeros((1, 3, PX, PX), np.float32)
+        pixels = np.zeros((1, 3, PIXEL.image_px, PIXEL.image_px), np.float32)
         for name, lent in company.items():
             counts: Counter[str] = Counter()
             reasons: Counter[str] = Counter()
@@ -184,7 +182,7 @@ def quota() -> Iterator[None]:
 
 def agreement(graph: Path, rounds: int) -> dict[str, Any]:
     """Return the ratio of our median to benchmark_app's, taken in turns (ours, theirs, theirs, ours)."""
-    target, pixels = find_target(TARGET), np.zeros((1, 3, PX, PX), np.float32)
+    target, pixels = find_target(TARGET), np.zeros((1, 3, PIXEL.image_px, PIXEL.image_px), np.float32)
     ours, theirs = [], []
 
     def mine() -> float:

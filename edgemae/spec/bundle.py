@@ -28,6 +28,9 @@ from edgemae.spec.target import Target
 
 SCHEMA = "edgemae.bundle/1"
 EXTENSIONS = (".json", ".onnx", ".xml", ".bin", ".npy", ".png", ".md", ".html")
+LATER: dict[str, object] = {
+    "profiles": []
+}  # fields that came after the first bundles, left out while empty: these keep their bytes
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*){0,3}\Z")
 _DEVICES = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\.|$)")  # names that Windows opens as hardware
 
@@ -204,8 +207,9 @@ def encode_manifest(manifest: Manifest) -> bytes:
             fix="report this",
         ) from error
     tree = msgspec.json.decode(msgspec.json.encode(checked))  # 1 in a float field is 1.0 from here on
-    if not checked.profiles:
-        del tree["profiles"]  # a bundle that no device has touched is written as before this field came
+    for name, empty in LATER.items():
+        if tree[name] == empty:
+            del tree[name]
     return msgspec.json.encode(tree, order="sorted") + b"\n"
 
 
@@ -231,8 +235,8 @@ def _parse(raw: bytes) -> Manifest:
     except msgspec.ValidationError as error:
         raise _schema(f"the manifest cannot be read: {error}") from error
     _check(manifest)
-    if tree.get("profiles") == []:
-        raise corrupt("the manifest has an empty list of profiles", "no list where there are none")
+    if spelled := [name for name, empty in LATER.items() if tree.get(name) == empty]:
+        raise corrupt(f"the manifest spells out that it has no {spelled[0]}", "the field left out")
     return manifest
 
 

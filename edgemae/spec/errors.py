@@ -43,6 +43,11 @@ class EdgemaeError(Exception):
     def __str__(self) -> str:
         return f"{self.what}\n  expected: {self.expected}\n  fix: {self.fix}"
 
+    @property
+    def row(self) -> dict[str, str]:
+        """Return the error as other programs read it; `error_of` makes it again."""
+        return {"code": self.code, "what": self.what, "expected": self.expected, "fix": self.fix}
+
     def __reduce__(self) -> tuple[object, ...]:
         # Keyword-only arguments do not survive the default reduction, and errors cross worker processes.
         return (_rebuild, (type(self), self.what, self.expected, self.fix))

@@ -8,8 +8,10 @@ from typing import Any
 from edgemae.device.latency.machine import differences
 from edgemae.device.latency.quantiles import Summary
 from edgemae.device.profiling.record import Against, Profile, read_profile
-from edgemae.device.profiling.versus import SERVERS, Contender
+from edgemae.device.profiling.versus import CONTENDER, Contender
 from edgemae.spec.errors import InputError
+
+MODULES = {"bundle": CONTENDER, "onnx": CONTENDER, "pytorch": "edgemae.eager"}  # what holds each kind
 
 
 def contender_of(text: str, pixels_of: Path, engine: str, target: str) -> Contender:
@@ -20,7 +22,7 @@ def contender_of(text: str, pixels_of: Path, engine: str, target: str) -> Conten
     kind, colon, rest = text.partition(":")
     if not colon or Path(text).exists():
         kind, rest = "bundle", text
-    if kind not in SERVERS:
+    if kind not in MODULES:
         raise InputError(
             f"--against '{text}' has the unknown prefix '{kind}:'",
             expected="a bundle, a stored profile (.json), pytorch:STUDENT.safetensors or onnx:GRAPH.onnx",
@@ -28,7 +30,7 @@ def contender_of(text: str, pixels_of: Path, engine: str, target: str) -> Conten
         )
     if not Path(rest).exists():
         raise InputError(f"--against names '{rest}', which does not exist", expected="a file", fix="check the path")
-    return Contender(kind, rest, engine if kind == "bundle" else "auto", target, str(pixels_of))
+    return Contender(kind, rest, engine if kind == "bundle" else "auto", target, str(pixels_of), MODULES[kind])
 
 
 def stored_profile(against: str, machine: dict[str, Any]) -> Profile | None:

@@ -7,7 +7,6 @@ At the top it imports what an app would import anyway, for imports are part of a
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import time
@@ -24,16 +23,15 @@ def cold_start(path: str | Path, engine: str = "auto", target: str | None = None
     Raises EngineRuntimeError when it does not get that far.
     """
     from edgemae.device.latency.timing import park
+    from edgemae.device.profiling.children import command, environment
 
-    roots = (str(Path(__file__).resolve().parents[3]), os.environ.get("PYTHONPATH", ""))
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, roots))}
-    command = [sys.executable, "-m", "edgemae.device.profiling.cold", str(path), engine, target or ""]
+    words = command("edgemae.device.profiling.cold", str(path), engine, target or "")
     park()
     try:
         # The monotonic clock is one for all processes of a machine, so the child can subtract our start from its end.
         done = subprocess.run(
-            [*command, str(time.monotonic_ns())],
-            capture_output=True, text=True, timeout=COLD_TIMEOUT_S, env=environment,
+            [*words, str(time.monotonic_ns())],
+            capture_output=True, text=True, timeout=COLD_TIMEOUT_S, env=environment(),
         )  # fmt: skip
         reason = done.stderr.strip().splitlines()[-1:] or [f"exit status {done.returncode}"]
     except subprocess.TimeoutExpired:

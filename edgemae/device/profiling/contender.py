@@ -18,6 +18,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Mapping
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,7 @@ def serve(makers: Mapping[str, Callable[[Order], Made]]) -> None:
                 recorder.once(run, order["block"])
             say({"parked": park()})
     except EdgemaeError as error:
-        say({"error": {"code": error.code, "what": error.what, "expected": error.expected, "fix": error.fix}})
+        say({"error": error.row})
     except BrokenPipeError:  # the parent is gone
         return
 
@@ -83,28 +84,19 @@ def goal_of(order: Order, bundle: Bundle) -> Target:
 def _bundle(order: Order) -> Made:
     """Hold a bundle: a whole call, pixels in to result out."""
     model = load(order["path"], order["target"] or None, order["engine"])
-    frames = golden_frames(open_bundle(order["pixels_of"]))
-    turn = 0
-
-    def run() -> None:
-        nonlocal turn
-        model(frames[turn % len(frames)])
-        turn += 1
-
-    return run, {"name": model.manifest.name, "engine": model.rung.engine, "precision": model.rung.precision}
+    frames = cycle(golden_frames(open_bundle(order["pixels_of"])))
+    about = {"name": model.manifest.name, "engine": model.rung.engine, "precision": model.rung.precision}
+    return lambda: model(next(frames)), about
 
 
 def _onnx(order: Order) -> Made:
     """Hold an ONNX file in ONNX Runtime, behind the pixel contract of the bundle that it is compared with."""
     bundle = open_bundle(order["pixels_of"])
     session = open_session("onnxruntime", {"graph.onnx": Path(order["path"]).read_bytes()}, goal_of(order, bundle))
-    frames, manifest = golden_frames(bundle), bundle.manifest
-    turn = 0
+    frames, manifest = cycle(golden_frames(bundle)), bundle.manifest
 
     def run() -> None:
-        nonlocal turn
-        outputs = session(preprocess(frames[turn % len(frames)], manifest.pixel))
-        turn += 1
+        outputs = session(preprocess(next(frames), manifest.pixel))
         if "logits" in outputs:
             top_classes(outputs["logits"][0], manifest.labels)
 

@@ -10,7 +10,7 @@ import msgspec
 
 from edgemae.device.cache import cache_folder
 from edgemae.device.profiling.page import page
-from edgemae.device.profiling.record import Profile
+from edgemae.device.profiling.record import Profile, store
 from edgemae.spec.bundle import amend_bundle, open_bundle
 from edgemae.spec.errors import StorageError
 from edgemae.spec.report import Profiled
@@ -27,8 +27,7 @@ def keep(path: Path, record: Profile) -> str:
     A bundle on a read-only or full disk stays as it is: the profile then lies in the cache folder, and the log says so.
     """
     name = f"profiles/{_machine(record)}"
-    text = page(record)
-    files = {f"{name}.json": msgspec.json.format(msgspec.json.encode(record)), f"{name}.html": text.encode()}
+    parts = {".json": msgspec.json.format(msgspec.json.encode(record)), ".html": page(record).encode()}
     row = Profiled(
         file=f"{name}.json", device=str(record.machine.get("gpu") or record.machine.get("cpu") or "unknown"),
         engine=record.engine, precision=record.precision, scenario=record.scenario, verdict=record.verdict,
@@ -38,14 +37,13 @@ def keep(path: Path, record: Profile) -> str:
     rows = [*(old for old in open_bundle(path).manifest.profiles if old.file != row.file), row]
     gone = {end for old in rows[:-MOST] for end in (old.file, old.file.removesuffix(".json") + ".html")}
     try:
-        amend_bundle(path, files, gone, profiles=tuple(rows[-MOST:]))
+        amend_bundle(path, {name + end: part for end, part in parts.items()}, gone, profiles=tuple(rows[-MOST:]))
     except (StorageError, PermissionError) as error:
-        folder = cache_folder() / "profiles"
-        folder.mkdir(parents=True, exist_ok=True)
-        for suffix, data in ((".json", files[f"{name}.json"]), (".html", files[f"{name}.html"])):
-            (folder / f"{record.name}-{record.bundle_sha256[:12]}{suffix}").write_bytes(data)
-        log.warning("the profile could not be put into '%s' (%s): it lies in %s", path, error, folder)
-        return str(folder / f"{record.name}-{record.bundle_sha256[:12]}.html")
+        stem = cache_folder() / "profiles" / f"{record.name}-{record.bundle_sha256[:12]}"
+        for end, part in parts.items():
+            store(Path(f"{stem}{end}"), part)
+        log.warning("the profile could not be put into '%s' (%s): it lies in %s", path, error, stem.parent)
+        return f"{stem}.html"
     return f"{name}.html"
 
 

@@ -60,7 +60,6 @@ def profile(
         machine = {**fingerprint(), "threads": model.target.threads}
         stored = stored_profile(str(against), machine) if against else None
         own = "" if model.target == model.manifest.target else target or model.target.name
-        this = Contender("bundle", str(model.path), model.rung.engine, own, str(model.path))
         rival = contender_of(str(against), model.path, engine, own) if against and stored is None else None
         start = _start(model, own, COLD_STARTS if any(limit.metric == "cold" for limit in limits) else 1)
         park()
@@ -71,6 +70,7 @@ def profile(
         if stored is not None:
             compared, doubts = against_stored(steady, stored), stored.interference
         elif rival is not None:
+            this = Contender("bundle", str(model.path), model.rung.engine, own, str(model.path))
             compared, doubts = versus(this, rival)
         layers = layers_of(model) if per_layer else None
         if trace is not None:

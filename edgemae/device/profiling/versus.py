@@ -11,12 +11,10 @@ import json
 import os
 import select
 import subprocess
-import sys
 import tempfile
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -25,33 +23,26 @@ import numpy as np
 from edgemae.device.latency.interference import VERDICTS, Interference, Window, with_verdict
 from edgemae.device.latency.quantiles import ratio, round_ratios, summarise
 from edgemae.device.latency.timing import BLOCK_RUNS, Samples, block_length, samples_of, turns
+from edgemae.device.profiling.children import command, environment
 from edgemae.device.profiling.record import Against
 from edgemae.spec.errors import EdgemaeError, EngineRuntimeError, error_of
 
 ROUNDS = 20
 LOAD_TIMEOUT_S = 600.0  # an engine may still have to be built
 BLOCK_TIMEOUT_S = 120.0
-ROOT = str(Path(__file__).resolve().parents[3])
-SERVERS = {  # kind -> the module whose process holds it
-    "bundle": "edgemae.device.profiling.contender",
-    "onnx": "edgemae.device.profiling.contender",
-    "pytorch": "edgemae.eager",
-}
+CONTENDER = "edgemae.device.profiling.contender"
 
 
 @dataclass(frozen=True)
 class Contender:
-    """Name something to measure: a kind of SERVERS, and what its process is told first."""
+    """Name something to measure: the module whose process holds it, and what that process is told first."""
 
     kind: str
     path: str
     engine: str = "auto"
     target: str = ""
     pixels_of: str = ""  # the bundle whose golden frames and pixel contract are used
-    server: str = ""  # another module than that of SERVERS
-
-    def command(self) -> list[str]:
-        return [sys.executable, "-m", self.server or SERVERS[self.kind]]
+    module: str = CONTENDER
 
 
 def versus(this: Contender, other: Contender, rounds: int = ROUNDS) -> tuple[Against, Interference]:
@@ -93,11 +84,10 @@ class _Process:
 
     def __init__(self, contender: Contender) -> None:
         self.contender, self.about = contender, dict[str, Any]()
-        paths = (ROOT, os.environ.get("PYTHONPATH", ""))
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 (closed by __exit__)
         self._process = subprocess.Popen(
-            contender.command(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._stderr,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))},
+            command(contender.module), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._stderr,
+            env=environment(),
         )  # fmt: skip
         self.pid = self._process.pid
         self._rest = b""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -59,7 +58,7 @@ serve({"planted": hold})
 def planted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Contender]:
     (tmp_path / "planted_contender.py").write_text(PLANTED)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    return lambda how: Contender("planted", how, server="planted_contender")
+    return lambda how: Contender("planted", how, module="planted_contender")
 
 
 def test_a_planted_slowdown_is_the_ratio(planted: Callable[[str], Contender]) -> None:
@@ -136,7 +135,7 @@ def test_what_against_names(tmp_path: Path, text: str, kind: str) -> None:
     found = contender_of(text.format(path), tmp_path / "b.edgemae", "openvino", "laptop")
     assert (found.kind, found.path, found.target) == (kind, str(path), "laptop")
     assert found.engine == ("openvino" if kind == "bundle" else "auto")
-    assert found.command()[:2] == [sys.executable, "-m"]
+    assert found.module == ("edgemae.eager" if kind == "pytorch" else "edgemae.device.profiling.contender")
 
 
 @pytest.mark.parametrize(
