@@ -1,34 +1,23 @@
-"""The `edgemae` command: one verb an arrow or a question. Results on stdout, progress and logs on stderr.
-
-Exit codes: 0 ok, 1 our bug, 2 usage or input, 3 accuracy gate, 4 latency or size gate, 5 environment (or figures of
-`profile` that are INVALID), 130 interrupted.
-Heavy libraries are imported inside the verbs: the device has no torch, and `edgemae targets` needs none.
-"""
+"""The verbs that make something: each is one arrow of the way from a teacher to a bundle."""
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from edgemae import console
-from edgemae.console import INTERRUPTED, Verbs, run_app, start_logging
+from edgemae.cli.app import app
+from edgemae.console import start_logging
 from edgemae.made import emit
 from edgemae.options import (
-    BundlePath,
     CalibData,
-    DecoderHeads,
     Elastic,
-    EngineName,
-    Heads,
     Json,
-    Measure,
     Output,
     PlanFlags,
     Precisions,
-    ProfileFlags,
     RunFlags,
     Schemes,
     Size,
@@ -38,26 +27,9 @@ from edgemae.options import (
     TeacherFlags,
     TeacherPath,
     Unlabelled,
-    Verbose,
-    Version,
     find_targets,
     unfold,
 )
-
-app = typer.Typer(
-    name="edgemae", cls=Verbs, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-    # --max_drop is read as --max-drop: both spellings are in people's fingers.
-    context_settings={"help_option_names": ["-h", "--help"], "token_normalize_func": lambda t: t.replace("_", "-")},
-)  # fmt: skip
-
-
-@app.callback()
-def root(version: Version = False) -> None:
-    """Distill a masked autoencoder into a small model that is proved right and fast on one named device."""
-
-
-# ---------------------------------------------------------------- arrows
 
 
 @app.command()
@@ -198,102 +170,3 @@ def demo(flags: RunFlags, output: Output = Path("runs/demo"), target: TargetName
 
     built = run_demo(target=device, overrides=tuple(flags.set_ or ()), seed=flags.seed, **flags.at(output))
     console.print_built([built], json=flags.json)
-
-
-# ---------------------------------------------------------------- questions
-
-
-@app.command(name="eval")
-def evaluate(
-    model: Annotated[Path, typer.Argument(help="A bundle, or a teacher or student file.", metavar="MODEL")],
-    eval_data: Annotated[str, typer.Option("--eval-data", help="Images to judge by.")],
-    engine: EngineName = "auto", teacher_heads: Heads = None, json: Json = False, verbose: Verbose = False,
-) -> None:  # fmt: skip
-    """Score a bundle, or a model file, on a folder of images."""
-    from edgemae.judging import evaluate_path
-
-    start_logging(verbose)
-    console.print_rows("evaluation", evaluate_path(model, eval_data, engine, heads=teacher_heads or 0), json=json)
-
-
-@app.command()
-@unfold
-def profile(
-    flags: ProfileFlags, context: typer.Context, bundle: BundlePath, json: Json = False, verbose: Verbose = False
-) -> None:
-    """Measure latency, with the evidence for believing it: exit 4 for a missed limit, 5 for INVALID figures."""
-    from edgemae import profile as measure
-
-    start_logging(verbose)
-    found = flags.elsewhere(bundle, context) or measure(bundle, **flags.wanted())
-    console.print_profile(found, flags.html, json=json)
-
-
-@app.command()
-def run(
-    bundle: BundlePath,
-    source: Annotated[str, typer.Argument(help="Camera index, video file, image folder or URL.", metavar="SOURCE")],
-    policy: Annotated[str | None, typer.Option(help="latest, every or staleness:200ms; default by source.")] = None,
-    limit: Annotated[int, typer.Option(help="Stop after this many frames; 0: never.")] = 0,
-    engine: EngineName = "auto", target: TargetName = None, json: Json = False, verbose: Verbose = False,
-) -> None:  # fmt: skip
-    """Run a bundle on frames and print one line a frame (JSON lines with --json)."""
-    from edgemae.judging import run_frames
-
-    start_logging(verbose)
-    if run_frames(bundle, source, policy, limit, engine, target, json=json):
-        raise typer.Exit(INTERRUPTED)
-
-
-@app.command()
-def inspect(
-    path: Annotated[Path, typer.Argument(help="Bundle or model file.", metavar="PATH")], teacher_heads: Heads = None,
-    teacher_decoder_heads: DecoderHeads = None, json: Json = False,
-) -> None:  # fmt: skip
-    """Say what a bundle or a model file is, without running it."""
-    from edgemae.judging import describe
-
-    start_logging(False)
-    found = describe(path, heads=teacher_heads or 0, decoder_heads=teacher_decoder_heads or 0)
-    console.print_rows(str(path), found, json=json)
-
-
-@app.command()
-def verify(bundle: BundlePath, engine: EngineName = "auto", target: TargetName = None, json: Json = False) -> None:
-    """Check every hash, then the golden frames on this machine's engine."""
-    from edgemae import load
-
-    start_logging(False)
-    with load(bundle, target, engine) as model:
-        console.print_rows("verified", {"bundle": str(bundle), **model.info}, json=json)
-
-
-@app.command()
-def finalize(bundle: BundlePath, target: TargetName = None, measure: Measure = True, json: Json = False) -> None:
-    """Make a bundle ready on this device: build its engines into the cache, prove each, profile the first."""
-    from edgemae import judging
-
-    start_logging(False)
-    console.print_rows("ready", judging.finalize(bundle, target, measure=measure), json=json)
-
-
-@app.command()
-def doctor(json: Json = False) -> None:
-    """Show what this machine has: processor, engines, OpenCV back-ends, and what is missing for what."""
-    from edgemae.doctor import diagnose
-
-    start_logging(False)
-    console.print_rows("this machine", diagnose(), json=json)
-
-
-@app.command()
-def targets(json: Json = False) -> None:
-    """List the devices that edgemae compiles for."""
-    from edgemae.spec.target import list_targets
-
-    console.print_targets(find_targets(list_targets()), json=json)
-
-
-def main() -> None:
-    """Run the command line and exit with its code."""
-    sys.exit(run_app(app))

@@ -1,0 +1,21 @@
+"""The `edgemae` command: one verb an arrow or a question. Results on stdout, progress and logs on stderr.
+
+Exit codes: 0 ok, 1 our bug, 2 usage or input, 3 accuracy gate, 4 latency or size gate, 5 environment (or figures of
+`profile` that are INVALID), 130 interrupted.
+Heavy libraries are imported inside the verbs: the device has no torch, and `edgemae targets` needs none.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from edgemae.cli import arrows, questions  # the verbs, in the order of the help page
+from edgemae.cli.app import app
+from edgemae.console import run_app
+
+__all__ = ["app", "arrows", "main", "questions"]
+
+
+def main() -> None:
+    """Run the command line and exit with its code."""
+    sys.exit(run_app(app))

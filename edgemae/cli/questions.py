@@ -1,0 +1,116 @@
+"""The verbs that ask about something finished: how right, how fast, what it is, what it sees, what this machine has."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from edgemae import console
+from edgemae.cli.app import app
+from edgemae.console import INTERRUPTED, start_logging
+from edgemae.options import (
+    BundlePath,
+    DecoderHeads,
+    EngineName,
+    Heads,
+    Json,
+    Measure,
+    ProfileFlags,
+    TargetName,
+    Verbose,
+    find_targets,
+    unfold,
+)
+
+
+@app.command(name="eval")
+def evaluate(
+    model: Annotated[Path, typer.Argument(help="A bundle, or a teacher or student file.", metavar="MODEL")],
+    eval_data: Annotated[str, typer.Option("--eval-data", help="Images to judge by.")],
+    engine: EngineName = "auto", teacher_heads: Heads = None, json: Json = False, verbose: Verbose = False,
+) -> None:  # fmt: skip
+    """Score a bundle, or a model file, on a folder of images."""
+    from edgemae.judging import evaluate_path
+
+    start_logging(verbose)
+    console.print_rows("evaluation", evaluate_path(model, eval_data, engine, heads=teacher_heads or 0), json=json)
+
+
+@app.command()
+@unfold
+def profile(
+    flags: ProfileFlags, context: typer.Context, bundle: BundlePath, json: Json = False, verbose: Verbose = False
+) -> None:
+    """Measure latency, with the evidence for believing it: exit 4 for a missed limit, 5 for INVALID figures."""
+    from edgemae import profile as measure
+
+    start_logging(verbose)
+    found = flags.elsewhere(bundle, context) or measure(bundle, **flags.wanted())
+    console.print_profile(found, flags.html, json=json)
+
+
+@app.command()
+def run(
+    bundle: BundlePath,
+    source: Annotated[str, typer.Argument(help="Camera index, video file, image folder or URL.", metavar="SOURCE")],
+    policy: Annotated[str | None, typer.Option(help="latest, every or staleness:200ms; default by source.")] = None,
+    limit: Annotated[int, typer.Option(help="Stop after this many frames; 0: never.")] = 0,
+    engine: EngineName = "auto", target: TargetName = None, json: Json = False, verbose: Verbose = False,
+) -> None:  # fmt: skip
+    """Run a bundle on frames and print one line a frame (JSON lines with --json)."""
+    from edgemae.judging import run_frames
+
+    start_logging(verbose)
+    if run_frames(bundle, source, policy, limit, engine, target, json=json):
+        raise typer.Exit(INTERRUPTED)
+
+
+@app.command()
+def inspect(
+    path: Annotated[Path, typer.Argument(help="Bundle or model file.", metavar="PATH")], teacher_heads: Heads = None,
+    teacher_decoder_heads: DecoderHeads = None, json: Json = False,
+) -> None:  # fmt: skip
+    """Say what a bundle or a model file is, without running it."""
+    from edgemae.judging import describe
+
+    start_logging(False)
+    found = describe(path, heads=teacher_heads or 0, decoder_heads=teacher_decoder_heads or 0)
+    console.print_rows(str(path), found, json=json)
+
+
+@app.command()
+def verify(bundle: BundlePath, engine: EngineName = "auto", target: TargetName = None, json: Json = False) -> None:
+    """Check every hash, then the golden frames on this machine's engine."""
+    from edgemae import load
+
+    start_logging(False)
+    with load(bundle, target, engine) as model:
+        console.print_rows("verified", {"bundle": str(bundle), **model.info}, json=json)
+
+
+@app.command()
+def finalize(bundle: BundlePath, target: TargetName = None, measure: Measure = True, json: Json = False) -> None:
+    """Make a bundle ready on this device: build its engines into the cache, prove each, profile the first."""
+    from edgemae import judging
+
+    start_logging(False)
+    console.print_rows("ready", judging.finalize(bundle, target, measure=measure), json=json)
+
+
+@app.command()
+def doctor(json: Json = False) -> None:
+    """Show what this machine has: processor, engines, OpenCV back-ends, and what is missing for what."""
+    from edgemae.doctor import diagnose
+
+    start_logging(False)
+    console.print_rows("this machine", diagnose(), json=json)
+
+
+@app.command()
+def targets(json: Json = False) -> None:
+    """List the devices that edgemae compiles for."""
+    from edgemae.spec.target import list_targets
+
+    console.print_targets(find_targets(list_targets()), json=json)
