@@ -17,7 +17,7 @@ def main() -> None:
     ):
         print(f"{model.info['engine']} {model.info['precision']}, labels: {', '.join(model.labels)}")
         for frame in camera:
-            result = model(frame.image_bgr)
+            result = model(frame.array_bgr)
             said = f"{result.label} {result.score:.2f}" if result.label else f"embedding of {len(result.embedding)}"
             print(f"frame {frame.seq}: {said}, {result.speed['infer_ms']:.1f} ms, {frame.age_ms:.0f} ms old")
         print(camera.counters)

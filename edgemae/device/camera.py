@@ -31,18 +31,18 @@ NAMES_KEPT = 100
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Frame:
-    """Hold one picture. `captured_ns` is `time.monotonic_ns()` right after the source handed it over."""
+    """Hold one picture. `t_capture_ns` is `time.monotonic_ns()` right after the source handed it over."""
 
-    image_bgr: NDArray[np.uint8]  # (H, W, 3)
+    array_bgr: NDArray[np.uint8]  # (H, W, 3)
     seq: int  # counts the source's frames from 0; a gap is a dropped or corrupt frame
-    captured_ns: int
+    t_capture_ns: int
     generation: int  # rises whenever the source was opened again
-    source_pts_ms: float | None  # the source's own clock, where it has one
+    pts_ms: float | None  # the source's own clock, where it has one
     name: str  # path of the image, or source#number
 
     @property
     def age_ms(self) -> float:
-        return (time.monotonic_ns() - self.captured_ns) / 1e6
+        return (time.monotonic_ns() - self.t_capture_ns) / 1e6
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,7 +206,7 @@ class Camera:
 
     def _put(self, grab: Grab) -> None:
         with self._changed:
-            if grab.image_bgr is None:
+            if grab.array_bgr is None:
                 self._counts["corrupt"] += 1
                 if len(self.corrupt_names) < NAMES_KEPT:
                     self.corrupt_names.append(grab.name)
@@ -219,7 +219,7 @@ class Camera:
             if self._slot is not None or self._closed:
                 self._counts["dropped"] += 1
             if not self._closed:
-                self._slot = Frame(grab.image_bgr, seq, grab.captured_ns, 0, grab.source_pts_ms, grab.name)
+                self._slot = Frame(grab.array_bgr, seq, grab.t_capture_ns, 0, grab.pts_ms, grab.name)
             self._changed.notify_all()
 
 

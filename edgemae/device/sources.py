@@ -34,11 +34,11 @@ _OPTIONS_VARIABLE = "OPENCV_FFMPEG_CAPTURE_OPTIONS"
 
 
 class Grab(NamedTuple):
-    """One attempt to read a frame: `image_bgr` is None for one that is corrupt, named by `name`."""
+    """One attempt to read a frame: `array_bgr` is None for one that is corrupt, named by `name`."""
 
-    image_bgr: NDArray[np.uint8] | None
-    captured_ns: int
-    source_pts_ms: float | None
+    array_bgr: NDArray[np.uint8] | None
+    t_capture_ns: int
+    pts_ms: float | None
     name: str
 
 
@@ -109,8 +109,8 @@ class Images:
             data = path.read_bytes()
         except OSError:
             data = b""
-        captured_ns = time.monotonic_ns()
-        return Grab(decode(data, self._pixel), captured_ns, None, str(path))
+        t_capture_ns = time.monotonic_ns()
+        return Grab(decode(data, self._pixel), t_capture_ns, None, str(path))
 
     def close(self) -> None:
         self._paths = iter(())
@@ -137,16 +137,16 @@ class Video:
 
     def read(self) -> Grab | None:
         while self._capture.grab():
-            captured_ns = time.monotonic_ns()  # after grab: before it, the wait for the frame would be counted in
+            t_capture_ns = time.monotonic_ns()  # after grab: before it, the wait for the frame would be counted in
             pts_ms = float(self._capture.get(cv2.CAP_PROP_POS_MSEC))
             ok, image = self._capture.retrieve()
             self._seen += 1
             name = f"{self._name}#{self._seen}"
             if ok and image is not None and image.size:
                 self._corrupt_run = 0
-                return Grab(image, captured_ns, pts_ms, name)  # type: ignore[arg-type]
+                return Grab(image, t_capture_ns, pts_ms, name)  # type: ignore[arg-type]
             self._corrupt_run += 1
-            return Grab(None, captured_ns, pts_ms, name) if self._corrupt_run < CORRUPT_RUN else None
+            return Grab(None, t_capture_ns, pts_ms, name) if self._corrupt_run < CORRUPT_RUN else None
         return None
 
     def close(self) -> None:

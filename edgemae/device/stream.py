@@ -54,7 +54,7 @@ class Stream(Generic[R]):
         try:
             while (frame := self.camera.read()) is not None:
                 try:
-                    result = self._model(frame.image_bgr)
+                    result = self._model(frame.array_bgr)
                 except Exception as error:  # noqa: BLE001 - counted, logged, and an error after five in a row
                     self._count(error, frame)
                     continue

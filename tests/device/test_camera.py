@@ -32,7 +32,7 @@ def write_video(path: Path, codec: str, frames: int = FRAMES) -> Path:
 
 
 def number_of(frame: Frame) -> int:
-    return round(float(frame.image_bgr.mean()) / STEP)
+    return round(float(frame.array_bgr.mean()) / STEP)
 
 
 @pytest.fixture
@@ -55,8 +55,8 @@ def test_a_file_gives_every_frame_in_order(tmp_path: Path, name: str, codec: str
     assert [frame.seq for frame in frames] == list(range(FRAMES))
     assert camera.policy == "every"
     assert camera.counters == Counters(captured=FRAMES, delivered=FRAMES)
-    assert all(frame.image_bgr.shape == (48, 64, 3) and frame.generation == 0 for frame in frames)
-    pts = [frame.source_pts_ms for frame in frames]
+    assert all(frame.array_bgr.shape == (48, 64, 3) and frame.generation == 0 for frame in frames)
+    pts = [frame.pts_ms for frame in frames]
     assert pts == sorted(pts)
     assert pts[-1] > pts[0]
 
@@ -88,7 +88,7 @@ def test_latest_gives_a_slow_consumer_fresh_frames_and_counts_the_rest(video: Pa
 
 def test_realtime_keeps_the_frame_rate_of_the_file(video: Path) -> None:
     with Camera(video, realtime=True) as camera:
-        stamps = [frame.captured_ns for frame in camera]
+        stamps = [frame.t_capture_ns for frame in camera]
     assert len(stamps) == FRAMES
     assert (stamps[-1] - stamps[0]) / 1e9 >= (FRAMES - 1) / FPS - 0.05  # never faster; a busy machine may be slower
 
@@ -142,7 +142,7 @@ def test_a_single_image_is_one_frame(tmp_path: Path) -> None:
     assert cv2.imwrite(str(path), np.full((5, 7, 3), 9, np.uint8))
     with Camera(str(path)) as camera:
         (frame,) = camera
-    assert frame.image_bgr.shape == (5, 7, 3)
+    assert frame.array_bgr.shape == (5, 7, 3)
     assert frame.age_ms >= 0
 
 
@@ -159,7 +159,7 @@ def exif_jpeg(orientation: int) -> bytes:
 def test_exif_follows_the_pixel_contract(tmp_path: Path, exif: str, shape: tuple[int, ...]) -> None:
     (tmp_path / "turned.jpg").write_bytes(exif_jpeg(6))
     with Camera(tmp_path, pixel=PixelContract(image_px=8, exif=exif)) as camera:
-        assert [frame.image_bgr.shape for frame in camera] == [shape]
+        assert [frame.array_bgr.shape for frame in camera] == [shape]
 
 
 # ---------------------------------------------------------------- broken sources
