@@ -29,7 +29,21 @@ def write_model(path: Path, tensors: dict[str, Tensor], header: dict[str, Any], 
     if half:
         tensors = {k: v.half() if v.is_floating_point() else v for k, v in tensors.items()}
     tensors, raw = {k: v.contiguous() for k, v in tensors.items()}, json.dumps(header)
-    write_atomic(path, save(tensors, metadata={HEADER_KEY: raw, DIGEST_KEY: _digest(tensors, raw)}))
+    write_atomic(path, _in_order(save(tensors, metadata={HEADER_KEY: raw, DIGEST_KEY: _digest(tensors, raw)})))
+
+
+def _in_order(data: bytes) -> bytes:
+    """Return a safetensors file with its metadata sorted: the library writes two entries in an order drawn by chance.
+
+    https://github.com/huggingface/safetensors#format: 8 bytes of length, JSON padded with spaces, then the tensors,
+    whose offsets count from the end of the JSON.
+    """
+    end = 8 + int.from_bytes(data[:8], "little")
+    tree = json.loads(data[8:end])
+    tree["__metadata__"] = dict(sorted(tree["__metadata__"].items()))
+    head = json.dumps(tree, separators=(",", ":"), ensure_ascii=False).encode()
+    head += b" " * (-len(head) % 8)
+    return len(head).to_bytes(8, "little") + head + data[end:]
 
 
 def write_atomic(path: Path, data: bytes) -> None:
