@@ -10,6 +10,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from edgemae.bench import HERE, Bench
 from edgemae.device.engines import ENGINES
 from edgemae.distill.elastic import sizes_of, space_of
 from edgemae.distill.masking import masking
@@ -27,7 +28,7 @@ from edgemae.quantize.schemes import candidates
 from edgemae.spec.errors import CheckpointError, DataError, EngineMissingError, PlanError, check_named
 from edgemae.spec.sections import Plan, ShapePlan
 from edgemae.spec.target import Target
-from edgemae.trials import calibration_of, mismatch
+from edgemae.trials import calibration_of
 
 log = logging.getLogger("edgemae")
 
@@ -74,7 +75,7 @@ def check_recipe(plan: Plan, teacher: Teacher) -> ViTShape:
     return shape
 
 
-def check_images(plan: Plan, targets: list[Target], begin: Teacher | Student, inputs: Inputs) -> None:
+def check_images(plan: Plan, targets: list[Target], begin: Teacher | Student, inputs: Inputs, bench: Bench) -> None:
     """Refuse images that do not fit the model or cannot calibrate int8. Raises DataError."""
     check_elastic(plan, inputs)
     if isinstance(begin, Student):
@@ -87,8 +88,19 @@ def check_images(plan: Plan, targets: list[Target], begin: Teacher | Student, in
     if plan.gates.max_drop_pts and inputs.evaluation.labels is None:
         log.warning("gate max_drop_pts will be missed: without labels no drop can be shown")
     for target in targets:
-        if plan.gates.p90_ms and (unlike := mismatch(target)):
+        if plan.gates.p90_ms and (unlike := bench.machine.mismatch(target)):
             log.warning("gate p90_ms will be missed for %s: %s", target.name, unlike)
+
+
+def check_bench(bench: Bench, targets: list[Target]) -> None:
+    """Raise EngineMissingError when a device that is to measure can run no engine of a target; here it is no error."""
+    for target in targets if bench is not HERE else ():
+        if not set(target.engines) & set(bench.machine.engines):
+            raise EngineMissingError(
+                f"{bench.name} runs no engine of target '{target.name}'",
+                expected=" or ".join(target.engines),
+                fix=f"there: {ENGINES[target.engines[0]].needs}; or choose another --target",
+            )
 
 
 def check_elastic(plan: Plan, inputs: Inputs) -> None:

@@ -10,8 +10,8 @@ from typing import Any
 import msgspec
 import torch
 
-from edgemae.ahead import check_ahead, check_images
-from edgemae.device.latency import fingerprint
+from edgemae.ahead import check_ahead, check_bench, check_images
+from edgemae.bench import HERE, Bench
 from edgemae.device.profiling.layers import by_kind, profile_layers
 from edgemae.flow import (
     Flow,
@@ -45,7 +45,6 @@ from edgemae.trials import (
     all_candidates,
     engine_predictions,
     latencies,
-    mismatch,
     rehearsals,
     torch_predictions,
 )
@@ -81,27 +80,32 @@ class Built:
 
 
 def build(
-    plan: Plan, targets: list[Target], source: Path | None, output: Path, *, overwrite: bool = False,
-    resume: bool = False,
+    plan: Plan, targets: list[Target], source: Path | None, output: Path, bench: Bench = HERE, *,
+    overwrite: bool = False, resume: bool = False,
 ) -> list[Built]:  # fmt: skip
     """Go the whole way from a teacher (None: pretrain one), or from a student, to one bundle for each target.
 
+    Candidates are measured on `bench`; everything else is done on this machine.
     Every stage is kept in `output` and is not done again. Raises the error tree of `edgemae.spec.errors`; missed gates
     are no error here: they are in the result, and the bundle is marked failed.
     """
     begin = check_ahead(plan, targets, source)
+    check_bench(bench, targets)
     flow = open_flow(plan, output, overwrite=overwrite, resume=resume)
-    check_images(plan, targets, begin, flow.inputs)
+    check_images(plan, targets, begin, flow.inputs, bench)
     models = train(flow, source, max(target.width_multiple for target in targets))
-    return [finish(flow, models, target, output, alone=len(targets) == 1) for target in targets]
+    return [finish(flow, models, target, output, bench, alone=len(targets) == 1) for target in targets]
 
 
-def dry_run(plan: Plan, targets: list[Target], source: Path | None, output: Path, **flags: bool) -> dict[str, Any]:
+def dry_run(
+    plan: Plan, targets: list[Target], source: Path | None, output: Path, bench: Bench = HERE, **flags: bool
+) -> dict[str, Any]:
     """Check all that can be known before the first expensive step and return it; nothing is written."""
     begin = check_ahead(plan, targets, source)
+    check_bench(bench, targets)
     check_output(output, **flags)
     inputs = gather(plan)
-    check_images(plan, targets, begin, inputs)
+    check_images(plan, targets, begin, inputs, bench)
     return {"plan": plan_tree(plan), "targets": [target.name for target in targets], "data": inputs.summary()}
 
 
@@ -118,7 +122,7 @@ def train(flow: Flow, source: Path | None, width_multiple: int) -> Models:
     return Models(source, tuned, student, pruned(flow, student, tuned, width_multiple))
 
 
-def finish(flow: Flow, models: Models, target: Target, output: Path, *, alone: bool) -> Built:
+def finish(flow: Flow, models: Models, target: Target, output: Path, bench: Bench, *, alone: bool) -> Built:
     """Measure candidates for one target, choose, judge the gates, and write report and bundle."""
     plan = flow.plan
     student = load_student(models.pruned)
@@ -129,21 +133,22 @@ def finish(flow: Flow, models: Models, target: Target, output: Path, *, alone: b
         models, stages = replace(models, tail=trained), (*stages, before_tail(found, scores))
         found += more
         scores |= evaluate(flow, models, target, more)[1]
-    latency = latencies(flow, target, models.pruned, found)
-    ladder = choose(target, plan.quantize, found, scores, latency)
+    latency = latencies(flow, target, models.pruned, found, bench)
+    ladder = choose(target, plan.quantize, found, scores, latency, bench.machine)
     engines = table(ladder, scores, latency, len(target.engines))
     stages = (*stages, *_int8_stage(ladder[0].candidate, [ladder[0].candidate, *(more or found)], scores, latency))
     history = load_student(trained).history if trained and ladder[0].candidate.aware else student.history
     packed = pack(ladder, target, student.pixel, flow.inputs.calibration, plan.seed)
     rungs = (*engines, *unmeasured(ladder, latency, len(target.engines)))
-    gates = _verdicts(plan, stages, rungs, target, sum(map(len, packed.files.values())))
+    unlike = bench.machine.mismatch(target)
+    gates = _verdicts(plan, stages, rungs, unlike, sum(map(len, packed.files.values())))
     name = plan.name if alone else f"{plan.name}-{target.name}"
     report = Report(
         name=name, target=target.name, created=now(), stages=stages, engines=engines, gates=gates,
-        machine=fingerprint(), data=flow.inputs.summary(), curves=read_curves(*models.files),
+        machine=bench.machine.fingerprint, data=flow.inputs.summary(), curves=read_curves(*models.files),
         history=[msgspec.to_builtins(step) for step in history], attention=_attention(found, latency),
-        int8_evidence=_evidence(target, found, latency),
-        notes=_notes(target, models) + rehearsals(flow, target, found),
+        int8_evidence=_evidence(target, found, latency, unlike) if bench is HERE else {},
+        notes=_notes(target, models, bench) + rehearsals(flow, target, found),
     )  # fmt: skip
     folder = output if alone else output / target.name
     write_report(report, folder, pictures(flow, models.source, predictions))
@@ -212,10 +217,9 @@ def _int8_stage(
 
 
 def _verdicts(
-    plan: Plan, stages: tuple[StageScore, ...], engines: tuple[EngineLatency, ...], target: Target, size: int
+    plan: Plan, stages: tuple[StageScore, ...], engines: tuple[EngineLatency, ...], unlike: str, size: int
 ) -> tuple[GateVerdict, ...]:
     """Return the gates' verdicts; a latency that was taken on other arithmetic than the target's shows nothing."""
-    unlike = mismatch(target)
     if not unlike:
         return judge(plan.gates, stages, engines, size)
     found = judge(plan.gates, stages, [msgspec.structs.replace(e, p90_ms=None) for e in engines], size)
@@ -241,7 +245,7 @@ def _attention(found: list[Candidate], latency: dict[str, EngineLatency]) -> lis
     ]  # fmt: skip
 
 
-def _evidence(target: Target, found: list[Candidate], latency: dict[str, EngineLatency]) -> dict[str, Any]:
+def _evidence(target: Target, found: list[Candidate], latency: dict[str, EngineLatency], unlike: str) -> dict[str, Any]:
     """Return shares of time by operator, float beside int8, for engines where int8 gains less than EXPECTED_GAIN."""
     evidence: dict[str, Any] = {}
     for engine in target.engines:
@@ -258,16 +262,16 @@ def _evidence(target: Target, found: list[Candidate], latency: dict[str, EngineL
         pixels = torch.zeros(shape).numpy()
         evidence[engine] = {
             "int8_gain": round(gain, 3),
-            "why": mismatch(target) or "share of time by operator, float beside int8",
+            "why": unlike or "share of time by operator, float beside int8",
             "float": by_kind(profile_layers(engine, best.graph.files, target, pixels, limits=False)),
             "int8": by_kind(profile_layers(engine, eight.graph.files, target, pixels, limits=False)),
         }
     return evidence
 
 
-def _notes(target: Target, models: Models) -> list[str]:
-    notes = []
-    if unlike := mismatch(target):
+def _notes(target: Target, models: Models, bench: Bench) -> list[str]:
+    notes = [] if bench is HERE else [f"Latencies were measured on {bench.name}, where there is no torch."]
+    if unlike := bench.machine.mismatch(target):
         notes.append(f"Latencies do not speak for {target.title}: {unlike}. Profile the bundle on the device.")
     if models.pruned == models.student:
         notes.append("Pruning was off: the pruned stage is the student itself.")

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 
 import msgspec
 
+from edgemae.device.latency.candidates import Machine
 from edgemae.spec.report import EngineLatency, StageScore
 from edgemae.spec.sections import QuantizePlan
 from edgemae.spec.target import Target
-from edgemae.trials import Candidate, isa_class, mismatch, runs_here
+from edgemae.trials import Candidate
 
 MAX_INT8_DROP = 0.005  # share of images that int8 may lose against the float graph it replaces
 MIN_COSINE = 0.99  # of embeddings, where there are no labels to judge by
@@ -26,13 +27,14 @@ class Choice:
 
 def choose(
     target: Target, plan: QuantizePlan, found: list[Candidate], scores: Mapping[str, StageScore],
-    latency: Mapping[str, EngineLatency],
+    latency: Mapping[str, EngineLatency], machine: Machine,
 ) -> list[Choice]:  # fmt: skip
-    """Return the ladder: each engine's choice in the target's order, then the float graphs behind int8 choices."""
+    """Return the ladder by what a machine measured: each engine's choice in the target's order, then the float graphs
+    behind int8 choices."""
     first, behind = [], []
     for engine in target.engines:
         mine = [c for c in found if c.engine == engine]
-        choice, spare = _for_engine(target, plan, mine, scores, latency)
+        choice, spare = _for_engine(target, plan, mine, scores, latency, machine)
         first.append(choice)
         if spare is not None:
             behind.append(
@@ -69,7 +71,7 @@ def unmeasured(ladder: list[Choice], latency: Mapping[str, EngineLatency], place
 
 def _for_engine(
     target: Target, plan: QuantizePlan, mine: list[Candidate], scores: Mapping[str, StageScore],
-    latency: Mapping[str, EngineLatency],
+    latency: Mapping[str, EngineLatency], machine: Machine,
 ) -> tuple[Choice, Candidate | None]:  # fmt: skip
     """Return the choice of one engine and the float candidate behind it, if the choice is int8."""
     floats = [c for c in mine if c.graph.precision != "int8"]
@@ -85,16 +87,16 @@ def _for_engine(
         ), None
     eight = min(right, key=lambda c: _p50(c, latency))
     figures = _figures(scores[eight.name], scores[best.name])
-    unlike = mismatch(target) if runs_here(eight.engine, target) else f"{eight.engine} cannot run here"
+    unlike = machine.mismatch(target) if eight.engine in machine.engines else f"{eight.engine} cannot run here"
     if unlike:
         wanted = next(p for p in target.precisions if p == "int8" or p == best.graph.precision)
         seen = _speed_text(eight, best, latency)
         note = f"by the target's order, latency not decided here: {unlike}{seen}; {figures}"
         return (Choice(eight, note), best) if wanted == "int8" else (Choice(best, note), None)
-    gain = latency[eight.name].ratio_to_torch_eager / latency[best.name].ratio_to_torch_eager
+    gain = _gain(eight, best, latency)
     if gain < plan.min_speedup:
-        return Choice(best, f"int8 {gain:.2f}x on {isa_class()}: kept float"), None
-    return Choice(eight, f"int8 {gain:.2f}x as fast as float on {isa_class()}; {figures}"), best
+        return Choice(best, f"int8 {gain:.2f}x on {machine.isa}: kept float"), None
+    return Choice(eight, f"int8 {gain:.2f}x as fast as float on {machine.isa}; {figures}"), best
 
 
 def is_hurt(found: list[Candidate], scores: Mapping[str, StageScore]) -> bool:
@@ -124,5 +126,12 @@ def _p50(candidate: Candidate, latency: Mapping[str, EngineLatency]) -> float:
 def _speed_text(eight: Candidate, best: Candidate, latency: Mapping[str, EngineLatency]) -> str:
     if eight.name not in latency or best.name not in latency:
         return ""
-    gain = latency[eight.name].ratio_to_torch_eager / latency[best.name].ratio_to_torch_eager
-    return f" (here int8 ran at {gain:.2f}x of float)"
+    return f" (here int8 ran at {_gain(eight, best, latency):.2f}x of float)"
+
+
+def _gain(eight: Candidate, best: Candidate, latency: Mapping[str, EngineLatency]) -> float:
+    """Return how many times faster int8 is: by the ratios that were paired with one reference, else by the medians."""
+    a, b = latency[eight.name], latency[best.name]
+    if a.ratio_to_torch_eager and b.ratio_to_torch_eager:
+        return a.ratio_to_torch_eager / b.ratio_to_torch_eager
+    return b.p50_ms / a.p50_ms

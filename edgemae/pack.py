@@ -11,6 +11,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from edgemae.bench import HERE
 from edgemae.data.decode import read_picture
 from edgemae.data.images import ImageSet, sample
 from edgemae.device.engines import open_session
@@ -21,7 +22,7 @@ from edgemae.measure.parity import COSINE_MIN, tolerance_for
 from edgemae.spec.bundle import Golden, Manifest, Rung, Tolerance
 from edgemae.spec.graph import PixelContract
 from edgemae.spec.target import Target
-from edgemae.trials import Candidate, mismatch, runs_here
+from edgemae.trials import Candidate
 
 GOLDEN_FRAMES = 8
 # A reference computed on other arithmetic than the target's (or by another engine) proves less: 8-bit products that
@@ -48,7 +49,7 @@ def pack(choices: list[Choice], target: Target, pixel: PixelContract, images: Im
         candidate = choice.candidate
         names = _names(candidate)
         files |= {name: candidate.graph.files[part] for name, part in names.items()}
-        own = runs_here(candidate.engine, target)
+        own = candidate.engine in HERE.machine.engines
         engine = candidate.engine if own else "onnxruntime"
         with open_session(engine, candidate.graph.files, target) as session:
             rows = [session(preprocess(frame, pixel)) for frame in frames]
@@ -56,7 +57,7 @@ def pack(choices: list[Choice], target: Target, pixel: PixelContract, images: Im
         reference = np.concatenate([row[output] for row in rows])
         precision = candidate.graph.precision
         cosine_min, max_abs = tolerance_for(precision, reference)
-        if not own or mismatch(target):
+        if not own or HERE.machine.mismatch(target):
             max_abs *= float(np.sqrt((1 - LOOSE_COSINE[precision]) / (1 - COSINE_MIN[precision])))
             cosine_min = LOOSE_COSINE[precision]
         rung = Rung(

@@ -45,7 +45,7 @@ def profile_there(
             [*program, "finalize", there, *target, "--no-profile", "--json"],
             [*program, "profile", there, *flat, "--json"],
         ])  # fmt: skip
-        found = _answer(far, codes, outputs)
+        found = answer(far, codes, outputs, commands=2)
         return _store(bundle.with_name(f"{bundle.name}.{far.address.name}.profile.json"), found)
 
 
@@ -85,17 +85,17 @@ def _as_file(path: Path, draft: Path) -> Path:
     return whole
 
 
-def _answer(far: Far, codes: list[int], outputs: list[str]) -> dict[str, Any]:
-    """Return the last JSON that was printed there; raise the error that it tells of, as if it had happened here."""
+def answer(far: Far, codes: list[int], outputs: list[str], commands: int = 1) -> dict[str, Any]:
+    """Return what the last of so many commands printed; raise the error that it tells of, as if it came from here."""
     try:
         found = json.loads(outputs[-1])
-        if not isinstance(found, dict) or (len(codes) < 2 and "error" not in found):
+        if not isinstance(found, dict) or (len(codes) < commands and "error" not in found):
             raise ValueError("no record")
     except (IndexError, ValueError) as error:
         raise RemoteError(
             f"edgemae on {far.address.host} ended with {codes[-1]} and without a record",
             expected="one JSON object on its stdout",
-            fix="see its last lines above; the same by hand: edgemae profile BUNDLE there",
+            fix="see its last lines above; try `edgemae doctor` there",
         ) from error
     if said := found.get("error"):
         raise error_of({**said, "what": f"on {far.address.host}: {said['what']}"})

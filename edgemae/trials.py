@@ -1,9 +1,8 @@
-"""The measuring half of a compile as cached stages: graphs, int8 candidates, their accuracy and their latency here."""
+"""The measuring half of a compile as cached stages: graphs, int8 candidates, their accuracy and their latency."""
 
 from __future__ import annotations
 
 import logging
-import platform
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,11 +14,12 @@ import torch
 from numpy.typing import NDArray
 
 import edgemae
+from edgemae.bench import HERE, Bench
 from edgemae.data.images import ImageSet
 from edgemae.data.loader import Loader
 from edgemae.device.engines import ENGINES, open_session
-from edgemae.device.isa import cpu_flags, machine_facts
-from edgemae.device.latency import fingerprint, interleave, ratio, summarise
+from edgemae.device.isa import machine_facts
+from edgemae.device.latency.candidates import Entry
 from edgemae.export.lint import lint
 from edgemae.export.to_onnx import ATTENTION_FORMS, both_forms
 from edgemae.flow import Flow
@@ -40,8 +40,6 @@ from edgemae.spec.target import Target
 from edgemae.workdir import digest_of, file_digest
 
 log = logging.getLogger("edgemae")
-EAGER = "torch-eager"
-ROUNDS = 12  # of ABBA blocks; at 20 ms a block and six candidates about 6 s
 
 
 @dataclass(frozen=True)
@@ -57,6 +55,15 @@ class Candidate:
     def aware(self) -> bool:
         """Tell whether its scales were trained."""
         return self.graph.scheme.endswith(AWARE)
+
+    @property
+    def entry(self) -> Entry:
+        """Return the graph as it is listed for a measurement."""
+        graph = self.graph
+        return Entry(
+            name=self.name, engine=self.engine, precision=graph.precision, scheme=graph.scheme or self.form,
+            files=tuple(graph.files),
+        )  # fmt: skip
 
     @property
     def name(self) -> str:
@@ -166,7 +173,7 @@ def torch_predictions(flow: Flow, name: str, model_path: Path, vit: ViT, pixel: 
 
 def engine_predictions(flow: Flow, candidate: Candidate, target: Target, pixel: PixelContract) -> Predictions:
     """Return what a graph says through the engine that ships it; a TensorRT graph goes through ONNX Runtime here."""
-    engine = candidate.engine if runs_here(candidate.engine, target) else "onnxruntime"
+    engine = candidate.engine if candidate.engine in HERE.machine.engines else "onnxruntime"
     key = {"graph": candidate.digest, "engine": engine, "target": msgspec.to_builtins(target),
            "machine": machine_facts(), "tools": _versions(engine)}  # fmt: skip
     return _predictions(
@@ -200,81 +207,21 @@ def _predictions(
 # ---------------------------------------------------------------- latency
 
 
-def runs_here(engine: str, target: Target) -> bool:
-    """Tell whether an engine is installed and can execute here (TensorRT needs its GPU)."""
-    if ENGINES[engine].version() is None:
-        return False
-    return engine != "tensorrt" or ENGINES[engine].facts().get("gpu", "none") != "none"
-
-
-def isa_class() -> str:
-    """Return this machine's class of integer arithmetic: vnni, avx512, avx2, dotprod or other."""
-    flags = cpu_flags()
-    if any("vnni" in flag for flag in flags):
-        return "vnni"
-    for name, flag in (("avx512", "avx512f"), ("avx2", "avx2"), ("dotprod", "asimddp")):
-        if flag in flags:
-            return name
-    return "other"
-
-
-def mismatch(target: Target) -> str:
-    """Return why latencies taken here do not speak for the target's processor, or an empty string."""
-    arch = platform.machine().lower().replace("amd64", "x86_64")
-    if arch != target.arch:
-        return f"this machine is {arch}, the target is {target.arch}"
-    wanted = next((c for c in ("vnni", "avx512", "avx2", "dotprod") if c in target.isa), "")
-    if wanted and wanted != isa_class():
-        return f"this machine has {isa_class()} arithmetic, the target has {target.isa}"
-    return ""
-
-
-def latencies(flow: Flow, target: Target, student_path: Path, found: list[Candidate]) -> dict[str, EngineLatency]:
-    """Measure every candidate that runs here, interleaved with torch eager fp32 on the same threads."""
-    here = [c for c in found if runs_here(c.engine, target)]
+def latencies(
+    flow: Flow, target: Target, student_path: Path, found: list[Candidate], bench: Bench
+) -> dict[str, EngineLatency]:
+    """Measure every candidate that runs on the bench, all in turns."""
+    able = [c for c in found if c.engine in bench.machine.engines]
 
     def make(folder: Path) -> None:
-        rows = _measure(target, load_student(student_path).vit, here)
+        entries = [(c.entry, c.graph) for c in able]
+        rows = bench.measure(target, load_student(student_path).vit, entries) if entries else {}
         write_atomic(folder / "latency.json", msgspec.json.format(msgspec.json.encode(rows), indent=1))
 
-    key = {"graphs": [[c.name, c.digest] for c in here], "student": file_digest(student_path),
-           "target": msgspec.to_builtins(target), "machine": digest_of(fingerprint())}  # fmt: skip
+    key = {"graphs": [[c.name, c.digest] for c in able], "student": file_digest(student_path),
+           "target": msgspec.to_builtins(target), "machine": digest_of(bench.machine.fingerprint)}  # fmt: skip
     folder = flow.work.run(f"latency-{target.name}", key, make)
     return msgspec.json.decode((folder / "latency.json").read_bytes(), type=dict[str, EngineLatency])
-
-
-def _measure(target: Target, vit: ViT, here: list[Candidate]) -> dict[str, EngineLatency]:
-    shape = vit.eval().shape
-    pixels = np.random.default_rng(0).standard_normal((1, shape.channels, shape.image_px, shape.image_px), np.float32)
-    tensor, before = torch.from_numpy(pixels), torch.get_num_threads()
-
-    def eager() -> None:
-        with torch.inference_mode():
-            vit(tensor)
-
-    sessions = {c.name: open_session(c.engine, c.graph.files, target) for c in here}
-    runs: dict[str, Callable[[], None]] = {EAGER: eager}
-    runs |= {name: (lambda s=session: s(pixels)) for name, session in sessions.items()}  # type: ignore[misc]
-    torch.set_num_threads(target.threads)
-    try:
-        samples = interleave(runs, ROUNDS)
-    finally:
-        torch.set_num_threads(before)
-        for session in sessions.values():
-            session.close()
-    rows = {}
-    for name, taken in samples.items():
-        candidate = next((c for c in here if c.name == name), None)
-        summary, gain = summarise(taken.ns), ratio(samples[EAGER], taken)
-        rows[name] = EngineLatency(
-            engine=candidate.engine if candidate else EAGER,
-            precision=candidate.graph.precision if candidate else "fp32",
-            scheme=(candidate.graph.scheme or candidate.form) if candidate else "", p50_ms=summary.p50_ms, n=summary.n,
-            p90_ms=summary.p90_ms, p99_ms=summary.p99_ms, ratio_to_torch_eager=gain.median, ratio_low=gain.low,
-            ratio_high=gain.high, size_bytes=candidate.graph.size_bytes if candidate else 0,
-            reason=taken.interference.verdict,
-        )  # fmt: skip
-    return rows
 
 
 def _versions(*libraries: str) -> dict[str, str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ from hypothesis import settings
 
 if TYPE_CHECKING:
     from edgemae.model.vit import ViT
+    from tests.sshd import Server
     from tests.tiny import Job, Ran
 
 # Before numpy, torch or OpenCV come in: they read these once. Sums stay in one order and two cores stay usable.
@@ -34,6 +36,26 @@ def cache_dir(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("EDGEMAE_CACHE_DIR", str(path))
         yield path
+
+
+@pytest.fixture(scope="session")
+def _sshd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    from tests.sshd import serve, stop
+
+    server = serve(tmp_path_factory.mktemp("sshd"))
+    yield server
+    stop(server)
+
+
+@pytest.fixture
+def server(_sshd: Server, monkeypatch: pytest.MonkeyPatch) -> Server:
+    """Return a real ssh server that knows us and has nothing in its cache; ssh here knows it as `device`."""
+    from edgemae import ssh
+
+    shutil.rmtree(_sshd.cache, ignore_errors=True)
+    monkeypatch.setenv("EDGEMAE_SSH_CONFIG", str(_sshd.config))
+    monkeypatch.setattr(ssh, "FIRST_WAIT_S", 0.05)
+    return _sshd
 
 
 @pytest.fixture(autouse=True)

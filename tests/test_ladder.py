@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from edgemae import ladder
+from edgemae.device.latency.candidates import Machine
 from edgemae.ladder import choose, table
 from edgemae.spec.graph import Graph, IoContract
 from edgemae.spec.report import EngineLatency, StageScore
@@ -39,12 +40,15 @@ FLOAT, FUSED, EIGHT = (
 )
 
 
+ENGINES = {"openvino": "1"}
+LIKE = Machine(arch="x86_64", isa="vnni", engines=ENGINES, fingerprint={})
+OTHER = Machine(arch="x86_64", isa="avx2", engines=ENGINES, fingerprint={})
+
+
 @pytest.fixture
-def target(monkeypatch: pytest.MonkeyPatch) -> Target:
+def target() -> Target:
     import msgspec
 
-    monkeypatch.setattr(ladder, "mismatch", lambda target: "")
-    monkeypatch.setattr(ladder, "runs_here", lambda engine, target: True)
     return msgspec.structs.replace(find_target("laptop-x86-vnni"), engines=("openvino",))
 
 
@@ -66,7 +70,7 @@ def test_int8_must_be_faster_and_as_right(
     found = [FLOAT, EIGHT]
     times = {FLOAT.name: latency(FLOAT, 2.0), EIGHT.name: latency(EIGHT, int8_ms)}
     scores = {FLOAT.name: score(None if top1 is None else 0.90, 1.0), EIGHT.name: score(top1, cosine)}
-    rungs = choose(target, QuantizePlan(), found, scores, times)
+    rungs = choose(target, QuantizePlan(), found, scores, times, LIKE)
     assert rungs[0].candidate.graph.precision == ships
     assert why in rungs[0].reason
     assert len(rungs) == (2 if ships == "int8" else 1)  # float stands behind int8
@@ -75,34 +79,30 @@ def test_int8_must_be_faster_and_as_right(
 def test_the_faster_attention_form_is_taken(target: Target) -> None:
     times = {FLOAT.name: latency(FLOAT, 2.0), FUSED.name: latency(FUSED, 1.5)}
     scores = {name: score(0.9) for name in times}
-    assert choose(target, QuantizePlan(), [FLOAT, FUSED], scores, times)[0].candidate is FUSED
+    assert choose(target, QuantizePlan(), [FLOAT, FUSED], scores, times, LIKE)[0].candidate is FUSED
 
 
 @pytest.mark.parametrize(("order", "ships"), [(("int8", "fp32"), "int8"), (("fp32", "int8"), "fp32")])
-def test_other_arithmetic_than_the_targets_decides_nothing(
-    target: Target, monkeypatch: pytest.MonkeyPatch, order: tuple[str, ...], ships: str
-) -> None:
+def test_other_arithmetic_than_the_targets_decides_nothing(target: Target, order: tuple[str, ...], ships: str) -> None:
     import msgspec
 
-    monkeypatch.setattr(ladder, "mismatch", lambda target: "this machine has avx2")
     target = msgspec.structs.replace(target, precisions=order)
     times = {FLOAT.name: latency(FLOAT, 1.0), EIGHT.name: latency(EIGHT, 2.0)}
-    rungs = choose(target, QuantizePlan(), [FLOAT, EIGHT], {name: score(0.9) for name in times}, times)
+    rungs = choose(target, QuantizePlan(), [FLOAT, EIGHT], {name: score(0.9) for name in times}, times, OTHER)
     assert rungs[0].candidate.graph.precision == ships
-    assert "this machine has avx2" in rungs[0].reason
+    assert "the machine has avx2" in rungs[0].reason
     assert "0.50x of float" in rungs[0].reason
 
 
-def test_wrong_int8_never_ships_by_order_alone(target: Target, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ladder, "mismatch", lambda target: "this machine has avx2")
+def test_wrong_int8_never_ships_by_order_alone(target: Target) -> None:
     scores = {FLOAT.name: score(0.9), EIGHT.name: score(0.5)}
-    assert choose(target, QuantizePlan(), [FLOAT, EIGHT], scores, {})[0].candidate is FLOAT
+    assert choose(target, QuantizePlan(), [FLOAT, EIGHT], scores, {}, OTHER)[0].candidate is FLOAT
 
 
 def test_the_table_marks_choices_and_a_noisy_machine(target: Target) -> None:
     times = {FLOAT.name: latency(FLOAT, 2.0, "NOISY"), EIGHT.name: latency(EIGHT, 1.0)}
     scores = {FLOAT.name: score(0.9, 1.0), EIGHT.name: score(0.9, 0.999)}
-    rungs = choose(target, QuantizePlan(), [FLOAT, EIGHT], scores, times)
+    rungs = choose(target, QuantizePlan(), [FLOAT, EIGHT], scores, times, LIKE)
     rows = table(rungs, scores, times, places=1)
     assert [row.chosen for row in rows] == [False, True]
     assert "noisy machine" in rows[0].reason

@@ -8,7 +8,6 @@ import shutil
 import subprocess
 import sys
 import venv
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,22 +18,8 @@ from edgemae.remote import profile_there
 from edgemae.spec.bundle import open_bundle, write_bundle
 from edgemae.spec.errors import BundleError, InputError, RemoteError, TargetError
 from tests.device.conftest import block_onnx, box, make_bundle  # noqa: F401 - fixtures: a bundle without any training
-from tests.sshd import Server, serve, stop
+from tests.sshd import Server
 from tests.tiny import Ran, edgemae, write_target
-
-
-@pytest.fixture(scope="module")
-def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    server = serve(tmp_path_factory.mktemp("sshd"))
-    yield server
-    stop(server)
-
-
-@pytest.fixture
-def server(started: Server, monkeypatch: pytest.MonkeyPatch) -> Server:
-    monkeypatch.setenv("EDGEMAE_SSH_CONFIG", str(started.config))
-    monkeypatch.setattr(ssh, "FIRST_WAIT_S", 0.05)
-    return started
 
 
 @pytest.fixture

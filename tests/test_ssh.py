@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import logging
 import re
-import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -18,22 +17,7 @@ from edgemae import ssh
 from edgemae.spec.errors import EngineRuntimeError, InputError, RemoteError, StorageError
 from edgemae.spec.progress import Progress
 from edgemae.ssh import Far, parse_address
-from tests.sshd import Server, keygen, serve, stop
-
-
-@pytest.fixture(scope="module")
-def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    server = serve(tmp_path_factory.mktemp("sshd"))
-    yield server
-    stop(server)
-
-
-@pytest.fixture
-def server(started: Server, monkeypatch: pytest.MonkeyPatch) -> Server:
-    shutil.rmtree(started.cache, ignore_errors=True)
-    monkeypatch.setenv("EDGEMAE_SSH_CONFIG", str(started.config))
-    monkeypatch.setattr(ssh, "FIRST_WAIT_S", 0.05)
-    return started
+from tests.sshd import Server, keygen
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ import cv2
 import numpy as np
 import pytest
 
-from edgemae.trials import isa_class
+from edgemae.device.isa import isa_class
 
 CLASSES = ("circle", "square")
 PLAN = """
@@ -216,13 +216,12 @@ def edgemae(*arguments: object, draw: bool = False) -> Ran:
 @contextlib.contextmanager
 def _shortened(draw: bool) -> Iterator[None]:
     """Leave out what only takes time: 16 plots are half of a finished compile, 12 rounds of 40 ms most of the rest."""
-    from edgemae import trials
-    from edgemae.device.latency import interleave
+    from edgemae.device.latency import candidates, interleave
     from edgemae.measure import plots
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trials, "ROUNDS", 8)  # the fewest that an interval can be made of
-        patch.setattr(trials, "interleave", partial(interleave, block_ms=4.0))
+        patch.setattr(candidates, "ROUNDS", 8)  # the fewest that an interval can be made of
+        patch.setattr(candidates, "interleave", partial(interleave, block_ms=4.0))
         if not draw:
             patch.setattr(plots, "png", lambda sheet: cv2.imencode(".png", np.zeros((4, 4), np.uint8))[1].tobytes())
         yield

@@ -18,6 +18,8 @@ from edgemae.options import (
     Output,
     PlanFlags,
     Precisions,
+    Remote,
+    RemotePython,
     RunFlags,
     Schemes,
     Size,
@@ -45,7 +47,7 @@ def compile(
     max_latency_ms: Annotated[float | None, typer.Option(help="Gate: p90 of one inference.")] = None,
     max_size_mib: Annotated[float | None, typer.Option(help="Gate: size of the bundle.")] = None,
     name: Annotated[str | None, typer.Option(help="Name of the bundle.")] = None,
-    elastic: Elastic = None,
+    elastic: Elastic = None, remote: Remote = None, remote_python: RemotePython = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything and print the resolved plan.")] = False,
 ) -> None:  # fmt: skip
     """Go the whole way: teacher and images in, a measured bundle for each target out."""
@@ -56,11 +58,15 @@ def compile(
         gates__p90_ms=max_latency_ms, gates__size_mib=max_size_mib, name=name, elastic__on=elastic,
     )  # fmt: skip
     from edgemae import build
+    from edgemae.bench import bench_at
 
+    bench = bench_at(remote, remote_python)
     if dry_run:
-        console.print_dry_run(build.dry_run(plan, targets, source, **flags.at(output)), plan, json=flags.json)
+        console.print_dry_run(
+            build.dry_run(plan, targets, source, bench=bench, **flags.at(output)), plan, json=flags.json
+        )
     else:
-        console.print_built(build.build(plan, targets, source, **flags.at(output)), json=flags.json)
+        console.print_built(build.build(plan, targets, source, bench=bench, **flags.at(output)), json=flags.json)
 
 
 @app.command()

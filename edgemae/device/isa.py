@@ -22,6 +22,17 @@ def cpu_flags(cpuinfo: str = "/proc/cpuinfo") -> frozenset[str]:
     return frozenset()
 
 
+def isa_class() -> str:
+    """Return this machine's class of integer arithmetic: vnni, avx512, avx2, dotprod or other."""
+    flags = cpu_flags()
+    if any("vnni" in flag for flag in flags):
+        return "vnni"
+    for name, flag in (("avx512", "avx512f"), ("avx2", "avx2"), ("dotprod", "asimddp")):
+        if flag in flags:
+            return name
+    return "other"
+
+
 def u8s8_saturates(target_isa: str) -> bool:
     """Say whether u8 x s8 products saturate at 16 bits: on x86 without VNNI, here or by the target's word."""
     if platform.machine().lower() not in ("x86_64", "amd64"):

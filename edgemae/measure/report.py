@@ -247,6 +247,7 @@ def _tiles(report: Report) -> list[tuple[str, str, str]]:
         tiles.append(
             ("Latency p50", milliseconds(engine.p50_ms), f"{engine.engine} {engine.precision}, {engine.n} runs")
         )
+    if engine is not None and engine.ratio_to_torch_eager is not None:
         tiles.append(("Speed-up", f"{engine.ratio_to_torch_eager:.2f}×", "over torch eager, interleaved"))
     if stage is not None:
         tiles.append(("Size", mib(stage.size_bytes), f"{count_text(stage.params)} parameters"))

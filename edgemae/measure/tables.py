@@ -102,6 +102,8 @@ def drop_text(stage: StageScore) -> str:
 
 def ratio_text(engine: EngineLatency) -> str:
     """Return how many times faster than torch eager an engine is, with its interval."""
+    if engine.ratio_to_torch_eager is None:
+        return DASH
     return with_interval(f"{engine.ratio_to_torch_eager:.2f}×", interval(engine.ratio_low, engine.ratio_high, 2))
 
 

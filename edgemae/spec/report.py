@@ -35,13 +35,13 @@ class StageScore(Record, frozen=True):
 
 
 class EngineLatency(Record, frozen=True):
-    """Latency of one graph on one engine of this machine, interleaved with torch eager fp32."""
+    """Latency of one graph on one engine of one machine, taken in turns with the other graphs and torch eager fp32."""
 
     engine: str
     precision: str
     p50_ms: float
     n: int
-    ratio_to_torch_eager: float  # torch time / engine time: larger is faster
+    ratio_to_torch_eager: float | None  # torch time / engine time: larger is faster; None: there was no torch
     p90_ms: float | None = None
     p99_ms: float | None = None
     scheme: str = ""

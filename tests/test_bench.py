@@ -1,0 +1,134 @@
+"""`compile --remote`: candidates are measured on another machine, over a real ssh server; all else is done here."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from edgemae import bench
+from edgemae.bench import EAGER, There
+from edgemae.device.latency import candidates
+from edgemae.device.latency.candidates import Machine
+from edgemae.spec.bundle import open_bundle
+from edgemae.spec.errors import EngineMissingError, InputError, RemoteError
+from edgemae.spec.target import find_target
+from tests.sshd import Server
+from tests.tiny import Job, Ran, edgemae, stage
+
+FAR = ("--remote", "device", "--remote-python", sys.executable)
+
+
+def compile_there(job: Job, output: Path, *more: object) -> Ran:
+    student = stage(job.output, "student") / "student.safetensors"
+    return edgemae("compile", student, *job.work, "--target", job.target, "-o", output, "--set", "prune.keep_macs=1",
+                   "--json", *FAR, *more)  # fmt: skip
+
+
+@pytest.fixture
+def idle_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let nothing be measured in this process."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("measured here")
+
+    monkeypatch.setattr(bench, "measure", refuse)
+
+
+@pytest.mark.slow
+def test_candidates_are_measured_on_the_device(
+    job: Job, compiled: Ran, server: Server, tmp_path: Path, idle_here: None
+) -> None:
+    ran = compile_there(job, tmp_path / "out")
+    assert ran.code == 0, ran.err
+    rows = ran.json["engines"]
+    assert {(row["engine"], row["precision"]) for row in rows} == {
+        (engine, precision) for engine in ("onnxruntime", "openvino") for precision in ("fp32", "int8")
+    }
+    assert all(row["ratio_to_torch_eager"] is None and row["p50_ms"] > 0 and row["n"] >= 24 for row in rows)
+    assert sum(row["chosen"] for row in rows) == 2
+    assert "Latencies were measured on device, where there is no torch." in ran.json["notes"]
+    manifest = open_bundle(ran.json["bundle"]).manifest
+    assert manifest.machine == ran.json["machine"]
+    assert [row.p50_ms for row in manifest.latency] == [row["p50_ms"] for row in rows]
+    assert "device: " not in (tmp_path / "out/report.md").read_text()
+    assert len(server.copies()) == 1
+    assert server.jobs() == []
+
+    again = compile_there(job, tmp_path / "out")  # nothing is measured twice, but the machine is asked which it is
+    assert again.json["engines"] == rows
+    assert len(server.copies()) == 1
+
+
+def test_a_device_without_the_targets_engine_is_refused_before_the_first_step(
+    job: Job, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bare = Machine(arch="x86_64", isa="avx2", engines={"tensorrt": "10"}, fingerprint={})
+    monkeypatch.setattr(There, "machine", bare)
+    student = tmp_path / "teacher.safetensors"
+    ran = edgemae("compile", *job.work, "--target", job.target, "-o", tmp_path / "out", *FAR)
+    assert ran.code == EngineMissingError.exit_code, ran.err
+    assert "device runs no engine of target 'box'" in ran.err
+    assert not (tmp_path / "out/stages").exists()
+    assert not student.exists()
+
+
+def test_a_python_of_no_machine_and_a_machine_that_is_not_there(job: Job, server: Server, tmp_path: Path) -> None:
+    ran = edgemae("compile", *job.work, "-o", tmp_path / "out", "--remote-python", "python3")
+    assert ran.code == InputError.exit_code
+    assert "no machine is named" in ran.err
+    ran = edgemae("compile", *job.work, "-o", tmp_path / "out", "--remote", "nobody@127.0.0.1:9")
+    assert ran.code == RemoteError.exit_code
+    assert "cannot connect to 127.0.0.1" in ran.err
+    assert not (tmp_path / "out/stages").exists()
+
+
+def test_the_command_tells_what_the_machine_is_and_loads_no_torch(tmp_path: Path) -> None:
+    code = "import sys; from edgemae.device.latency.candidates import main; main([]); assert 'torch' not in sys.modules"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert msgspec.json.decode(done.stdout, type=Machine) == candidates.this_machine()
+
+
+def test_a_job_that_fails_there_is_an_error_with_its_three_parts(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    entry = candidates.Entry(name="a", engine="onnxruntime", precision="fp32", scheme="", files=("model.onnx",))
+    job = candidates.Job(target=find_target("cpu-onnxruntime"), shape=(1, 3, 8, 8), graphs=(entry,))
+    candidates.write_job(tmp_path / "job.zip", job, [{"model.onnx": b"no graph"}])
+    candidates.main([str(tmp_path / "job.zip")])
+    error = json.loads(capsys.readouterr().out)["error"]
+    assert set(error) == {"code", "what", "expected", "fix"}
+    assert "not an ONNX file" in error["what"]
+
+
+def test_a_job_is_the_same_file_every_time(tmp_path: Path) -> None:
+    job = candidates.Job(target=find_target("cpu-onnxruntime"), shape=(1, 3, 8, 8), graphs=())
+    for name in ("a.zip", "b.zip"):
+        candidates.write_job(tmp_path / name, job, [])
+    assert (tmp_path / "a.zip").read_bytes() == (tmp_path / "b.zip").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("target", "said"),
+    [
+        ("laptop-x86-vnni", "the machine has avx2 arithmetic, the target has"),
+        ("laptop-x86-avx2", ""),
+        ("raspberry-pi-5", "the machine is x86_64, the target is aarch64"),
+    ],
+)
+def test_latencies_speak_for_processors_of_one_kind(target: str, said: str) -> None:
+    machine = Machine(arch="x86_64", isa="avx2", engines={}, fingerprint={})
+    found = machine.mismatch(find_target(target))
+    assert found.startswith(said)
+    assert bool(found) == bool(said)
+
+
+def test_here_torch_is_measured_in_the_same_turns(compiled: Ran) -> None:
+    rows = compiled.json["engines"]
+    (eager,) = [row for row in rows if row["engine"] == EAGER]
+    assert eager["ratio_to_torch_eager"] == pytest.approx(1.0)
+    assert all(row["ratio_low"] <= row["ratio_to_torch_eager"] <= row["ratio_high"] for row in rows)
