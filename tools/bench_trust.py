@@ -209,7 +209,7 @@ def benchmark_app(graph: Path, threads: int) -> float:
         ]  # fmt: skip
         subprocess.run(command, check=True, capture_output=True)
         (report,) = Path(folder).glob("*.json")
-        return float(json.loads(report.read_text())["execution_results"]["latency_median"])
+        return float(json.loads(report.read_text())["execution_results"]["latency (ms)"])
 
 
 # ---------------------------------------------------------------- table
