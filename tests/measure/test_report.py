@@ -119,7 +119,7 @@ def test_html_shows_hostile_text_as_text(written: Path) -> None:
 def test_html_has_every_part(written: Path) -> None:
     text = Page((written / "report.html").read_text("utf-8")).text
     for part in (
-        "From teacher to int8", "Engines on this machine", "Accuracy against latency", "Training", "Pictures",
+        "From teacher to int8", "Engines, measured", "Accuracy against latency", "Training", "Pictures",
         "Per class", "Calibration", "Attention forms", "Where the time goes", "Data", "Provenance", "CC-BY-NC-4.0",
         "Machine", "some CPU", "What ships", "1 of 4 limits not shown", "empty file",
     ):  # fmt: skip

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+from html import escape
 from pathlib import Path
 
 import msgspec
@@ -15,6 +16,9 @@ from edgemae.spec.bundle import amend_bundle, open_bundle
 from edgemae.spec.errors import StorageError
 from edgemae.spec.report import Profiled
 
+REPORT = "report.html"
+PLACE = ("<!-- profiles -->", "<!-- /profiles -->")  # in the report, for the table of profiles
+COLUMNS = ("Device", "Engine", "Scenario", "p50", "Runs", "Verdict", "Taken")
 MOST = 8  # profiles that a bundle carries; the oldest go first
 log = logging.getLogger("edgemae.device")
 
@@ -34,10 +38,14 @@ def keep(path: Path, record: Profile) -> str:
         p50_ms=record.steady.p50_ms, p90_ms=record.steady.p90_ms, p99_ms=record.steady.p99_ms, n=record.steady.n,
         created=record.created,
     )  # fmt: skip
-    rows = [*(old for old in open_bundle(path).manifest.profiles if old.file != row.file), row]
+    bundle = open_bundle(path)
+    rows = [*(old for old in bundle.manifest.profiles if old.file != row.file), row]
     gone = {end for old in rows[:-MOST] for end in (old.file, old.file.removesuffix(".json") + ".html")}
+    added = {name + end: part for end, part in parts.items()}
+    if REPORT in bundle.manifest.files:
+        added[REPORT] = linked(bundle.read(REPORT).decode(), rows[-MOST:]).encode()
     try:
-        amend_bundle(path, {name + end: part for end, part in parts.items()}, gone, profiles=tuple(rows[-MOST:]))
+        amend_bundle(path, added, gone, profiles=tuple(rows[-MOST:]))
     except (StorageError, PermissionError) as error:
         stem = cache_folder() / "profiles" / f"{record.name}-{record.bundle_sha256[:12]}"
         for end, part in parts.items():
@@ -45,6 +53,24 @@ def keep(path: Path, record: Profile) -> str:
         log.warning("the profile could not be put into '%s' (%s): it lies in %s", path, error, stem.parent)
         return f"{stem}.html"
     return f"{name}.html"
+
+
+def linked(report: str, rows: list[Profiled]) -> str:
+    """Return the bundle's report with a table of its profiles, each a link to its page; one without a place for it
+    stays as it is."""
+    head, mark, rest = report.partition(PLACE[0])
+    _, end, tail = rest.partition(PLACE[1])
+    if not end:
+        return report
+    lines = "".join(
+        f'<tr><th scope="row" class="free"><a href="{escape(row.file.removesuffix(".json"))}.html">{escape(row.device)}'
+        f"</a></th><td>{escape(row.engine)} {escape(row.precision)}</td><td>{escape(row.scenario)}</td>"
+        f"<td>{row.p50_ms:.2f} ms</td><td>{row.n}</td><td>{escape(row.verdict)}</td><td>{escape(row.created)}</td></tr>"
+        for row in reversed(rows)
+    )
+    header = "".join(f'<th scope="col">{name}</th>' for name in COLUMNS)
+    table = f'<div class="scroll"><table><thead><tr>{header}</tr></thead><tbody>{lines}</tbody></table></div>'
+    return f"{head}{mark}<section><h2>Profiles on devices</h2>{table}</section>{end}{tail}"
 
 
 def _machine(record: Profile) -> str:

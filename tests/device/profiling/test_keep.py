@@ -53,6 +53,26 @@ def test_the_newest_of_a_machine_and_eight_machines(make_bundle: Callable[..., P
     assert len([name for name in after.manifest.files if name.startswith("profiles/")]) == 16
 
 
+def test_the_report_links_every_profile(make_bundle: Callable[..., Path], tmp_path: Path) -> None:
+    made = open_bundle(make_bundle())
+    files = {name: made.read(name) for name in made.manifest.files} | {"report.html": b"<h1>a</h1>%s%s<p>b</p>" % tuple(
+        mark.encode() for mark in module.PLACE)}  # fmt: skip
+    path = write_bundle(tmp_path / "b.edgemae", made.manifest, files, as_zip=True)
+    for board in ("one <b>", "two", "one <b>"):
+        page = keep(path, taken_on(board))
+    report = open_bundle(path).read("report.html").decode()
+    assert report.startswith("<h1>a</h1>")
+    assert report.endswith("<p>b</p>")
+    assert report.count("<a href=") == 2
+    assert f'<a href="{page}">one &lt;b&gt;</a>' in report
+    assert report.index("one &lt;b&gt;") < report.index(">two<")  # the newest first
+
+
+def test_the_page_of_a_compile_has_a_place_for_profiles() -> None:
+    template = Path(module.__file__).parents[2] / "measure/report.html.j2"
+    assert "".join(module.PLACE) in template.read_text()
+
+
 def test_a_bundle_that_cannot_be_written_stays_as_it_is(
     make_bundle: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
