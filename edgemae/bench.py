@@ -11,12 +11,11 @@ from typing import Any, Protocol
 import msgspec
 import torch
 
-from edgemae.device.latency.candidates import Entry, Job, Machine, measure, this_machine, write_job
+from edgemae.device.latency.candidates import Entry, Job, Latencies, Machine, measure, this_machine, write_job
 from edgemae.model.vit import ViT
 from edgemae.remote import answer, check
 from edgemae.spec.errors import InputError
 from edgemae.spec.graph import Graph
-from edgemae.spec.report import EngineLatency
 from edgemae.spec.target import Target
 from edgemae.ssh import Far, parse_address
 
@@ -34,8 +33,8 @@ class Bench(Protocol):
     @property
     def machine(self) -> Machine: ...
 
-    def measure(self, target: Target, vit: ViT, entries: Entries) -> dict[str, EngineLatency]:
-        """Return a row for each graph by its entry's name."""
+    def measure(self, target: Target, vit: ViT, entries: Entries) -> Latencies:
+        """Return what was measured, by the names of the entries."""
 
 
 class Here:
@@ -47,7 +46,7 @@ class Here:
     def machine(self) -> Machine:
         return this_machine()
 
-    def measure(self, target: Target, vit: ViT, entries: Entries) -> dict[str, EngineLatency]:
+    def measure(self, target: Target, vit: ViT, entries: Entries) -> Latencies:
         job = job_of(target, vit, entries)
         files = {entry.name: graph.files for entry, graph in entries}
         tensor, before = torch.zeros(job.shape), torch.get_num_threads()
@@ -79,11 +78,11 @@ class There:
         log.info("candidates are measured on %s: %s, %s", self.name, machine.fingerprint.get("cpu"), engines)
         return machine
 
-    def measure(self, target: Target, vit: ViT, entries: Entries) -> dict[str, EngineLatency]:
+    def measure(self, target: Target, vit: ViT, entries: Entries) -> Latencies:
         with Far(self._address, self._python) as far, tempfile.TemporaryDirectory() as draft:
             path = Path(draft) / f"candidates-{target.name}.zip"
             write_job(path, job_of(target, vit, entries), [graph.files for _, graph in entries])
-            return msgspec.convert(self._ask(far, far.copy(path)), dict[str, EngineLatency])
+            return msgspec.convert(self._ask(far, far.copy(path)), Latencies)
 
     def _ask(self, far: Far, *arguments: str) -> dict[str, Any]:
         python = check(far)[0]

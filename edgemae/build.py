@@ -133,8 +133,8 @@ def finish(flow: Flow, models: Models, target: Target, output: Path, bench: Benc
         models, stages = replace(models, tail=trained), (*stages, before_tail(found, scores))
         found += more
         scores |= evaluate(flow, models, target, more)[1]
-    latency = latencies(flow, target, models.pruned, found, bench)
-    ladder = choose(target, plan.quantize, found, scores, latency, bench.machine)
+    taken = latencies(flow, target, models.pruned, found, bench)
+    ladder, latency = choose(target, plan.quantize, found, scores, taken, bench.machine), taken.rows
     engines = table(ladder, scores, latency, len(target.engines))
     stages = (*stages, *_int8_stage(ladder[0].candidate, [ladder[0].candidate, *(more or found)], scores, latency))
     history = load_student(trained).history if trained and ladder[0].candidate.aware else student.history

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-from edgemae.device.latency.candidates import Machine
+from edgemae.device.latency.candidates import Latencies, Machine
 from edgemae.spec.report import EngineLatency, StageScore
 from edgemae.spec.sections import QuantizePlan
 from edgemae.spec.target import Target
@@ -27,7 +27,7 @@ class Choice:
 
 def choose(
     target: Target, plan: QuantizePlan, found: list[Candidate], scores: Mapping[str, StageScore],
-    latency: Mapping[str, EngineLatency], machine: Machine,
+    latency: Latencies, machine: Machine,
 ) -> list[Choice]:  # fmt: skip
     """Return the ladder by what a machine measured: each engine's choice in the target's order, then the float graphs
     behind int8 choices."""
@@ -50,7 +50,7 @@ def table(
     reasons = {choice.candidate.name: choice.reason for choice in ladder[:places]}
     rows = []
     for name, row in latency.items():
-        verdict = "" if row.reason == "TRUSTED" else f"{row.reason.lower()} machine while measuring"
+        verdict = "" if row.verdict in ("TRUSTED", "") else f"{row.verdict.lower()} machine while measuring"
         reason = "; ".join(part for part in (reasons.get(name, ""), verdict) if part)
         score = scores.get(name)
         own = {"cosine": score.cosine, "top1": score.top1} if score else {}
@@ -71,7 +71,7 @@ def unmeasured(ladder: list[Choice], latency: Mapping[str, EngineLatency], place
 
 def _for_engine(
     target: Target, plan: QuantizePlan, mine: list[Candidate], scores: Mapping[str, StageScore],
-    latency: Mapping[str, EngineLatency], machine: Machine,
+    latency: Latencies, machine: Machine,
 ) -> tuple[Choice, Candidate | None]:  # fmt: skip
     """Return the choice of one engine and the float candidate behind it, if the choice is int8."""
     floats = [c for c in mine if c.graph.precision != "int8"]
@@ -87,13 +87,13 @@ def _for_engine(
         ), None
     eight = min(right, key=lambda c: _p50(c, latency))
     figures = _figures(scores[eight.name], scores[best.name])
-    unlike = machine.mismatch(target) if eight.engine in machine.engines else f"{eight.engine} cannot run here"
+    unlike = machine.mismatch(target) if eight.engine in machine.engines else f"the machine does not run {eight.engine}"
     if unlike:
         wanted = next(p for p in target.precisions if p == "int8" or p == best.graph.precision)
         seen = _speed_text(eight, best, latency)
-        note = f"by the target's order, latency not decided here: {unlike}{seen}; {figures}"
+        note = f"by the target's order, latency did not decide: {unlike}{seen}; {figures}"
         return (Choice(eight, note), best) if wanted == "int8" else (Choice(best, note), None)
-    gain = _gain(eight, best, latency)
+    gain = latency.gains[eight.name][best.name]
     if gain < plan.min_speedup:
         return Choice(best, f"int8 {gain:.2f}x on {machine.isa}: kept float"), None
     return Choice(eight, f"int8 {gain:.2f}x as fast as float on {machine.isa}; {figures}"), best
@@ -119,19 +119,10 @@ def _figures(eight: StageScore, float_score: StageScore) -> str:
     return f"top-1 {100 * eight.top1:.2f} % against {100 * float_score.top1:.2f} %{cosine}"
 
 
-def _p50(candidate: Candidate, latency: Mapping[str, EngineLatency]) -> float:
-    return latency[candidate.name].p50_ms if candidate.name in latency else 0.0
+def _p50(candidate: Candidate, latency: Latencies) -> float:
+    return latency.rows[candidate.name].p50_ms if candidate.name in latency.rows else 0.0
 
 
-def _speed_text(eight: Candidate, best: Candidate, latency: Mapping[str, EngineLatency]) -> str:
-    if eight.name not in latency or best.name not in latency:
-        return ""
-    return f" (here int8 ran at {_gain(eight, best, latency):.2f}x of float)"
-
-
-def _gain(eight: Candidate, best: Candidate, latency: Mapping[str, EngineLatency]) -> float:
-    """Return how many times faster int8 is: by the ratios that were paired with one reference, else by the medians."""
-    a, b = latency[eight.name], latency[best.name]
-    if a.ratio_to_torch_eager and b.ratio_to_torch_eager:
-        return a.ratio_to_torch_eager / b.ratio_to_torch_eager
-    return b.p50_ms / a.p50_ms
+def _speed_text(eight: Candidate, best: Candidate, latency: Latencies) -> str:
+    gain = latency.gains.get(eight.name, {}).get(best.name)
+    return "" if gain is None else f" (there int8 ran at {gain:.2f}x of float)"

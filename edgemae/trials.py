@@ -19,7 +19,7 @@ from edgemae.data.images import ImageSet
 from edgemae.data.loader import Loader
 from edgemae.device.engines import ENGINES, open_session
 from edgemae.device.isa import machine_facts
-from edgemae.device.latency.candidates import Entry
+from edgemae.device.latency.candidates import Entry, Latencies
 from edgemae.export.lint import lint
 from edgemae.export.to_onnx import ATTENTION_FORMS, both_forms
 from edgemae.flow import Flow
@@ -35,7 +35,6 @@ from edgemae.quantize.search import AWARE
 from edgemae.spec.errors import EngineRuntimeError, MachineError
 from edgemae.spec.graph import Graph, PixelContract, Scales
 from edgemae.spec.plan import plan_tree
-from edgemae.spec.report import EngineLatency
 from edgemae.spec.target import Target
 from edgemae.workdir import digest_of, file_digest
 
@@ -207,21 +206,23 @@ def _predictions(
 # ---------------------------------------------------------------- latency
 
 
-def latencies(
-    flow: Flow, target: Target, student_path: Path, found: list[Candidate], bench: Bench
-) -> dict[str, EngineLatency]:
-    """Measure every candidate that runs on the bench, all in turns."""
+def latencies(flow: Flow, target: Target, student_path: Path, found: list[Candidate], bench: Bench) -> Latencies:
+    """Measure every candidate that runs on the bench, all in turns; INVALID figures are taken again by the next run."""
     able = [c for c in found if c.engine in bench.machine.engines]
 
     def make(folder: Path) -> None:
         entries = [(c.entry, c.graph) for c in able]
-        rows = bench.measure(target, load_student(student_path).vit, entries) if entries else {}
-        write_atomic(folder / "latency.json", msgspec.json.format(msgspec.json.encode(rows), indent=1))
+        taken = bench.measure(target, load_student(student_path).vit, entries) if entries else Latencies()
+        write_atomic(folder / "latency.json", msgspec.json.format(msgspec.json.encode(taken), indent=1))
 
     key = {"graphs": [[c.name, c.digest] for c in able], "student": file_digest(student_path),
            "target": msgspec.to_builtins(target), "machine": digest_of(bench.machine.fingerprint)}  # fmt: skip
     folder = flow.work.run(f"latency-{target.name}", key, make)
-    return msgspec.json.decode((folder / "latency.json").read_bytes(), type=dict[str, EngineLatency])
+    taken = msgspec.json.decode((folder / "latency.json").read_bytes(), type=Latencies)
+    if any(row.verdict == "INVALID" for row in taken.rows.values()):
+        log.warning("%s was too busy while candidates were measured: run this again when it is quiet", bench.name)
+        flow.work.forget(folder)
+    return taken
 
 
 def _versions(*libraries: str) -> dict[str, str]:

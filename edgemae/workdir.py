@@ -113,6 +113,11 @@ class Workdir:
         self.ranks.wait()
         return folder
 
+    def forget(self, folder: Path) -> None:
+        """Let a stage be made again by the next run; its files stay."""
+        if self.ranks.first:
+            (folder / "done.json").unlink(missing_ok=True)
+
     def keep_plan(self, plan: Plan) -> None:
         """Write the resolved plan beside the stages."""
         if self.ranks.first:

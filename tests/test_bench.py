@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -30,18 +31,25 @@ def compile_there(job: Job, output: Path, *more: object) -> Ran:
 
 
 @pytest.fixture
-def idle_here(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let nothing be measured in this process."""
+def only_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let nothing be measured in this process, and call trusted what comes back."""
 
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("measured here")
 
+    def quiet(*given: Any) -> candidates.Latencies:
+        found = real(*given)
+        rows = {name: msgspec.structs.replace(row, verdict="TRUSTED") for name, row in found.rows.items()}
+        return msgspec.structs.replace(found, rows=rows)
+
+    real = There.measure
     monkeypatch.setattr(bench, "measure", refuse)
+    monkeypatch.setattr(There, "measure", quiet)
 
 
 @pytest.mark.slow
 def test_candidates_are_measured_on_the_device(
-    job: Job, compiled: Ran, server: Server, tmp_path: Path, idle_here: None
+    job: Job, compiled: Ran, server: Server, tmp_path: Path, only_there: None
 ) -> None:
     ran = compile_there(job, tmp_path / "out")
     assert ran.code == 0, ran.err
@@ -103,6 +111,41 @@ def test_a_job_that_fails_there_is_an_error_with_its_three_parts(
     error = json.loads(capsys.readouterr().out)["error"]
     assert set(error) == {"code", "what", "expected", "fix"}
     assert "not an ONNX file" in error["what"]
+
+
+@pytest.mark.slow
+def test_invalid_figures_pass_no_limit_and_are_taken_again(
+    job: Job, compiled: Ran, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work = (stage(job.output, "student") / "student.safetensors", *job.work, "--target", job.target, "-o", tmp_path,
+            "--precision", "fp32", "--set", "prune.keep_macs=1", "--max-latency-ms", 1e6, "--json")  # fmt: skip
+    real, counted = bench.measure, []
+
+    def busy(*given: Any) -> candidates.Latencies:
+        counted.append(1)
+        found = real(*given)
+        rows = {name: msgspec.structs.replace(row, verdict="INVALID") for name, row in found.rows.items()}
+        return msgspec.structs.replace(found, rows=rows)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(bench, "measure", busy)
+        ran = edgemae("compile", *work)
+    assert ran.code == 4
+    assert "this machine was too busy while candidates were measured" in ran.err
+    assert "too busy to measure" in ran.json["gates"][0]["note"]
+    assert all("invalid machine" in row["reason"] for row in ran.json["engines"])
+    assert edgemae("compile", *work).code == 0  # the same command, on a machine at rest
+    assert len(counted) == 1
+
+
+def test_gains_are_paired_within_an_engine(job: Job, compiled: Ran) -> None:
+    file = stage(job.output, "latency-box") / "latency.json"
+    found = msgspec.json.decode(file.read_bytes(), type=candidates.Latencies)
+    assert set(found.gains) == set(found.rows) - {EAGER}
+    for name, others in found.gains.items():
+        assert others[name] == 1.0
+        assert {other.split("-")[0] for other in others} == {name.split("-")[0]}
+        assert all(found.gains[other][name] == pytest.approx(1 / gain) for other, gain in others.items())
 
 
 def test_a_job_is_the_same_file_every_time(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from edgemae import ladder
-from edgemae.device.latency.candidates import Machine
+from edgemae.device.latency.candidates import Latencies, Machine
 from edgemae.ladder import choose, table
 from edgemae.spec.graph import Graph, IoContract
 from edgemae.spec.report import EngineLatency, StageScore
@@ -25,8 +25,13 @@ def candidate(engine: str, precision: str, scheme: str = "", form: str = "explic
 def latency(found: Candidate, p50_ms: float, verdict: str = "TRUSTED") -> EngineLatency:
     return EngineLatency(
         engine=found.engine, precision=found.graph.precision, p50_ms=p50_ms, n=100, ratio_to_torch_eager=10 / p50_ms,
-        reason=verdict,
+        verdict=verdict,
     )  # fmt: skip
+
+
+def taken(rows: dict[str, EngineLatency]) -> Latencies:
+    gains = {a: {b: rows[b].p50_ms / rows[a].p50_ms for b in rows} for a in rows}
+    return Latencies(rows=rows, gains=gains)
 
 
 def score(top1: float | None, cosine: float | None = None) -> StageScore:
@@ -70,7 +75,7 @@ def test_int8_must_be_faster_and_as_right(
     found = [FLOAT, EIGHT]
     times = {FLOAT.name: latency(FLOAT, 2.0), EIGHT.name: latency(EIGHT, int8_ms)}
     scores = {FLOAT.name: score(None if top1 is None else 0.90, 1.0), EIGHT.name: score(top1, cosine)}
-    rungs = choose(target, QuantizePlan(), found, scores, times, LIKE)
+    rungs = choose(target, QuantizePlan(), found, scores, taken(times), LIKE)
     assert rungs[0].candidate.graph.precision == ships
     assert why in rungs[0].reason
     assert len(rungs) == (2 if ships == "int8" else 1)  # float stands behind int8
@@ -79,7 +84,7 @@ def test_int8_must_be_faster_and_as_right(
 def test_the_faster_attention_form_is_taken(target: Target) -> None:
     times = {FLOAT.name: latency(FLOAT, 2.0), FUSED.name: latency(FUSED, 1.5)}
     scores = {name: score(0.9) for name in times}
-    assert choose(target, QuantizePlan(), [FLOAT, FUSED], scores, times, LIKE)[0].candidate is FUSED
+    assert choose(target, QuantizePlan(), [FLOAT, FUSED], scores, taken(times), LIKE)[0].candidate is FUSED
 
 
 @pytest.mark.parametrize(("order", "ships"), [(("int8", "fp32"), "int8"), (("fp32", "int8"), "fp32")])
@@ -88,7 +93,7 @@ def test_other_arithmetic_than_the_targets_decides_nothing(target: Target, order
 
     target = msgspec.structs.replace(target, precisions=order)
     times = {FLOAT.name: latency(FLOAT, 1.0), EIGHT.name: latency(EIGHT, 2.0)}
-    rungs = choose(target, QuantizePlan(), [FLOAT, EIGHT], {name: score(0.9) for name in times}, times, OTHER)
+    rungs = choose(target, QuantizePlan(), [FLOAT, EIGHT], {name: score(0.9) for name in times}, taken(times), OTHER)
     assert rungs[0].candidate.graph.precision == ships
     assert "the machine has avx2" in rungs[0].reason
     assert "0.50x of float" in rungs[0].reason
@@ -96,13 +101,13 @@ def test_other_arithmetic_than_the_targets_decides_nothing(target: Target, order
 
 def test_wrong_int8_never_ships_by_order_alone(target: Target) -> None:
     scores = {FLOAT.name: score(0.9), EIGHT.name: score(0.5)}
-    assert choose(target, QuantizePlan(), [FLOAT, EIGHT], scores, {}, OTHER)[0].candidate is FLOAT
+    assert choose(target, QuantizePlan(), [FLOAT, EIGHT], scores, taken({}), OTHER)[0].candidate is FLOAT
 
 
 def test_the_table_marks_choices_and_a_noisy_machine(target: Target) -> None:
     times = {FLOAT.name: latency(FLOAT, 2.0, "NOISY"), EIGHT.name: latency(EIGHT, 1.0)}
     scores = {FLOAT.name: score(0.9, 1.0), EIGHT.name: score(0.9, 0.999)}
-    rungs = choose(target, QuantizePlan(), [FLOAT, EIGHT], scores, times, LIKE)
+    rungs = choose(target, QuantizePlan(), [FLOAT, EIGHT], scores, taken(times), LIKE)
     rows = table(rungs, scores, times, places=1)
     assert [row.chosen for row in rows] == [False, True]
     assert "noisy machine" in rows[0].reason

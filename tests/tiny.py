@@ -8,13 +8,14 @@ import json
 import logging
 import platform
 import sys
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import cv2
+import msgspec
 import numpy as np
 import pytest
 
@@ -221,10 +222,22 @@ def _shortened(draw: bool) -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(candidates, "ROUNDS", 8)  # the fewest that an interval can be made of
-        patch.setattr(candidates, "interleave", partial(interleave, block_ms=4.0))
+        patch.setattr(candidates, "interleave", _quiet(partial(interleave, block_ms=4.0)))
         if not draw:
             patch.setattr(plots, "png", lambda sheet: cv2.imencode(".png", np.zeros((4, 4), np.uint8))[1].tobytes())
         yield
+
+
+def _quiet(take: Callable[..., Any]) -> Callable[..., Any]:
+    """Call what was taken TRUSTED: what a compile does with a busy machine has tests of its own."""
+
+    def taken(*given: Any) -> Any:
+        return {
+            name: replace(s, interference=msgspec.structs.replace(s.interference, verdict="TRUSTED", reasons=()))
+            for name, s in take(*given).items()
+        }
+
+    return taken
 
 
 @contextlib.contextmanager

@@ -43,8 +43,10 @@ class EngineLatency(Record, frozen=True):
     n: int
     ratio_to_torch_eager: float | None  # torch time / engine time: larger is faster; None: there was no torch
     p90_ms: float | None = None
+    p90_high_ms: float | None = None  # upper end of its 95 % interval
     p99_ms: float | None = None
     scheme: str = ""
+    verdict: str = ""  # TRUSTED | NOISY | INVALID: whether the machine was quiet enough
     ratio_low: float | None = None
     ratio_high: float | None = None
     size_bytes: int = 0

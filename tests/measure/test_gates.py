@@ -23,6 +23,7 @@ def moved(lost: int, gained: int, n: int, name: str = "int8") -> StageScore:
 
 def engine(precision: str = "int8", **fields: Any) -> EngineLatency:
     given = {"engine": "openvino", "p50_ms": 1.0, "n": 500, "ratio_to_torch_eager": 3.0, "chosen": True} | fields
+    given.setdefault("p90_high_ms", given.get("p90_ms"))
     return EngineLatency(precision=precision, **given)
 
 
@@ -54,6 +55,10 @@ TABLE = [
     ({"p90_ms": 2.0}, [STUDENT], [engine(p90_ms=1.0, n=43)], 1, False, "43 runs; a p90 needs 44"),
     ({"p90_ms": 2.0}, [STUDENT], [engine(p90_ms=1.0, n=44)], 1, True, "44 runs"),
     ({"p90_ms": 2.0}, [STUDENT], [engine(p90_ms=None)], 1, False, "not measured"),
+    ({"p90_ms": 2.0}, [STUDENT], [engine(p90_ms=1.9, p90_high_ms=2.1)], 1, False, "interval up to 2.1 ms"),
+    ({"p90_ms": 2.0}, [STUDENT], [engine(p90_ms=1.9, p90_high_ms=None)], 1, False, "too few for the upper end"),
+    ({"p90_ms": 2.0}, [STUDENT], [engine(p90_ms=1.0, verdict="INVALID")], 1, False, "too busy to measure"),
+    ({"p90_ms": 2.0}, [STUDENT], [engine(p90_ms=1.0, verdict="NOISY")], 1, True, ""),
     ({"p90_ms": 2.0}, [STUDENT], [engine(p90_ms=1.0, chosen=False)], 1, False, "nothing was measured"),
     ({"p90_ms": 2.0}, [STUDENT], [engine(p90_ms=1.0), engine("fp32", p90_ms=3.0)], 1, False, "fp32"),
     ({"size_mib": 2.0}, [STUDENT], [], 2 * 2**20, True, "without the report"),

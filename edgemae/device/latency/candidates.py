@@ -1,7 +1,7 @@
 """Compare graphs on the machine that this runs on: what it can run, and how fast each graph is beside the others.
 
 `python -m edgemae.device.latency.candidates` prints what the machine is; with the file of a `Job` it measures, and
-prints a row for each graph. A compile calls the same functions here, and sends the command to a device over ssh.
+prints its `Latencies`. A compile calls the same functions here, and sends the command to a device over ssh.
 """
 
 from __future__ import annotations
@@ -58,6 +58,13 @@ class Entry(Record, frozen=True):
     files: tuple[str, ...]
 
 
+class Latencies(Record, frozen=True):
+    """A row for each graph, and how many times faster each is than another on its engine, block by block in turns."""
+
+    rows: dict[str, EngineLatency] = msgspec.field(default_factory=dict)
+    gains: dict[str, dict[str, float]] = msgspec.field(default_factory=dict)  # gains[a][b]: time of b / time of a
+
+
 class Job(Record, frozen=True):
     """What is to be measured: graphs that take one float32 tensor of `shape`, with the settings of a target."""
 
@@ -82,7 +89,7 @@ def _executes(engine: str) -> bool:
 
 def measure(
     job: Job, files: Callable[[Entry], Mapping[str, bytes]], reference: tuple[str, Run] | None = None
-) -> dict[str, EngineLatency]:
+) -> Latencies:
     """Measure the graphs of a job in turns, and `reference`, a name and what to run, before them.
 
     Ratios are those to the reference, and absent without one. Raises EngineRuntimeError.
@@ -106,13 +113,17 @@ def measure(
         row = EngineLatency(
             engine=entry.engine, precision=entry.precision, scheme=entry.scheme, p50_ms=summary.p50_ms, n=summary.n,
             p90_ms=summary.p90_ms, p99_ms=summary.p99_ms, ratio_to_torch_eager=None, size_bytes=sizes.get(name, 0),
-            reason=taken.interference.verdict,
+            p90_high_ms=summary.p90_high_ms, verdict=taken.interference.verdict,
         )  # fmt: skip
         if reference:
             gain = ratio(samples[reference[0]], taken)
             row = replace(row, ratio_to_torch_eager=gain.median, ratio_low=gain.low, ratio_high=gain.high)
         rows[name] = row
-    return rows
+    gains = {
+        a.name: {b.name: ratio(samples[b.name], samples[a.name]).median for b in job.graphs if b.engine == a.engine}
+        for a in job.graphs
+    }
+    return Latencies(rows=rows, gains=gains)
 
 
 # ---------------------------------------------------------------- as a file, for another machine
@@ -127,7 +138,7 @@ def write_job(path: Path, job: Job, graphs: Iterable[Mapping[str, bytes]]) -> No
                 archive.writestr(zipfile.ZipInfo(f"{entry.name}/{name}"), files[name])
 
 
-def run_job(path: Path) -> dict[str, EngineLatency]:
+def run_job(path: Path) -> Latencies:
     """Measure what `write_job` wrote."""
     with zipfile.ZipFile(path) as archive:
         job = msgspec.json.decode(archive.read(ORDER), type=Job)
@@ -135,7 +146,7 @@ def run_job(path: Path) -> dict[str, EngineLatency]:
 
 
 def main(arguments: list[str]) -> int:
-    """Print one JSON object: the machine, or the rows of a job; an error as its `row`."""
+    """Print one JSON object: the machine, or what a job found; an error as its `row`."""
     try:
         found: Any = run_job(Path(arguments[0])) if arguments else this_machine()
     except EdgemaeError as error:
