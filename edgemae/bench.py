@@ -79,7 +79,10 @@ class There:
         return machine
 
     def measure(self, target: Target, vit: ViT, entries: Entries) -> Latencies:
-        with Far(self._address, self._python) as far, tempfile.TemporaryDirectory() as draft:
+        with (
+            Far(self._address, self._python, met="machine" in self.__dict__) as far,
+            tempfile.TemporaryDirectory() as draft,
+        ):
             path = Path(draft) / f"candidates-{target.name}.zip"
             write_job(path, job_of(target, vit, entries), [graph.files for _, graph in entries])
             return msgspec.convert(self._ask(far, far.copy(path)), Latencies)

@@ -68,7 +68,8 @@ def look() -> dict[str, Any]:
     try:
         import edgemae
 
-        version: str | None = edgemae.__version__
+        # A folder of that name, such as a checkout in the home folder, is imported as an empty package.
+        version: str | None = getattr(edgemae, "__version__", None)
     except ImportError:
         version = None
     return {"edgemae": version, "python": ".".join(map(str, sys.version_info[:3])), "program": sys.executable}
@@ -130,7 +131,7 @@ def start(job: str, commands: list[list[str]]) -> dict[str, Any]:
     """Start commands, one after another until one fails, in a session of their own; a job that is there is kept."""
     place = folder() / "jobs" / job
     if alive(place) or (place / "ended").exists():
-        return {"started": False}
+        return {"started": False, "age_s": time.time() - (place / "work.py").stat().st_mtime}
     shutil.rmtree(place, ignore_errors=True)  # killed, or cut off before it began
     place.mkdir(parents=True)
     own = globals()["source"].rpartition(b"\nmain(")[0]

@@ -8,20 +8,24 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import edgemae
+from edgemae.device.cache import cache_folder
+from edgemae.device.profiling.record import store
 from edgemae.spec.bundle import open_bundle
 from edgemae.spec.container import DIGEST, MANIFEST, write_zip
-from edgemae.spec.errors import RemoteError, error_of
+from edgemae.spec.errors import RemoteError, StorageError, error_of
 from edgemae.ssh import Far, parse_address
 
 log = logging.getLogger("edgemae")
-FILES = ("--against", "--target")  # options whose value may be a file of this machine: it is copied along
+FILES = {
+    "--against": "",
+    "--target": ".toml",
+}  # options whose value may be a file with such an ending: it is copied along
 
 
 def profile_there(
@@ -38,7 +42,8 @@ def profile_there(
         there = far.copy(_as_file(bundle, Path(draft)))
         passed: dict[str, list[str]] = {}
         for name, value in options:
-            passed.setdefault(name, []).append(_along(far, value, Path(draft)) if name in FILES else value)
+            is_file = name in FILES and value.endswith(FILES[name])
+            passed.setdefault(name, []).append(_along(far, value, Path(draft)) if is_file else value)
         flat = [part for name, values in passed.items() for value in values for part in (name, value) if part]
         target = ["--target", passed["--target"][-1]] if "--target" in passed else []
         codes, outputs = far.run([
@@ -46,18 +51,19 @@ def profile_there(
             [*program, "profile", there, *flat, "--json"],
         ])  # fmt: skip
         found = answer(far, codes, outputs, commands=2)
-        return _store(bundle.with_name(f"{bundle.name}.{far.address.name}.profile.json"), found)
+    scenario = "" if found["scenario"] == "single" else f".{found['scenario']}"
+    return _store(bundle.with_name(f"{bundle.name}.{far.address.name}{scenario}.profile.json"), found)
 
 
 def check(far: Far) -> list[str]:
     """Return the command that starts edgemae there. Raises RemoteError, with the line that installs it."""
-    found = far.ask("look")
+    found = far.again(lambda: far.ask("look"))
     if found["edgemae"] is None:
         raise RemoteError(
             f"{far.address.host} has no edgemae for {found['program']} (Python {found['python']})",
             expected=f"edgemae {edgemae.__version__} there, with an engine",
-            fix=f"there: {found['program']} -m pip install 'edgemae[camera,onnxruntime]=={edgemae.__version__}'; or "
-            "name the interpreter that has it: --remote-python ~/venv/bin/python",
+            fix="name the interpreter that has it: --remote-python ~/venv/bin/python; or bring a wheel there (pip wheel "
+            f"--no-deps . in a checkout) and {found['program']} -m pip install 'WHEEL[camera,onnxruntime]'",
         )
     if found["edgemae"] != edgemae.__version__:
         log.warning("%s has edgemae %s, here it is %s", far.address.host, found["edgemae"], edgemae.__version__)
@@ -103,11 +109,13 @@ def answer(far: Far, codes: list[int], outputs: list[str], commands: int = 1) ->
 
 
 def _store(path: Path, found: dict[str, Any]) -> Path:
-    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    """Write the record; where the bundle's folder refuses it, it goes to the cache: the run may have taken hours."""
+    data = (json.dumps(found, indent=1) + "\n").encode()
     try:
-        draft.write_text(json.dumps(found, indent=1) + "\n")
-        os.replace(draft, path)
-    finally:
-        draft.unlink(missing_ok=True)
+        store(path, data)
+    except StorageError as error:
+        path = cache_folder() / "profiles" / path.name
+        log.warning("%s: the record goes to the cache", error.what)
+        store(path, data)
     log.info("the record is %s", path)
     return path

@@ -96,10 +96,13 @@ def parse_address(text: str) -> Address:
 
 
 class Far:
-    """One machine behind `address`, for as long as a `with` block; `python` is its interpreter that has edgemae."""
+    """One machine behind `address`, for as long as a `with` block; `python` is its interpreter that has edgemae.
 
-    def __init__(self, address: Address, python: str = "python3") -> None:
-        self.address, self._met = address, False
+    `met`: it has answered before, so that a connection that fails now is worth another attempt.
+    """
+
+    def __init__(self, address: Address, python: str = "python3", *, met: bool = False) -> None:
+        self.address, self._met = address, met
         # ~/ is the other machine's: quoted, its shell would not expand it.
         home, rest = ("~/", python[2:]) if python.startswith("~/") else ("", python)
         self._python, self._python_text = home + shlex.quote(rest), python
@@ -227,7 +230,9 @@ class Far:
                 log.info("%s: %s", self.address.host, message["line"])
 
         try:
-            self.again(lambda: self.ask("start", job=job, commands=commands))
+            begun = self.again(lambda: self.ask("start", job=job, commands=commands))
+            if not begun["started"]:
+                log.info("%s: found the same run there, begun %.0f s ago", self.address.host, begun["age_s"])
             ended = self.again(lambda: self.ask("follow", heard=heard, job=job, offset=offset), lambda: offset)
         except RemoteError:  # it cannot be reached: what runs there is kept for the next attempt
             raise
@@ -235,7 +240,8 @@ class Far:
             with contextlib.suppress(LostError, RemoteError, StorageError):
                 self.ask("drop", job=job)
             raise
-        self.again(lambda: self.ask("drop", job=job))
+        with contextlib.suppress(RemoteError, StorageError):  # what it found is here: it may be swept away later
+            self.again(lambda: self.ask("drop", job=job))
         if ended["codes"] is None:
             raise EngineRuntimeError(
                 f"the run on {self.address.host} was killed before it ended",

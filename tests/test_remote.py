@@ -16,7 +16,7 @@ from edgemae import remote, ssh
 from edgemae.device.profiling.record import read_profile
 from edgemae.remote import profile_there
 from edgemae.spec.bundle import open_bundle, write_bundle
-from edgemae.spec.errors import BundleError, InputError, RemoteError, TargetError
+from edgemae.spec.errors import BundleError, InputError, MachineError, RemoteError, TargetError
 from tests.device.conftest import block_onnx, box, make_bundle  # noqa: F401 - fixtures: a bundle without any training
 from tests.sshd import Server
 from tests.tiny import Ran, edgemae, write_target
@@ -110,7 +110,44 @@ def test_a_python_without_edgemae_is_told_how_to_get_it(bundle: Path, server: Se
     with pytest.raises(RemoteError) as caught:
         profile_there(bundle, "device", (), str(tmp_path / "bare/bin/isolated"))
     assert caught.value.what.startswith(f"device has no edgemae for {python}")
-    assert f"{python} -m pip install 'edgemae[camera,onnxruntime]==" in caught.value.fix
+    assert f"{python} -m pip install 'WHEEL[camera,onnxruntime]'" in caught.value.fix
+
+
+def test_a_folder_in_the_home_there_is_no_edgemae(server: Server, tmp_path: Path) -> None:
+    """`python -c` looks for modules in the folder that it starts in: a checkout is found there as an empty package."""
+    venv.create(tmp_path / "bare", with_pip=False, symlinks=True)
+    (tmp_path / "home/edgemae/edgemae").mkdir(parents=True)
+    python = tmp_path / "bare/bin/isolated"
+    python.write_text(f'#!/bin/sh\nunset PYTHONPATH\ncd {tmp_path}/home\nexec {tmp_path}/bare/bin/python "$@"\n')
+    python.chmod(0o755)
+    with ssh.Far(ssh.parse_address("device"), str(python)) as far, pytest.raises(RemoteError, match="has no edgemae"):
+        remote.check(far)
+
+
+def test_a_folder_named_as_the_target_does_not_travel(
+    bundle: Path, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("raspberry-pi-5").mkdir()  # as a compile for several targets leaves
+    monkeypatch.setattr(ssh.Far, "run", lambda far, commands: stop(commands))
+    with pytest.raises(MachineError, match="stop") as caught:
+        profile_there(bundle, "device", [("--target", "raspberry-pi-5")], sys.executable)
+    assert "--target raspberry-pi-5" in caught.value.expected
+
+
+def stop(commands: list[list[str]]) -> None:
+    raise MachineError("stop", expected=" ".join(commands[-1]), fix="")
+
+
+def test_a_record_that_has_no_place_beside_the_bundle_goes_to_the_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("EDGEMAE_CACHE_DIR", str(tmp_path / "cache"))
+    (tmp_path / "file").write_text("no folder")
+    path = remote._store(tmp_path / "file" / "b.edgemae.device.profile.json", {"a": 1})
+    assert path == tmp_path / "cache/profiles/b.edgemae.device.profile.json"
+    assert json.loads(path.read_text()) == {"a": 1}
+    assert "goes to the cache" in caplog.text
 
 
 def test_another_version_there_is_said(
