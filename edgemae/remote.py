@@ -62,8 +62,8 @@ def check(far: Far) -> list[str]:
         raise RemoteError(
             f"{far.address.host} has no edgemae for {found['program']} (Python {found['python']})",
             expected=f"edgemae {edgemae.__version__} there, with an engine",
-            fix="name the interpreter that has it: --remote-python ~/venv/bin/python; or bring a wheel there (pip wheel "
-            f"--no-deps . in a checkout) and {found['program']} -m pip install 'WHEEL[camera,onnxruntime]'",
+            fix="name the interpreter that has it: --remote-python ~/venv/bin/python; or bring a wheel there (pip "
+            f"wheel --no-deps . in a checkout) and {found['program']} -m pip install 'WHEEL[camera,onnxruntime]'",
         )
     if found["edgemae"] != edgemae.__version__:
         log.warning("%s has edgemae %s, here it is %s", far.address.host, found["edgemae"], edgemae.__version__)
