@@ -229,7 +229,7 @@ def write_bundle_of(path: Path, vit: ViT, folder: Path, *, tokens: bool = True, 
     images, target = scan(folder), find_target("cpu-onnxruntime")
     graph = to_onnx(vit, pixel, tokens=tokens)
     pictures = Calibration.of(calibration_of(images, pixel, 0).images)
-    both = (graph, SCHEMES["ort-dynamic"](graph, pictures, QuantizePlan()))
+    both = (graph, SCHEMES["ort-static"](graph, pictures, QuantizePlan(smooth_alphas=(0.5,))))
     choices = [Choice(Candidate("onnxruntime", g, "explicit", graph_digest(g)), "made for tests") for g in both]
     packed = pack(choices, target, pixel, images, seed=0)
     facts: dict[str, Any] = {

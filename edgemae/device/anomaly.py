@@ -36,7 +36,7 @@ log = logging.getLogger("edgemae.device")
 
 @dataclass(frozen=True, eq=False)
 class Anomaly:
-    """What is unusual about one frame. `map` (H, W) is 0..1: 0.5 is the threshold, 1 twice as far from normal."""
+    """What is unusual about one frame. `map` (H, W) is 0 for an ordinary patch, 0.5 at the threshold, at most 1."""
 
     score: float  # distance of the most unusual patch to the nearest normal one, 0..2
     is_anomaly: bool
@@ -54,6 +54,7 @@ class Calibration(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
 
     false_alarm_rate: float
     threshold: float
+    ordinary: float  # distance of an ordinary patch: the median of all held-out frames
     frames: int  # held out
     frames_needed: int
     is_claim: bool
@@ -72,7 +73,7 @@ def frames_needed(false_alarm_rate: float) -> int:
     return math.ceil(1 / false_alarm_rate - 1e-9) - 1
 
 
-def calibrate(scores: Iterable[float], false_alarm_rate: float) -> Calibration:
+def calibrate(scores: Iterable[float], false_alarm_rate: float, ordinary: float = 0.0) -> Calibration:
     """Return the threshold from scores of held-out normal frames: the smallest one that the asked rate allows.
 
     Of n + 1 exchangeable scores the last is above the k-th smallest of the others with chance at most 1 - k / (n + 1).
@@ -83,8 +84,8 @@ def calibrate(scores: Iterable[float], false_alarm_rate: float) -> Calibration:
     is_claim = above >= 1
     rank = n - max(above - 1, 0)
     return Calibration(
-        false_alarm_rate=false_alarm_rate, threshold=float(ordered[rank - 1]), frames=n, is_claim=is_claim,
-        frames_needed=frames_needed(false_alarm_rate), rate_high=_rate_high(n, n - rank),
+        false_alarm_rate=false_alarm_rate, threshold=float(ordered[rank - 1]), ordinary=ordinary, frames=n,
+        frames_needed=frames_needed(false_alarm_rate), is_claim=is_claim, rate_high=_rate_high(n, n - rank),
     )  # fmt: skip
 
 
@@ -122,6 +123,7 @@ class AnomalyDetector:
             raise InputError(
                 f"a false-alarm rate of {false_alarm_rate}", expected="above 0, up to 0.5", fix="pass 0.01 for 1 %"
             )
+        _width(model)
         kept = [_tokens(model, frame) for frame in normal]
         if held_out is None:
             order = np.random.default_rng(seed).permutation(len(kept))
@@ -140,7 +142,8 @@ class AnomalyDetector:
         rows = _unit(rows, moments)
         chosen = k_center(rows, max(1, limit_kib * 1024 // (2 * rows.shape[1])), seed)
         memory = rows[chosen].astype(np.float16).astype(np.float32)  # what a saved one remembers
-        calibration = calibrate((float(_distances(t, memory, moments).max()) for t in others), false_alarm_rate)
+        seen = np.stack([_distances(tokens, memory, moments) for tokens in others])
+        calibration = calibrate(seen.max(axis=1), false_alarm_rate, float(np.median(seen)))
         if not calibration.is_claim:
             log.warning(
                 "%d held-out frames are too few for a claim of %g %% false alarms (it takes %d): the threshold is the "
@@ -157,7 +160,8 @@ class AnomalyDetector:
         distances = _distances(_tokens(self.model, result), self._memory, self._moments)
         side = math.isqrt(len(distances))
         patches, threshold = distances.reshape(side, side), self.calibration.threshold
-        heat = np.clip(patches / np.float32(2 * max(threshold, 1e-6)), 0.0, 1.0)
+        step = 2 * max(threshold - self.calibration.ordinary, 1e-6)
+        heat = np.clip((patches - np.float32(self.calibration.ordinary)) / np.float32(step), 0.0, 1.0)
         score = float(distances.max())
         return Anomaly(
             score=score, is_anomaly=score > threshold, patches=patches, result=result,
@@ -209,7 +213,6 @@ def _rate_high(n: int, above: int) -> float:
 
 def _tokens(model: Model, seen: Result | NDArray[Any]) -> Floats:
     """Return the patches (N, D) of a frame or a result."""
-    _width(model)
     result = seen if isinstance(seen, Result) else model(seen)
     if result.provenance is None or result.tokens is None:
         raise InputError(

@@ -91,7 +91,12 @@ def test_the_threshold_lies_in_the_middle_of_the_map(detector: AnomalyDetector) 
     said = detector.judge(detector.model(cloth(np.random.default_rng(3))))
     side = said.patches.shape[0]
     assert said.map.shape == (side, side) == (8, 8)
-    np.testing.assert_allclose(said.map, np.clip(said.patches / detector.calibration.threshold / 2, 0, 1), rtol=1e-5)
+    found = detector.calibration
+    half = (said.patches - found.ordinary) / (found.threshold - found.ordinary) / 2
+    np.testing.assert_allclose(said.map, np.clip(half, 0, 1), atol=1e-5)
+    rng = np.random.default_rng(4)
+    cold = [(detector.judge(detector.model(cloth(rng))).map == 0).mean() for _ in range(30)]
+    assert 0.35 < np.mean(cold) < 0.65, "half of all patches are as ordinary as the median"
     assert said.score == said.patches.max()
 
 
