@@ -27,7 +27,7 @@ from edgemae.spec.errors import GalleryError, InputError
 from edgemae.spec.provenance import Provenance
 
 SCHEMA = "edgemae.normal/1"
-MIN_FRAMES = 8  # normal ones: half of them are remembered, half held out
+MIN_FRAMES = 4  # to remember, and as many to hold out
 LIMIT_KIB = 512  # of fp16 core-set: 1,365 patches of 192 values; scoring holds them as fp32, 1 MiB
 CONFIDENCE = 0.95  # of `rate_high`
 Floats = NDArray[np.float32]
@@ -77,6 +77,7 @@ def calibrate(scores: Iterable[float], false_alarm_rate: float, ordinary: float 
     """Return the threshold from scores of held-out normal frames: the smallest one that the asked rate allows.
 
     Of n + 1 exchangeable scores the last is above the k-th smallest of the others with chance at most 1 - k / (n + 1).
+    `ordinary` is where the map begins.
     """
     ordered = sorted(scores)
     n = len(ordered)
@@ -101,10 +102,8 @@ class AnomalyDetector:
     ) -> None:  # fmt: skip
         self.model, self.pixel, self.calibration = model, model.pixel, calibration
         self.normal_frames, self.patches_seen = normal_frames, patches_seen
-        self._memory, self._moments = (
-            memory,
-            moments,
-        )  # (M, D) of length 1; (2, D) mean and deviation of a normal patch
+        self._memory = memory  # (M, D), normal patches at length 1
+        self._moments = moments  # (2, D), mean and deviation of a normal patch
 
     @classmethod
     def fit(
@@ -123,18 +122,11 @@ class AnomalyDetector:
             raise InputError(
                 f"a false-alarm rate of {false_alarm_rate}", expected="above 0, up to 0.5", fix="pass 0.01 for 1 %"
             )
-        _width(model)
-        kept = [_tokens(model, frame) for frame in normal]
-        if held_out is None:
-            order = np.random.default_rng(seed).permutation(len(kept))
-            half = len(kept) // 2
-            kept, others = [kept[i] for i in order[half:]], [kept[i] for i in order[:half]]
-        else:
-            others = [_tokens(model, frame) for frame in held_out]
-        if min(len(kept), len(others)) < MIN_FRAMES // 2:
+        kept, others = _parted(model, normal, held_out, seed)
+        if min(len(kept), len(others)) < MIN_FRAMES:
             raise InputError(
                 f"{len(kept)} normal frames to remember and {len(others)} to hold out",
-                expected=f"{MIN_FRAMES // 2} of each at least; {frames_needed(false_alarm_rate)} held out make a claim",
+                expected=f"{MIN_FRAMES} of each at least; {frames_needed(false_alarm_rate)} held out make a claim",
                 fix="pass more normal frames",
             )
         rows = np.concatenate(kept)
@@ -197,6 +189,19 @@ class AnomalyDetector:
             raise corrupt(path, f"it holds arrays of shape {memory.shape} and {moments.shape}")
         return cls(model, memory.astype(np.float32), moments.astype(np.float32), facts.calibration,
                    normal_frames=facts.normal_frames, patches_seen=facts.patches_seen)  # fmt: skip
+
+
+def _parted(
+    model: Model, normal: Iterable[Result | NDArray[Any]], held_out: Iterable[Result | NDArray[Any]] | None, seed: int
+) -> tuple[list[Floats], list[Floats]]:
+    """Return the tokens of frames to remember and of those held out: given ones, or a random half."""
+    _width(model)  # refused before any frame is read
+    kept = [_tokens(model, frame) for frame in normal]
+    if held_out is not None:
+        return kept, [_tokens(model, frame) for frame in held_out]
+    order = np.random.default_rng(seed).permutation(len(kept))
+    half = len(kept) // 2
+    return [kept[i] for i in order[half:]], [kept[i] for i in order[:half]]
 
 
 def _rate_high(n: int, above: int) -> float:
