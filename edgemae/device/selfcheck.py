@@ -38,7 +38,7 @@ def golden_name(rung_id: str, part: str = "") -> str:
 
 
 def some_tokens(tokens: NDArray[Any]) -> NDArray[np.float64]:
-    """Return evenly spread patches of (1, N, D), flattened: each at its place, in a hundredth of the bytes of all."""
+    """Return evenly spread patches of (1, N, D), flattened: enough to see that each is at its place."""
     count = tokens.shape[1]
     places = np.linspace(0, count - 1, min(count, GOLDEN_TOKENS)).round().astype(int)
     return np.asarray(tokens[0, places], np.float64).ravel()
