@@ -10,7 +10,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from edgemae.device.anomaly import Anomaly, AnomalyDetector
     from edgemae.device.camera import Camera
+    from edgemae.device.gallery import Gallery, Match
+    from edgemae.device.heatmap import overlay
     from edgemae.device.model import Model, Result, load
     from edgemae.device.profiling.profiler import profile
     from edgemae.spec.bundle import Bundle, open_bundle
@@ -19,9 +22,13 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = [
+    "Anomaly",
+    "AnomalyDetector",
     "Bundle",
     "Camera",
     "EdgemaeError",
+    "Gallery",
+    "Match",
     "Model",
     "Result",
     "Target",
@@ -30,12 +37,17 @@ __all__ = [
     "list_targets",
     "load",
     "open_bundle",
+    "overlay",
     "profile",
 ]
 _ROOMS = {
+    "Anomaly": "edgemae.device.anomaly",
+    "AnomalyDetector": "edgemae.device.anomaly",
     "Bundle": "edgemae.spec.bundle",
     "Camera": "edgemae.device.camera",
     "EdgemaeError": "edgemae.spec.errors",
+    "Gallery": "edgemae.device.gallery",
+    "Match": "edgemae.device.gallery",
     "Model": "edgemae.device.model",
     "Result": "edgemae.device.model",
     "Target": "edgemae.spec.target",
@@ -43,6 +55,7 @@ _ROOMS = {
     "list_targets": "edgemae.spec.target",
     "load": "edgemae.device.model",
     "open_bundle": "edgemae.spec.bundle",
+    "overlay": "edgemae.device.heatmap",
     "profile": "edgemae.device.profiling.profiler",
 }
 

@@ -184,6 +184,7 @@ def _describe_bundle(bundle: Bundle) -> dict[str, Any]:
         "kind": "bundle", "name": m.name, "version": m.version, "status": m.status, "created": m.created,
         "target": m.target.name, "sha256": bundle.sha256, "schema": m.schema, "licence": m.licence,
         "labels": list(m.labels), "pixel": msgspec.to_builtins(m.pixel),
+        "outputs": {output.name: list(output.shape) for output in m.io.outputs},
         "ladder": [{"rung": r.id, "files": list(r.files), "reason": r.reason} for r in m.ladder],
         "gates": [{"gate": g.gate, "limit": g.limit, "value": g.value, "passed": g.passed} for g in m.gates],
         "latency": [

@@ -16,7 +16,7 @@ from edgemae.data.decode import read_picture
 from edgemae.data.images import ImageSet, sample
 from edgemae.device.engines import open_session
 from edgemae.device.preprocess import Frame, preprocess, resize
-from edgemae.device.selfcheck import golden_files, golden_name
+from edgemae.device.selfcheck import golden_files, golden_name, some_tokens
 from edgemae.ladder import Choice
 from edgemae.measure.parity import COSINE_MIN, tolerance_for
 from edgemae.spec.bundle import Golden, Manifest, Rung, Tolerance
@@ -45,6 +45,7 @@ def pack(choices: list[Choice], target: Target, pixel: PixelContract, images: Im
     rungs: list[Rung] = []
     files: dict[str, bytes] = {}
     outputs: dict[str, NDArray[Any]] = {}
+    tokens: dict[str, NDArray[Any]] = {}
     for choice in choices:
         candidate = choice.candidate
         names = _names(candidate)
@@ -65,8 +66,10 @@ def pack(choices: list[Choice], target: Target, pixel: PixelContract, images: Im
             reason=choice.reason, tolerance=Tolerance(cosine_min=cosine_min, max_abs=max_abs, top1=output == "logits"),
         )  # fmt: skip
         outputs[rung.id] = reference
+        if "tokens" in rows[0]:
+            tokens[rung.id] = np.stack([some_tokens(row["tokens"]) for row in rows])
         rungs.append(msgspec.structs.replace(rung, golden=golden_name(rung.id)))
-    golden, golden_data = golden_files(frames, pixel, outputs)
+    golden, golden_data = golden_files(frames, pixel, outputs, tokens)
     return Packed(tuple(rungs), golden, files | golden_data)
 
 
@@ -125,6 +128,6 @@ def _names(candidate: Candidate) -> dict[str, str]:
     """Map names inside the bundle to the graph's own file names."""
     graph = candidate.graph
     stem = "-".join(part for part in (graph.precision, graph.scheme or candidate.form) if part)
-    stem = stem.replace("=", "").replace("(", "-").replace(")", "")
+    stem = stem.replace("=", "").replace("(", "-").replace(")", "").replace("+", "-")
     room = "graph" if "model.onnx" in graph.files else "openvino"
     return {f"{room}/{stem}{Path(name).suffix}": name for name in graph.files}

@@ -74,13 +74,15 @@ class Candidate:
 
 def graphs(flow: Flow, student_path: Path) -> dict[str, Graph]:
     """Return the student's float graph in every exported form of attention."""
+    tokens = flow.plan.export.tokens
 
     def make(folder: Path) -> None:
         student = load_student(student_path)
-        for form, graph in both_forms(student.vit, student.pixel, history=student.history).items():
+        for form, graph in both_forms(student.vit, student.pixel, tokens=tokens, history=student.history).items():
             save_graph(folder, form, graph)
 
-    key = {"from": file_digest(student_path), "tools": _versions("torch", "onnx")}
+    key: dict[str, Any] = {"from": file_digest(student_path), "tools": _versions("torch", "onnx")}
+    key |= {"tokens": True} if tokens else {}  # graphs without them keep the key that they always had
     folder = flow.work.run("graph", key, make)
     return {form: load_graph(folder, form) for form in ATTENTION_FORMS}
 

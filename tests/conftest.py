@@ -123,6 +123,22 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> Job:
 
 
 @pytest.fixture(scope="session")
+def weave(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with pictures of a cloth (`normal`) and a bundle that gives tokens of them (`weave.edgemae`)."""
+    import torch
+
+    from edgemae.model.vit import ViT, ViTShape
+    from tests.tiny import write_bundle_of, write_weave
+
+    root = tmp_path_factory.mktemp("weave")
+    write_weave(root / "normal", 80, seed=1)
+    torch.manual_seed(0)  # weights that were never trained see scratches too: the patch embedding keeps most of a patch
+    vit = ViT(ViTShape.uniform(image_px=64, patch_px=8, width=32, depth=2, heads=2)).eval()
+    write_bundle_of(root / "weave.edgemae", vit, root / "normal")
+    return root
+
+
+@pytest.fixture(scope="session")
 def compiled(job: Job) -> Ran:
     """Go the whole way once, from nothing to a bundle with int8 on two engines; about 12 s."""
     from tests.tiny import edgemae

@@ -197,6 +197,24 @@ def test_without_labels_the_bundle_gives_embeddings(job: Job, compiled: Ran, tmp
     assert result.embedding.shape == (32,)
 
 
+def test_tokens_come_out_of_every_graph_when_asked_for(job: Job, compiled: Ran, tmp_path: Path) -> None:
+    student = stage(job.output, "student") / "student.safetensors"
+    work = ("compile", student, *job.work, "--target", job.target, "--output", tmp_path / "out", "--json")
+    ran = edgemae(*work, "--set", "export.tokens=true", "--set", "prune.keep_macs=1")
+    assert ran.code == 0, ran.err
+    manifest = open_bundle(tmp_path / "out" / "shapes.edgemae").manifest
+    assert [spec.name for spec in manifest.io.outputs] == ["logits", "embedding", "tokens"]
+    assert manifest.io.outputs[-1].shape == (1, 16, 32)
+    frame_bgr, found = np.full((40, 50, 3), 90, np.uint8), []
+    for engine in ("onnxruntime", "openvino"):
+        with load(tmp_path / "out" / "shapes.edgemae", engine=engine) as model:
+            found.append(model(frame_bgr).tokens)
+            assert found[-1].shape == (16, 32)
+    assert (found[0] * found[1]).sum() / np.linalg.norm(found[0]) / np.linalg.norm(found[1]) > 0.99
+    with load(job.bundle) as without:
+        assert without(frame_bgr).tokens is None
+
+
 def test_from_a_file_of_metas_mae(job: Job, tmp_path: Path) -> None:
     source = meta_pth(tmp_path / "mae.pth")
     work = ("compile", source, *job.work, "--target", "cpu-onnxruntime", "--output", tmp_path / "out", *FLOAT_ONLY)

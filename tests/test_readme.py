@@ -59,6 +59,7 @@ def test_the_compiled_table_is_of_a_small_student() -> None:
 
 def test_commands_exist() -> None:
     verbs = {command.name or command.callback.__name__ for command in app.registered_commands if command.callback}
+    verbs |= {str(group.typer_instance.info.name) for group in app.registered_groups if group.typer_instance}
     blocks = "".join(re.findall(r"```bash\n(.*?)```", README, flags=re.S))
     used = set(re.findall(r"^ *(?:\.venv/bin/)?edgemae (\w+)", blocks, flags=re.M))
     assert used

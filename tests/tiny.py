@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import cv2
 import msgspec
@@ -20,6 +20,9 @@ import numpy as np
 import pytest
 
 from edgemae.device.isa import isa_class
+
+if TYPE_CHECKING:
+    from edgemae.model.vit import ViT
 
 CLASSES = ("circle", "square")
 PLAN = """
@@ -186,6 +189,55 @@ def meta_pth(path: Path) -> Path:
         tensors[spelled[first] + (f".{rest}" if rest else "")] = value
     torch.save({"model": tensors, "epoch": 800}, path)
     return path
+
+
+def write_weave(folder: Path, count: int, seed: int) -> Path:
+    """Write a flat folder of 64 px pictures of one woven cloth: its threads never lie twice at the same place."""
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(seed)
+    for i in range(count):
+        assert cv2.imwrite(str(folder / f"{i:03d}.png"), weave(rng))
+    return folder
+
+
+def weave(rng: np.random.Generator) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """Return one 64 px picture of a cloth, BGR."""
+    row, column = np.mgrid[:64, :64]
+    down, across = rng.uniform(0, 6.28, 2)
+    gray = 128 + 40 * np.sin(0.55 * column + across) * np.cos(0.55 * row + down) + rng.normal(0, 6, (64, 64))
+    return np.clip(gray[:, :, None] * (0.8, 0.9, 1.0), 0, 255).astype(np.uint8)
+
+
+def write_bundle_of(path: Path, vit: ViT, folder: Path, *, tokens: bool = True, **changes: Any) -> Path:
+    """Write a bundle of a model as it is, with the float graph and int8 for ONNX Runtime; golden frames from a folder.
+
+    `changes` are fields of the manifest.
+    """
+    from edgemae.data.images import scan
+    from edgemae.export.to_onnx import to_onnx
+    from edgemae.graph_files import graph_digest
+    from edgemae.ladder import Choice
+    from edgemae.pack import pack
+    from edgemae.quantize.calibrate import Calibration
+    from edgemae.quantize.schemes import SCHEMES
+    from edgemae.spec.bundle import Manifest, write_bundle
+    from edgemae.spec.graph import PixelContract
+    from edgemae.spec.sections import QuantizePlan
+    from edgemae.spec.target import find_target
+    from edgemae.trials import Candidate, calibration_of
+
+    pixel = PixelContract(image_px=vit.shape.image_px)
+    images, target = scan(folder), find_target("cpu-onnxruntime")
+    graph = to_onnx(vit, pixel, tokens=tokens)
+    pictures = Calibration.of(calibration_of(images, pixel, 0).images)
+    both = (graph, SCHEMES["ort-static"](graph, pictures, QuantizePlan(smooth_alphas=(0.5,))))
+    choices = [Choice(Candidate("onnxruntime", g, "explicit", graph_digest(g)), "made for tests") for g in both]
+    packed = pack(choices, target, pixel, images, seed=0)
+    facts: dict[str, Any] = {
+        "name": "weave", "version": 1, "created": "2025-01-01T00:00:00Z", "status": "passed", "target": target,
+        "io": graph.io, "pixel": pixel, "ladder": packed.ladder, "golden": packed.golden,
+    }  # fmt: skip
+    return write_bundle(path, Manifest(**(facts | changes)), packed.files)
 
 
 @dataclass(frozen=True)

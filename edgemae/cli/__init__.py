@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import sys
 
-from edgemae.cli import arrows, questions  # the verbs, in the order of the help page
+from edgemae.cli import arrows, gallery, questions  # the verbs, in the order of the help page
 from edgemae.cli.app import app
 from edgemae.console import run_app
 
-__all__ = ["app", "arrows", "main", "questions"]
+__all__ = ["app", "arrows", "gallery", "main", "questions"]
 
 
 def main() -> None:

@@ -19,6 +19,7 @@ from edgemae.device.selfcheck import Check, check
 from edgemae.device.session import Session
 from edgemae.spec.bundle import Bundle, Rung, open_bundle
 from edgemae.spec.errors import EdgemaeError, EngineMissingError, EngineRuntimeError, InputError
+from edgemae.spec.provenance import Provenance, provenance_of
 from edgemae.spec.target import Target, find_target
 
 if TYPE_CHECKING:
@@ -38,6 +39,8 @@ class Result:
     embedding: NDArray[np.float32] | None  # (D,)
     logits: NDArray[np.float32] | None  # (K,)
     speed: dict[str, float]  # pre_ms, infer_ms, post_ms
+    tokens: NDArray[np.float32] | None = None  # (N, D), patches row by row; None in a bundle without them
+    provenance: Provenance | None = None  # of the embedding and the tokens
 
 
 class Model:
@@ -47,6 +50,7 @@ class Model:
         self.manifest, self.path, self.sha256 = bundle.manifest, bundle.path, bundle.sha256
         self.target, self.rung, self.session, self.check = target, rung, session, proof
         self.pixel, self.labels = bundle.manifest.pixel, bundle.manifest.labels
+        self.provenance = provenance_of(bundle.manifest, rung)
         self.skipped: tuple[tuple[str, str], ...] = ()  # (rung id, reason), in ladder order
 
     def __call__(self, frame_bgr: NDArray[np.uint8], color: str = "BGR", top: int = 5) -> Result:
@@ -56,7 +60,7 @@ class Model:
         before = time.perf_counter_ns()
         outputs = self.session(pixels)
         after = time.perf_counter_ns()
-        logits, embedding = outputs.get("logits"), outputs.get("embedding")
+        logits, embedding, tokens = (outputs.get(name) for name in ("logits", "embedding", "tokens"))
         topk = [] if logits is None else top_classes(logits[0], self.labels, top)
         label, score = topk[0] if topk else (None, None)
         end = time.perf_counter_ns()
@@ -71,6 +75,8 @@ class Model:
                 "infer_ms": (after - before) / 1e6,
                 "post_ms": (end - after) / 1e6,
             },
+            tokens=None if tokens is None else tokens[0],
+            provenance=self.provenance,
         )
 
     def stream(self, source: Camera | int | str | Path, policy: str | None = None) -> Stream[Result]:

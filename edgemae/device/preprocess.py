@@ -77,17 +77,21 @@ def as_bgr(frame: NDArray[Any], color: str = "BGR") -> Frame:
 def crop(frame_bgr: Frame, pixel: PixelContract) -> Frame:
     """Return the (image_px, image_px, C) uint8 picture that the model sees: 0..255, in `pixel.color` order."""
     frame_bgr = rotate(frame_bgr, pixel)
-    height, width = frame_bgr.shape[:2]
+    size = pixel.image_px
+    new_hw, top, left = placement(frame_bgr.shape[:2], pixel)
+    if new_hw != frame_bgr.shape[:2]:
+        frame_bgr = resize(frame_bgr, new_hw, pixel)
+    return recolor(frame_bgr[top : top + size, left : left + size], pixel)
+
+
+def placement(frame_hw: tuple[int, ...], pixel: PixelContract) -> tuple[tuple[int, int], int, int]:
+    """Return (height and width that a rotated frame is resized to, top, left of the square that is cut from it)."""
     size = pixel.image_px
     if pixel.resize == "stretch":
-        return recolor(resize(frame_bgr, (size, size), pixel), pixel)
-    short = round(size / pixel.crop_fraction)
-    scale = short / min(height, width)
-    new_hw = (max(size, round(height * scale)), max(size, round(width * scale)))
-    if new_hw != (height, width):
-        frame_bgr = resize(frame_bgr, new_hw, pixel)
-    top, left = (new_hw[0] - size) // 2, (new_hw[1] - size) // 2
-    return recolor(frame_bgr[top : top + size, left : left + size], pixel)
+        return (size, size), 0, 0
+    scale = round(size / pixel.crop_fraction) / min(frame_hw)
+    new_hw = (max(size, round(frame_hw[0] * scale)), max(size, round(frame_hw[1] * scale)))
+    return new_hw, (new_hw[0] - size) // 2, (new_hw[1] - size) // 2
 
 
 def rotate(frame: Frame, pixel: PixelContract) -> Frame:

@@ -17,6 +17,9 @@ from edgemae.spec.bundle import Bundle, Golden, Rung
 from edgemae.spec.errors import BundleCorruptError, InternalError, SelfCheckError
 from edgemae.spec.graph import PixelContract
 
+TOKENS = "-tokens"
+GOLDEN_TOKENS = 8  # patches of each golden frame that are kept: 24 KB a rung at 8 frames of 96 wide
+
 
 @dataclass(frozen=True)
 class Check:
@@ -29,17 +32,26 @@ class Check:
     labels_kept: int
 
 
-def golden_name(rung_id: str) -> str:
-    """Return the name of the reference outputs of one rung inside the bundle."""
-    return f"golden/{rung_id}.npy"
+def golden_name(rung_id: str, part: str = "") -> str:
+    """Return the name of the reference outputs of one rung inside the bundle; `part` TOKENS: those of its patches."""
+    return f"golden/{rung_id.replace('+', '-')}{part}.npy"  # a scheme may be called ort-static+smooth0.5
+
+
+def some_tokens(tokens: NDArray[Any]) -> NDArray[np.float64]:
+    """Return evenly spread patches of (1, N, D), flattened: enough to see that each is at its place."""
+    count = tokens.shape[1]
+    places = np.linspace(0, count - 1, min(count, GOLDEN_TOKENS)).round().astype(int)
+    return np.asarray(tokens[0, places], np.float64).ravel()
 
 
 def golden_files(
-    frames_bgr: Sequence[Frame], pixel: PixelContract, outputs: Mapping[str, NDArray[Any]]
-) -> tuple[Golden, dict[str, bytes]]:
+    frames_bgr: Sequence[Frame], pixel: PixelContract, outputs: Mapping[str, NDArray[Any]],
+    tokens: Mapping[str, NDArray[Any]] | None = None,
+) -> tuple[Golden, dict[str, bytes]]:  # fmt: skip
     """Return the golden set and its files: frames as PNG, their tensors, and outputs[rung id] of shape (frames, K).
 
-    The reference of a rung is its logits, or its embedding when the model has no head; see `golden_name`.
+    The reference of a rung is its logits, or its embedding when the model has no head; see `golden_name`. Where graphs
+    give tokens, `tokens` holds rows of `some_tokens` likewise.
     """
     files: dict[str, bytes] = {}
     frames, tensors = [], []
@@ -51,23 +63,29 @@ def golden_files(
         tensors.append(f"golden/frame-{i:02d}.npy")
         files[frames[-1]] = png.tobytes()
         files[tensors[-1]] = _dump(preprocess(frame_bgr, pixel))
-    for rung_id, rows in outputs.items():
-        if len(rows) != len(frames):
-            raise InternalError(
-                f"{len(rows)} reference outputs for rung '{rung_id}'", expected=f"{len(frames)}", fix="report this"
-            )
-        files[golden_name(rung_id)] = _dump(np.asarray(rows, np.float32))
+    for part, references in (("", outputs), (TOKENS, tokens or {})):
+        for rung_id, rows in references.items():
+            if len(rows) != len(frames):
+                raise InternalError(
+                    f"{len(rows)} reference outputs for rung '{rung_id}'", expected=f"{len(frames)}", fix="report this"
+                )
+            files[golden_name(rung_id, part)] = _dump(np.asarray(rows, np.float32))
     return Golden(frames=tuple(frames), tensors=tuple(tensors)), files
 
 
 def check(session: Session, bundle: Bundle, rung: Rung) -> Check:
     """Run the golden frames through pixels and engine. Raises SelfCheckError with the figures when either moved."""
     manifest = bundle.manifest
-    output = "logits" if any(spec.name == "logits" for spec in manifest.io.outputs) else "embedding"
-    rows = []
+    names = {spec.name for spec in manifest.io.outputs}
+    output = "logits" if "logits" in names else "embedding"
+    rows, patches = [], []
     for frame_name, tensor_name in zip(manifest.golden.frames, manifest.golden.tensors, strict=True):
-        tensor = _golden_tensor(bundle, frame_name, tensor_name)
-        rows.append(session(tensor)[output].reshape(-1).astype(np.float64))
+        said = session(_golden_tensor(bundle, frame_name, tensor_name))
+        rows.append(said[output].reshape(-1).astype(np.float64))
+        if "tokens" in names:
+            patches.append(some_tokens(said["tokens"]))
+    if patches:
+        _compare_tokens(np.stack(patches), _array(bundle, golden_name(rung.id, TOKENS)), rung)
     reference = _array(bundle, rung.golden).astype(np.float64)
     found = np.stack(rows) if rows else np.zeros((0, 0))
     if not rows or reference.shape != found.shape:
@@ -101,6 +119,28 @@ def _compare(found: NDArray[np.float64], reference: NDArray[np.float64], rung: R
             fix="load it with another engine= of its ladder, or compile it for this machine",
         )
     return result
+
+
+def _compare_tokens(found: NDArray[np.float64], reference: NDArray[Any], rung: Rung) -> None:
+    """Hold patches (frames, K) to the rung's cosine, and to the error that it allows at the norm of the reference."""
+    reference = reference.astype(np.float64)
+    if found.shape != reference.shape:
+        raise SelfCheckError(
+            f"{rung.id} gave tokens of shape {found.shape}",
+            expected=f"{reference.shape}",
+            fix="compile the bundle again",
+        )
+    norm = np.linalg.norm(reference, axis=1)
+    cosine = float((np.sum(found * reference, axis=1) / np.maximum(norm * np.linalg.norm(found, axis=1), 1e-12)).min())
+    error, limit = np.linalg.norm(found - reference, axis=1).max(), rung.tolerance.cosine_min
+    allowed = max(1e-5, float(norm.max() * np.sqrt(2 * max(1 - limit, 0.0))))
+    if not (cosine >= limit and error <= allowed):  # NaN fails
+        raise SelfCheckError(
+            f"{rung.id} does not compute here what was measured: tokens of golden frames have cosine {cosine:.6f}, "
+            f"error {error:.3g}",
+            expected=f"cosine >= {limit}, error <= {allowed:.3g}",
+            fix="load it with another engine= of its ladder, or compile it for this machine",
+        )
 
 
 def _golden_tensor(bundle: Bundle, frame_name: str, tensor_name: str) -> NDArray[np.float32]:

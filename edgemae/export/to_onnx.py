@@ -43,36 +43,40 @@ def to_onnx(
     *,
     batch: int | None = 1,
     attention: str = "explicit",
+    tokens: bool = False,
     history: tuple[Step, ...] = (),
 ) -> Graph:
     """Return the fp32 graph of a ViT, checked against torch.
 
-    Input `pixels` (B, C, H, W) float32; outputs `logits` (B, classes), with a head only, and `embedding` (B, D).
+    Input `pixels` (B, C, H, W) float32; outputs `logits` (B, classes), with a head only, `embedding` (B, D) and, when
+    asked for, `tokens` (B, N, D): the patches behind the last block, row by row of the grid, as they are pooled.
     `batch=None` leaves B dynamic. The module is copied, never changed. Raises InputError for an unknown form or a
     pixel contract of another size, CheckpointError for weights that give NaN, InternalError when ONNX and torch differ.
     """
     _check_arguments(vit, pixel, batch, attention)
     model = copy.deepcopy(vit).eval().float().cpu()
-    deployed = Deployed(model, attention)
+    deployed = Deployed(model, attention, tokens)
     example = torch.zeros(batch or 2, pixel.channels, pixel.image_px, pixel.image_px)
     raw = _export(deployed, example, OPSET[attention], dynamic=batch is None)
     proto = rewrite(raw)
-    io = _contract(vit, pixel, batch)
+    io = _contract(vit, pixel, batch, tokens)
     _describe(proto, vit, pixel, attention, io)
     data = proto.SerializeToString(deterministic=True)
-    worst = _compare(model, data, pixel, batch)
+    worst = _compare(model, data, pixel, batch, tokens)
     step = Step(
         stage="export",
-        plan={"attention": attention, "batch": batch, "opset": OPSET[attention]},
+        plan={"attention": attention, "batch": batch, "opset": OPSET[attention]} | ({"tokens": True} if tokens else {}),
         scores={"max_relative_difference": float(f"{worst:.1e}")},
         tools={"torch": str(torch.__version__), "onnx": onnx.__version__},
     )
     return Graph(files={"model.onnx": data}, io=io, history=(*history, step))
 
 
-def both_forms(vit: ViT, pixel: PixelContract, *, history: tuple[Step, ...] = ()) -> dict[str, Graph]:
+def both_forms(
+    vit: ViT, pixel: PixelContract, *, tokens: bool = False, history: tuple[Step, ...] = ()
+) -> dict[str, Graph]:
     """Return the graph in every attention form, for a caller who measures which is faster."""
-    return {form: to_onnx(vit, pixel, attention=form, history=history) for form in ATTENTION_FORMS}
+    return {form: to_onnx(vit, pixel, attention=form, tokens=tokens, history=history) for form in ATTENTION_FORMS}
 
 
 class Deployed(nn.Module):
@@ -82,7 +86,7 @@ class Deployed(nn.Module):
     to one int8 kernel, where a 3-D MatMul plus Add would become two operators.
     """
 
-    def __init__(self, vit: ViT, attention: str) -> None:
+    def __init__(self, vit: ViT, attention: str, tokens: bool) -> None:
         super().__init__()
         # Sub-modules sit at the top level so that ONNX names read `blocks.0.attn.qkv.weight`.
         self.patch_embed, self.blocks, self.norm, self.head = (
@@ -91,7 +95,7 @@ class Deployed(nn.Module):
             vit.norm,
             vit.head,
         )
-        self.shape, self.fused = vit.shape, attention == "fused"
+        self.shape, self.fused, self.tokens = vit.shape, attention == "fused", tokens
         position = vit.pos.detach().clone()
         if vit.cls is not None:
             position[:, :1] += vit.cls.detach()
@@ -110,8 +114,9 @@ class Deployed(nn.Module):
         x = (x + self.position).reshape(-1, shape.width)
         for block in self.blocks:
             x = self._block(block, x)
-        embedding = self._pool(x.reshape(-1, shape.tokens, shape.width))
-        return (embedding,) if self.head is None else (self.head(embedding), embedding)
+        embedding, patches = self._pool(x.reshape(-1, shape.tokens, shape.width))
+        outputs = (embedding, patches) if self.tokens else (embedding,)
+        return outputs if self.head is None else (self.head(embedding), *outputs)
 
     def _block(self, block: Block, x: Tensor) -> Tensor:
         attn = block.attn
@@ -124,12 +129,14 @@ class Deployed(nn.Module):
         x = x + attn.proj(y.transpose(1, 2).reshape(-1, h * d))
         return x + block.mlp.fc2(F.gelu(block.mlp.fc1(block.norm2(x))))
 
-    def _pool(self, x: Tensor) -> Tensor:
+    def _pool(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the embedding (B, D) and the patches (B, N, D) that a mean is taken of."""
         shape = self.shape
         if not shape.norm_after_pool:
             x = self.norm(x)
-        x = x[:, 0] if shape.pool == "cls" else x[:, int(shape.cls_token) :].mean(dim=1)
-        return self.norm(x) if shape.norm_after_pool else x
+        patches = x[:, 1:] if shape.cls_token else x
+        x = x[:, 0] if shape.pool == "cls" else patches.mean(dim=1)
+        return (self.norm(x) if shape.norm_after_pool else x), patches
 
 
 @torch.no_grad()
@@ -159,6 +166,7 @@ def _check_arguments(vit: ViT, pixel: PixelContract, batch: int | None, attentio
 def _export(model: nn.Module, example: Tensor, opset: int, *, dynamic: bool) -> onnx.ModelProto:
     shapes = {"pixels": {0: torch.export.Dim("batch", min=1)}} if dynamic else None
     names = ["embedding"] if model.head is None else ["logits", "embedding"]
+    names += ["tokens"] if model.tokens else []
     with _quiet(), torch.no_grad():
         program = torch.onnx.export(
             model, (example,), dynamo=True, opset_version=opset, input_names=["pixels"], output_names=names,
@@ -183,14 +191,15 @@ def _quiet() -> Iterator[None]:
         logging.disable(before)
 
 
-def _contract(vit: ViT, pixel: PixelContract, batch: int | None) -> IoContract:
+def _contract(vit: ViT, pixel: PixelContract, batch: int | None, tokens: bool) -> IoContract:
     def spec(name: str, *shape: int) -> TensorSpec:
         return TensorSpec(name=name, dtype="float32", shape=(batch or -1, *shape))
 
     logits = (spec("logits", vit.shape.classes),) if vit.head is not None else ()
+    patches = (spec("tokens", vit.shape.patches, vit.shape.width),) if tokens else ()
     return IoContract(
         inputs=(spec("pixels", pixel.channels, pixel.image_px, pixel.image_px),),
-        outputs=(*logits, spec("embedding", vit.shape.width)),
+        outputs=(*logits, spec("embedding", vit.shape.width), *patches),
     )
 
 
@@ -225,13 +234,14 @@ def _probes(pixel: PixelContract, batch: int) -> dict[str, np.ndarray]:
     return {"noise": noise} | {name: np.broadcast_to(p, shape).copy() for name, p in planes.items()}
 
 
-def _compare(model: ViT, data: bytes, pixel: PixelContract, batch: int | None) -> float:
+def _compare(model: ViT, data: bytes, pixel: PixelContract, batch: int | None, tokens: bool) -> float:
     """Return the largest relative difference between torch and the graph; raise when it exceeds TOLERANCE."""
     run = _session(data)
     worst = 0.0
     for name, pixels in _probes(pixel, batch or 3).items():
         with torch.no_grad():
             want = [t.numpy() for t in model(torch.from_numpy(pixels)) if t is not None]
+            want += [model.patch_tokens(torch.from_numpy(pixels)).numpy()] if tokens else []
         for a, b in zip(want, run(pixels), strict=True):
             if not np.isfinite(a).all():
                 raise CheckpointError(

@@ -233,6 +233,12 @@ class ViT(nn.Module):
         x = x[:, 0] if self.shape.pool == "cls" else x[:, int(self.shape.cls_token) :].mean(dim=1)
         return self.norm(x) if self.shape.norm_after_pool else x
 
+    def patch_tokens(self, pixels: Tensor) -> Tensor:
+        """Return what a mean pool averages: the patches behind the last block (B, grid * grid, D), row by row."""
+        x = self.encode(pixels)
+        x = x if self.shape.norm_after_pool else self.norm(x)
+        return x[:, int(self.cls is not None) :]
+
     def forward(
         self, pixels: Tensor, keep: Tensor | None = None, drop: Tensor | None = None
     ) -> tuple[Tensor | None, Tensor]:

@@ -13,7 +13,7 @@ import shutil
 import stat
 import struct
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
@@ -208,17 +208,26 @@ def _parents(name: str) -> list[str]:
 
 
 def write_zip(path: Path, entries: Mapping[str, bytes]) -> None:
-    """Write entries, in their order, as a canonical zip: beside the target first, then synced, then renamed over it."""
-    draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    """Write entries, in their order, as a canonical zip that appears whole or not at all."""
+    write_whole(path, _zip_parts(entries))
+
+
+def _zip_parts(entries: Mapping[str, bytes]) -> Iterator[bytes]:
     index = []
+    for name, data in entries.items():
+        index.append((name, zlib.crc32(data), len(data)))
+        yield local_header(*index[-1])
+        yield data
+    yield zip_tail(index)
+
+
+def write_whole(path: Path, parts: Iterable[bytes]) -> None:
+    """Write a file beside the target first, then sync it, then rename it over the target. Raises StorageError."""
+    draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with draft.open("xb") as file:
-            for name, data in entries.items():
-                index.append((name, zlib.crc32(data), len(data)))
-                file.write(local_header(*index[-1]))
-                file.write(data)
-            file.write(zip_tail(index))
+            file.writelines(parts)
             _sync(file)
         os.replace(draft, path)
         _sync_folder(path.parent)

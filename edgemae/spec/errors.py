@@ -6,6 +6,7 @@ EdgemaeError
 │   ├── CheckpointError       model files that cannot be imported
 │   ├── PlanError             a plan file, a flag or an override
 │   ├── TargetError           an unknown or malformed target
+│   ├── GalleryError          a gallery or normal set that is corrupt, foreign or another model's
 │   └── BundleError           a bundle that cannot be opened
 │       ├── BundleCorruptError    bytes differ from what the manifest promises
 │       └── BundleSchemaError     a manifest this version cannot read
@@ -75,6 +76,10 @@ class PlanError(InputError):
 
 class TargetError(InputError):
     code = "target"
+
+
+class GalleryError(InputError):
+    code = "gallery"
 
 
 class BundleError(InputError):

@@ -122,6 +122,12 @@ class PrunePlan(Section, frozen=True):
     heal: FinetunePlan = FinetunePlan(epochs=10, lr=5e-4)
 
 
+class ExportPlan(Section, frozen=True):
+    """What the graphs give beside logits and embedding."""
+
+    tokens: bool = False  # the patches behind the last block, of which `edgemae gallery` finds anomalies
+
+
 class QuantizePlan(Section, frozen=True):
     """Post-training quantization candidates. `schemes` empty: those that fit the target's engines."""
 
@@ -190,5 +196,6 @@ class Plan(Section, frozen=True):
     distill: DistillPlan = DistillPlan()
     elastic: ElasticPlan = ElasticPlan()
     prune: PrunePlan = PrunePlan()
+    export: ExportPlan = ExportPlan()
     quantize: QuantizePlan = QuantizePlan()
     gates: GatePlan = GatePlan()

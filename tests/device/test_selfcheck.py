@@ -149,6 +149,32 @@ def test_a_bundle_without_golden_frames_proves_nothing(make_bundle: Callable[...
         check(session, bundle, bundle.manifest.ladder[0])
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda tokens: tokens * 1.2, r"tokens of golden frames have cosine 1\.0"),
+        (lambda tokens: tokens[:, ::-1], r"tokens of golden frames have cosine 0\."),
+        (lambda tokens: tokens * np.nan, "cosine nan"),
+        (lambda tokens: tokens[:, :, :16], r"gave tokens of shape \(8, 128\)"),
+    ],
+    ids=["scaled", "reversed", "nan", "cut"],
+)
+def test_tokens_that_moved_are_refused(
+    change: Callable[[NDArray[Any]], NDArray[Any]], message: str, weave: Path, box: Target
+) -> None:
+    bundle = open_bundle(weave / "weave.edgemae")
+    first, second = bundle.manifest.ladder
+    assert golden_name(first.id, "-tokens") in bundle.manifest.files
+    assert second.scheme == "ort-static+smooth0.5", "a name that files of a bundle may not have"
+    with moved(bundle, box, lambda out: out) as session:
+        assert check(session, bundle, first).frames == 8
+    with (
+        moved(bundle, box, lambda out: out | {"tokens": change(out["tokens"])}) as session,
+        pytest.raises(SelfCheckError, match=message),
+    ):
+        check(session, bundle, first)
+
+
 def test_golden_files_are_the_same_every_time_and_complete() -> None:
     frames = [np.full((9, 7, 3), value, np.uint8) for value in (0, 128, 255)]
     pixel = PixelContract(image_px=8)

@@ -45,16 +45,25 @@ def kinds(graph: Graph) -> Counter[str]:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_of_vit_equals_torch(kind: str, make_vit: MakeViT, pixel: PixelContract) -> None:
-    vit, dynamic = make_vit(**KINDS[kind]), kind == "cls-token-mean"
-    graph = to_onnx(vit, pixel, batch=None if dynamic else 1)
+    vit, dynamic, tokens = make_vit(**KINDS[kind]), kind == "cls-token-mean", kind != "mean"
+    graph = to_onnx(vit, pixel, batch=None if dynamic else 1, tokens=tokens)
     first = -1 if dynamic else 1
     assert graph.io.inputs[0].shape == (first, 3, 32, 32)
     assert {o.name: o.shape for o in graph.io.outputs}["embedding"] == (first, 32)
-    assert [o.name for o in graph.io.outputs] == (["logits", "embedding"] if vit.shape.classes else ["embedding"])
+    names = ["logits", "embedding", "tokens"]
+    assert [o.name for o in graph.io.outputs] == names[vit.shape.classes == 0 : 3 if tokens else 2]
     for batch in (1, 5) if dynamic else (1,):
         pixels = np.random.default_rng(batch).standard_normal((batch, 3, 32, 32)).astype(np.float32)
-        for a, b in zip(wanted(vit, pixels), run(graph, pixels), strict=True):
+        said = run(graph, pixels)
+        for a, b in zip(wanted(vit, pixels), said, strict=not tokens):
             assert np.abs(a - b).max() <= 1e-4 * np.abs(a).max()
+        if tokens:
+            assert said[-1].shape == (batch, 16, 32)
+            assert graph.io.outputs[-1].shape == (first, 16, 32)
+            if vit.shape.pool == "mean":  # the embedding is the mean of these patches, and a norm before or after it
+                mean = torch.from_numpy(said[-1]).mean(dim=1)
+                pooled = vit.norm(mean) if vit.shape.norm_after_pool else mean
+                np.testing.assert_allclose(pooled.detach().numpy(), said[-2], atol=1e-4)
     assert lint(graph) == []
 
 

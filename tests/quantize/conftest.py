@@ -32,7 +32,7 @@ def graph() -> Graph:
             if name != "pos":
                 parameter += 0.02 * torch.randn_like(parameter)
         vit.blocks[0].norm1.weight[3] = 12.0  # the outlier channel that smoothing is for
-    return to_onnx(vit.eval(), PixelContract(image_px=32))
+    return to_onnx(vit.eval(), PixelContract(image_px=32), tokens=True)
 
 
 @pytest.fixture(scope="session")

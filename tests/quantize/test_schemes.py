@@ -46,7 +46,9 @@ def cosine(a: np.ndarray, b: np.ndarray) -> float:
 def test_close_to_float(name: str, graph: Graph, quantized: dict[str, Graph], calibration: Calibration) -> None:
     want, have = session(graph.onnx), runner(quantized[name])
     pairs = [(want(image[None]), have(image[None])) for image in calibration.images[:6]]
-    for i in (0, 1):
+    assert [output.name for output in quantized[name].io.outputs] == ["logits", "embedding", "tokens"]
+    for i in range(3):
+        assert pairs[0][1][i].shape == pairs[0][0][i].shape
         assert min(cosine(a[i], b[i]) for a, b in pairs) >= 0.99
 
 

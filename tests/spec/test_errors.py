@@ -15,6 +15,7 @@ EXIT_CODES = {
     "CheckpointError": 2,
     "PlanError": 2,
     "TargetError": 2,
+    "GalleryError": 2,
     "BundleError": 2,
     "BundleCorruptError": 2,
     "BundleSchemaError": 2,
