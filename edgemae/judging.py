@@ -23,7 +23,8 @@ from edgemae.device.model import Result, load
 from edgemae.device.preprocess import preprocess
 from edgemae.device.profiling.keep import keep
 from edgemae.device.profiling.profiler import profile
-from edgemae.device.stream import Streamed, stream
+from edgemae.device.stream import stream
+from edgemae.device.streamed import Streamed
 from edgemae.measure.accuracy import Predictions, predict, score
 from edgemae.spec.bundle import Bundle, open_bundle
 from edgemae.spec.errors import DataError, EngineMissingError, EngineRuntimeError, InputError
@@ -139,7 +140,7 @@ def run_frames(
             counts = frames.camera.counters
             sys.stderr.write(
                 f"{counts.delivered} of {counts.captured} frames seen, {counts.dropped} dropped ({counts.stale} too "
-                f"old), {counts.corrupt} corrupt, {frames.failed} failed\n"
+                f"old), {counts.corrupt} corrupt, {frames.counters.failed} failed\n"
             )
     return False
 

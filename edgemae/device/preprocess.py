@@ -16,6 +16,7 @@ from edgemae.spec.errors import DataError, InputError
 from edgemae.spec.graph import PixelContract
 
 Frame = NDArray[np.uint8]
+MOST_PIXELS = 1 << 26  # to which a frame is grown: one of 1 x 16384 took 2.4 GB and 8 s to become 224 px high
 _ROTATE: dict[int, int] = {
     90: cv2.ROTATE_90_CLOCKWISE,
     180: cv2.ROTATE_180,
@@ -53,7 +54,9 @@ def as_bgr(frame: NDArray[Any], color: str = "BGR") -> Frame:
         raise InputError(
             f"a frame of type {kind} was given",
             expected="a numpy array of uint8 with shape (H, W), (H, W, 3) or (H, W, 4)",
-            fix="convert it, e.g. (x * 255).round().astype('uint8')",
+            fix="check the path: cv2.imread gives None for a file that it cannot read"
+            if frame is None
+            else "scale it to 0..255 and convert it: (x * 255).round().astype('uint8') for floats from 0 to 1",
         )
     if color not in _TO_BGR:
         raise InputError(f"unknown colour order '{color}'", expected=", ".join(_TO_BGR), fix="pass one of those")
@@ -84,6 +87,12 @@ def crop(frame_bgr: Frame, pixel: PixelContract) -> Frame:
     short = round(size / pixel.crop_fraction)
     scale = short / min(height, width)
     new_hw = (max(size, round(height * scale)), max(size, round(width * scale)))
+    if new_hw[0] * new_hw[1] > max(height * width, MOST_PIXELS):
+        raise InputError(
+            f"a frame of {height} x {width} pixels would have to grow to {new_hw[0]} x {new_hw[1]}",
+            expected=f"a shape whose short side reaches {short} px within {MOST_PIXELS:,} pixels",
+            fix="cut the frame to the part that matters",
+        )
     if new_hw != (height, width):
         frame_bgr = resize(frame_bgr, new_hw, pixel)
     top, left = (new_hw[0] - size) // 2, (new_hw[1] - size) // 2
