@@ -11,6 +11,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 from edgemae.device.camera import Camera, Frame
 from edgemae.device.sources import redact
@@ -19,6 +20,7 @@ from edgemae.spec.graph import PixelContract
 
 log = logging.getLogger(__name__)
 Source = Camera | int | str | Path
+KINDS_OF_SOURCE = (Camera, int, str, Path)
 Sources = Source | Mapping[str, Source] | Sequence[Source]
 JOIN_TIMEOUT_S = 0.2  # of all threads together; a closed camera lets its thread go at once
 
@@ -141,8 +143,10 @@ def _named(source: Sources) -> dict[str, Source]:
     if isinstance(source, Mapping):
         found = dict(source)
     else:
-        several = [source] if isinstance(source, (Camera, int, str, Path)) else list(source)
-        names = [one.source if isinstance(one, Camera) else redact(one) for one in several]
+        # A list of anything else, such as pictures, is one source.
+        is_list = isinstance(source, (list, tuple)) and all(isinstance(one, KINDS_OF_SOURCE) for one in source)
+        several: list[Any] = list(source) if is_list else [source]  # type: ignore[arg-type]
+        names = [_name(one) for one in several]
         found = dict(zip(names, several, strict=True))
         if len(found) < len(several):
             raise InputError(
@@ -153,3 +157,9 @@ def _named(source: Sources) -> dict[str, Source]:
     if not found:
         raise InputError("no source was given", expected="at least one camera, file or address", fix="pass one")
     return found
+
+
+def _name(source: object) -> str:
+    if isinstance(source, Camera):
+        return source.source
+    return redact(source) if isinstance(source, (int, str, Path)) else "arrays"

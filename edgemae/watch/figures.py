@@ -5,9 +5,8 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
-import msgspec
 import numpy as np
 
 from edgemae.device.camera import Camera
@@ -78,18 +77,20 @@ class Figures:
         return Shown(
             title=self._title, source=self._camera.source, policy=self._camera.policy, state=state_of(self._camera),
             seconds=time.monotonic() - self._start, fps=self.fps, answer=seen.result.topk if seen else [],
-            frame=seen.frame.name if seen else "", counts=self._counts(),
+            frame=seen.frame.name if seen else "", counts=counts_of(self._results),
             summaries={name: summarise(1e6 * rows[:, i]) if enough else None for i, name in enumerate(ROWS)},
             ages_ms=[round(float(age), 1) for age in rows[-RECENT:, 0]] if len(rows) else [],
         )  # fmt: skip
 
-    def _counts(self) -> dict[str, int]:
-        camera = msgspec.to_builtins(self._camera.counters)
-        ours = msgspec.to_builtins(self._results.counters)
-        found = {"captured": camera.pop("captured"), "seen": ours["delivered"], "dropped": camera.pop("dropped")}
-        camera.pop("delivered")
-        more = camera | {name: ours[name] for name in ("withheld", "failed")}
-        return found | {name: count for name, count in more.items() if count}
+
+def counts_of(results: Stream[Result]) -> dict[str, int]:
+    """Return what became of the frames, by name; what went wrong, and why frames were dropped, only where it did."""
+    camera, ours = results.camera.counters, results.counters
+    found = {"captured": camera.captured, "seen": ours.delivered, "dropped": camera.dropped}
+    told = (*found, "delivered")
+    reasons = {field.name: getattr(camera, field.name) for field in fields(camera) if field.name not in told}
+    reasons |= {"withheld": ours.withheld, "failed": ours.failed}
+    return found | {name: count for name, count in reasons.items() if count}
 
 
 def state_of(camera: Camera) -> str:

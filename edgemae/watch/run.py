@@ -15,7 +15,7 @@ from typing import Protocol
 from edgemae.device.model import Model, Result, load
 from edgemae.device.stream import Stream
 from edgemae.device.streamed import Streamed
-from edgemae.watch.figures import Figures
+from edgemae.watch.figures import Figures, counts_of
 from edgemae.watch.lines import Lines, as_json, as_text
 
 SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")  # SIGHUP: the terminal was closed
@@ -114,11 +114,9 @@ def _views(results: Stream[Result], figures: Figures, watch: Watch) -> Iterator[
 
 
 def _counts(results: Stream[Result]) -> str:
-    camera, ours = results.camera.counters, results.counters
-    return (
-        f"{ours.delivered} of {camera.captured} frames seen, {camera.dropped} dropped ({camera.stale} too old), "
-        f"{camera.corrupt} corrupt, {ours.withheld} withheld, {ours.failed} failed"
-    )
+    counts = counts_of(results)
+    captured, seen = counts.pop("captured"), counts.pop("seen")
+    return f"{seen} of {captured} frames seen, " + ", ".join(f"{count} {name}" for name, count in counts.items())
 
 
 @contextlib.contextmanager

@@ -115,8 +115,10 @@ def _graph(shown: Shown) -> RenderableType:
 
 
 def _counts(shown: Shown) -> RenderableType:
-    bad = ("corrupt", "failed", "withheld", "stale")
     said: list[tuple[str, str]] = []
     for name, count in shown.counts.items():
-        said += [(f"{count:,}", "yellow bold" if name in bad else "bold"), (f" {name}   ", "dim")]
+        said += [
+            (f"{count:,}", "bold" if name in ("captured", "seen", "dropped") else "yellow bold"),
+            (f" {name}   ", "dim"),
+        ]
     return Text.assemble(*said)

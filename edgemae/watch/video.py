@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 
 from edgemae.device.camera import Camera, Frame
 from edgemae.device.model import Result
-from edgemae.device.sources import kind_of
 from edgemae.device.streamed import Streamed
 from edgemae.spec.errors import InputError, MachineError, StorageError
 from edgemae.watch import overlay
@@ -87,7 +86,7 @@ class Video:
     def _due(self, frame: Frame) -> int:
         """Return how often to write a picture, so that the video runs as the source did, dropped frames included."""
         if not self._camera.live:
-            return 1 if self._fps == IMAGES_FPS else max(frame.seq + 1 - self.written, 1)
+            return max(frame.seq + 1 - self.written, 1) if self._camera.kind == "video" else 1
         due = int((frame.t_capture_ns - self._start_ns) / 1e9 * self._fps) + 1 - self.written
         if (beyond := due - int(LONGEST_STILL_S * self._fps)) > 0:
             self._start_ns += int(beyond / self._fps * 1e9)
@@ -118,7 +117,7 @@ def _codec(path: Path) -> str:
 def _fps(camera: Camera) -> float:
     if camera.live:
         return LIVE_FPS
-    if kind_of(camera.source) == "images":
+    if camera.kind != "video":
         return IMAGES_FPS
     capture = cv2.VideoCapture(camera.source)
     fps = float(capture.get(cv2.CAP_PROP_FPS))

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from edgemae.device.camera import Camera
+from edgemae.device.several import _named
 from edgemae.device.stream import Stream, stream
 from edgemae.device.streamed import StreamCounters, Streamed
 from edgemae.spec.errors import CameraError, EngineRuntimeError, InputError
@@ -146,6 +147,13 @@ def test_what_no_stream_can_be_made_of_is_named(folder: Path) -> None:
         results.run()
     with stream(level, folder, on_result=print) as results, pytest.raises(InputError, match="with a callback"):
         next(results)
+
+
+def test_a_list_of_pictures_is_one_source() -> None:
+    pictures = [np.zeros((4, 4, 3), np.uint8)] * 3
+    assert list(_named(pictures)) == ["arrays"]  # type: ignore[arg-type]
+    assert list(_named(["rtsp://me:secret@cam/1", 0])) == ["rtsp://***@cam/1", "0"]
+    assert list(_named({"door": 0, "yard": 1})) == ["door", "yard"]
 
 
 # ---------------------------------------------------------------- how old results are

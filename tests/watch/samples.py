@@ -44,6 +44,6 @@ def clip(path: Path, frames: int, fps: float = 12.5, image_hw: tuple[int, int] =
     return path
 
 
-def watched(source: Path, policy: str | None = None) -> tuple[Stream[Result], Figures]:
-    results = stream(answer, source, policy)
+def watched(source: Path, *, realtime: bool = False) -> tuple[Stream[Result], Figures]:
+    results = stream(answer, source, realtime=realtime)
     return results, Figures(MODEL, results)

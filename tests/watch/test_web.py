@@ -28,11 +28,11 @@ MAGENTA = (200, 0, 200)
 
 
 @pytest.fixture
-def figures(tmp_path: Path) -> Figures:
-    results, found = samples.watched(clip(tmp_path / "clip.avi", 3))
-    for item in results:
-        found.note(item)
-    return found
+def figures(tmp_path: Path) -> Iterator[Figures]:
+    results, found = samples.watched(clip(tmp_path / "clip.avi", 60, fps=1), realtime=True)
+    with results:  # which stays live for a minute
+        found.note(next(results))
+        yield found
 
 
 @pytest.fixture
@@ -82,7 +82,7 @@ def test_the_page_may_load_nothing_but_itself(web: Web) -> None:
         row = json.loads(response.read())
     assert row["title"] == "shapes · openvino int8"
     assert row["answer"][0] == ["<b>Müller</b>", 0.75]
-    assert row["summaries"]["age"] is None  # of three results
+    assert row["summaries"]["age"] is None  # of one result
     with asked(web, "/nothing") as response:
         assert response.status == 404
 
