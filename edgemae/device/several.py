@@ -11,16 +11,13 @@ import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 from edgemae.device.camera import Camera, Frame
-from edgemae.device.sources import redact
 from edgemae.spec.errors import EdgemaeError, InputError
 from edgemae.spec.graph import PixelContract
 
 log = logging.getLogger(__name__)
 Source = Camera | int | str | Path
-KINDS_OF_SOURCE = (Camera, int, str, Path)
 Sources = Source | Mapping[str, Source] | Sequence[Source]
 JOIN_TIMEOUT_S = 0.2  # of all threads together; a closed camera lets its thread go at once
 
@@ -111,21 +108,29 @@ def open_cameras(
 ) -> tuple[dict[str, Camera], list[Camera]]:
     """Return cameras by name, and those among them that were opened here; either all are open or none is left open.
 
-    A list gets the (redacted) sources themselves as names. Raises CameraError, InputError.
+    Without a mapping the name is the source itself, redacted. Raises CameraError, InputError.
     """
-    named = _named(source)
-    new = {name: one for name, one in named.items() if not isinstance(one, Camera)}
-    opening: dict[str, Future[Camera]] = {}
+    named = _listed(source)
+    new = [one for _, one in named if not isinstance(one, Camera)]
+    opening: list[Future[Camera]] = []
     try:
         with ThreadPoolExecutor(max(len(new), 1), "edgemae-open") as threads:  # four that are slow take as long as one
-            for name, one in new.items():
-                opening[name] = threads.submit(Camera, one, policy, realtime=realtime, pixel=pixel)
-        opened = {name: found.result() for name, found in opening.items()}
+            opening += [threads.submit(Camera, one, policy, realtime=realtime, pixel=pixel) for one in new]
+        owned = [found.result() for found in opening]
+        fresh = iter(owned)
+        cameras = [(name, one if isinstance(one, Camera) else next(fresh)) for name, one in named]
+        by_name = {name or camera.source: camera for name, camera in cameras}
+        if len(by_name) < len(cameras):
+            raise InputError(
+                f"one source was given twice: {', '.join(name or camera.source for name, camera in cameras)}",
+                expected="different sources, or a mapping of names to sources",
+                fix="pass {'left': ..., 'right': ...}",
+            )
     except BaseException:
-        done = [found for found in opening.values() if found.done() and not found.cancelled()]
+        done = [found for found in opening if found.done() and not found.cancelled()]
         close_all([found.result() for found in done if found.exception() is None])
         raise
-    return {name: one if isinstance(one, Camera) else opened[name] for name, one in named.items()}, [*opened.values()]
+    return by_name, owned
 
 
 def close_all(cameras: Sequence[Camera]) -> None:
@@ -139,27 +144,14 @@ def close_all(cameras: Sequence[Camera]) -> None:
         thread.join()
 
 
-def _named(source: Sources) -> dict[str, Source]:
+def _listed(source: Sources) -> list[tuple[str, Source]]:
+    """Return (name or "", source) of each. A list of anything but sources, as of pictures, is one source."""
     if isinstance(source, Mapping):
-        found = dict(source)
+        found = [(str(name), one) for name, one in source.items()]
+    elif isinstance(source, (list, tuple)) and all(isinstance(one, (Camera, int, str, Path)) for one in source):
+        found = [("", one) for one in source]
     else:
-        # A list of anything else, such as pictures, is one source.
-        is_list = isinstance(source, (list, tuple)) and all(isinstance(one, KINDS_OF_SOURCE) for one in source)
-        several: list[Any] = list(source) if is_list else [source]  # type: ignore[arg-type]
-        names = [_name(one) for one in several]
-        found = dict(zip(names, several, strict=True))
-        if len(found) < len(several):
-            raise InputError(
-                f"one source was given twice: {', '.join(names)}",
-                expected="different sources, or a mapping of names to sources",
-                fix="pass {'left': ..., 'right': ...}",
-            )
+        found = [("", source)]  # type: ignore[list-item]
     if not found:
         raise InputError("no source was given", expected="at least one camera, file or address", fix="pass one")
     return found
-
-
-def _name(source: object) -> str:
-    if isinstance(source, Camera):
-        return source.source
-    return redact(source) if isinstance(source, (int, str, Path)) else "arrays"

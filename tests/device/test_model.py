@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import runpy
 import subprocess
 import sys
 import time
@@ -158,6 +159,22 @@ def test_a_stream_of_a_model_takes_callbacks_and_several_sources(path: Path, tmp
         sources = {name: tmp_path / name for name in ("left", "right")}
         loaded.stream(sources, on_result=lambda item: seen.append(item.source), max_age_ms=60_000).run()
     assert sorted(seen) == ["left", "right"]
+
+
+@pytest.mark.parametrize("how", [(), ("--async",)])
+def test_the_example_of_a_camera_app_runs(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], how: tuple[str]
+) -> None:
+    for name in ("left", "right"):
+        (tmp_path / name).mkdir()
+        cv2.imwrite(str(tmp_path / name / "0.png"), FRAME)
+    example = Path(__file__).parents[2] / "examples/camera_app.py"
+    sources = [str(tmp_path / name) for name in ("left", "right")]
+    monkeypatch.setattr(sys, "argv", [str(example), str(path), *how, *sources])
+    runpy.run_path(str(example), run_name="__main__")
+    said = capsys.readouterr().out
+    assert all(f"{source} frame 0: " in said for source in sources)
+    assert ("ended StreamCounters(inferred=2" in said) is not bool(how)
 
 
 # ------------------------------------------------------------------------------------------------ the ladder

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from edgemae.device.camera import Camera
-from edgemae.device.several import _named
+from edgemae.device.several import _listed
 from edgemae.device.stream import Stream, stream
 from edgemae.device.streamed import StreamCounters, Streamed
 from edgemae.spec.errors import CameraError, EngineRuntimeError, InputError
@@ -151,9 +151,9 @@ def test_what_no_stream_can_be_made_of_is_named(folder: Path) -> None:
 
 def test_a_list_of_pictures_is_one_source() -> None:
     pictures = [np.zeros((4, 4, 3), np.uint8)] * 3
-    assert list(_named(pictures)) == ["arrays"]  # type: ignore[arg-type]
-    assert list(_named(["rtsp://me:secret@cam/1", 0])) == ["rtsp://***@cam/1", "0"]
-    assert list(_named({"door": 0, "yard": 1})) == ["door", "yard"]
+    assert len(_listed(pictures)) == 1  # type: ignore[arg-type]
+    assert _listed(["clip.mp4", 0]) == [("", "clip.mp4"), ("", 0)]
+    assert _listed({"door": 0, "yard": 1}) == [("door", 0), ("yard", 1)]
 
 
 # ---------------------------------------------------------------- how old results are
