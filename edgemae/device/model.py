@@ -18,6 +18,7 @@ from edgemae.device.engines import ENGINES, find_engine, open_session
 from edgemae.device.preprocess import as_bgr, preprocess
 from edgemae.device.selfcheck import Check, check
 from edgemae.device.session import Session
+from edgemae.device.streamed import MAX_FAILURES, Streamed
 from edgemae.spec.bundle import Bundle, Rung, open_bundle
 from edgemae.spec.errors import EdgemaeError, EngineMissingError, EngineRuntimeError, InputError
 from edgemae.spec.target import Target, find_target
@@ -25,7 +26,6 @@ from edgemae.spec.target import Target, find_target
 if TYPE_CHECKING:
     from edgemae.device.several import Sources
     from edgemae.device.stream import Stream
-    from edgemae.device.streamed import Streamed
 
 _log = logging.getLogger("edgemae.device")
 
@@ -65,8 +65,8 @@ class Model:
         before = time.perf_counter_ns()
         with self._turn:
             outputs = self.session(pixels)
-        _must_be_finite(outputs, self.rung)
         after = time.perf_counter_ns()
+        _must_be_finite(outputs, self.rung)
         logits, embedding = outputs.get("logits"), outputs.get("embedding")
         topk = [] if logits is None else top_classes(logits[0], self.labels, top)
         label, score = topk[0] if topk else (None, None)
@@ -87,7 +87,7 @@ class Model:
     def stream(
         self, source: Sources, policy: str | None = None, *, realtime: bool = False,
         on_result: Callable[[Streamed[Result]], object] | None = None, max_age_ms: float | None = None,
-        max_failures: int | None = 5,
+        max_failures: int | None = MAX_FAILURES,
     ) -> Stream[Result]:  # fmt: skip
         """Return a stream of results for a camera index, a video file, a URL, an image folder, or several of them.
 

@@ -109,8 +109,9 @@ class Stream(Generic[R]):
 
     def start(self) -> Stream[R]:
         """Run in a thread of its own and return at once; `wait` for its end, or look at `state`."""
-        self._worker = threading.Thread(target=self._run_logged, name="edgemae-stream", daemon=True)
-        self._worker.start()
+        if self._worker is None:
+            self._worker = threading.Thread(target=self._run_logged, name="edgemae-stream", daemon=True)
+            self._worker.start()
         return self
 
     def wait(self, timeout_s: float | None = None) -> bool:
@@ -223,6 +224,9 @@ class Stream(Generic[R]):
 
     def _hand_over(self, made: tuple[str, Frame, R]) -> Streamed[R] | None:
         name, frame, result = made
+        if self.state != "running":  # closed during the inference
+            self._count("dropped")
+            return None
         if self._too_old(frame):
             return None
         self._count("delivered")

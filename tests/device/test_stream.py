@@ -275,6 +275,22 @@ def test_closing_from_another_thread_ends_a_stream_that_waits_for_frames(tmp_pat
     assert not ours()
 
 
+def test_nothing_is_handed_over_once_a_stream_is_closed(folder: Path) -> None:
+    inferring, done = threading.Event(), list[int]()
+
+    def slow(frame_bgr: np.ndarray) -> int:
+        inferring.set()
+        time.sleep(0.2)
+        return level(frame_bgr)
+
+    results = stream(slow, folder, on_result=lambda seen: done.append(seen.result)).start().start()
+    assert inferring.wait(30)
+    results.close()
+    assert done == []
+    assert results.counters == StreamCounters(inferred=1, dropped=1)
+    assert not ours()
+
+
 def test_an_interrupt_in_the_callback_frees_the_camera(folder: Path) -> None:
     def sink(_: Streamed[int]) -> None:
         raise KeyboardInterrupt
