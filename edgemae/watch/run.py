@@ -6,7 +6,7 @@ import contextlib
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -68,14 +68,14 @@ def run(bundle: Path, source: str, watch: Watch) -> int:
 
         must_have_windows()
     try:
-        with _signals(), load(bundle, watch.target, watch.engine) as model:
-            _watch(model, source, watch)
+        with _signals() as got, load(bundle, watch.target, watch.engine) as model:
+            _watch(model, source, watch, got)
     except KeyboardInterrupt as error:
         return error.code if isinstance(error, EndedError) else 128 + signal.SIGINT
     return 0
 
 
-def _watch(model: Model, source: str, watch: Watch) -> None:
+def _watch(model: Model, source: str, watch: Watch, got: Sequence[int]) -> None:
     realtime = watch.window or watch.port is not None  # a file is watched at its own speed
     results = model.stream(source, watch.policy, realtime=realtime, max_age_ms=watch.max_age_ms)
     figures = Figures(model, results)
@@ -85,6 +85,8 @@ def _watch(model: Model, source: str, watch: Watch) -> None:
             for number, seen in enumerate(results, start=1):
                 figures.note(seen)
                 going = [view.show(seen) for view in views]
+                if got:  # raised where Python swallows it, in a destructor
+                    raise EndedError(got[0])
                 if number == watch.limit or not all(going):
                     break
     finally:
@@ -120,13 +122,18 @@ def _counts(results: Stream[Result]) -> str:
 
 
 @contextlib.contextmanager
-def _signals() -> Iterator[None]:
-    """Turn the first signal that ends the process into EndedError, and let nothing disturb the closing after it."""
+def _signals() -> Iterator[Sequence[int]]:
+    """Turn the first signal that ends the process into EndedError, and let nothing disturb the closing after it.
+
+    Yields a list that holds its number once it has come.
+    """
+    got: list[int] = []
     if threading.current_thread() is not threading.main_thread():  # only there can they be caught
-        yield
+        yield got
         return
 
     def end(number: int, frame: FrameType | None) -> None:
+        got.append(number)
         for known in before:
             signal.signal(known, signal.SIG_IGN)
         raise EndedError(number)
@@ -136,7 +143,7 @@ def _signals() -> Iterator[None]:
     for number in before:
         signal.signal(number, end)
     try:
-        yield
+        yield got
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
