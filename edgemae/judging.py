@@ -1,12 +1,10 @@
-"""Questions about finished things: how right is it, what is it, does it run here, what does it see.
+"""Questions about finished things: how right is it, what is it, does it run here.
 
 A bundle is asked without torch, so all of this works on a device.
 """
 
 from __future__ import annotations
 
-import json as json_library
-import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -19,11 +17,10 @@ from numpy.typing import NDArray
 from edgemae.data.decode import read_picture
 from edgemae.data.images import ImageSet
 from edgemae.data.shards import images_at
-from edgemae.device.model import Result, load
+from edgemae.device.model import load
 from edgemae.device.preprocess import preprocess
 from edgemae.device.profiling.keep import keep
 from edgemae.device.profiling.profiler import profile
-from edgemae.device.stream import Streamed, stream
 from edgemae.measure.accuracy import Predictions, predict, score
 from edgemae.spec.bundle import Bundle, open_bundle
 from edgemae.spec.errors import DataError, EngineMissingError, EngineRuntimeError, InputError
@@ -115,45 +112,6 @@ def _torch_run(vit: Any) -> Any:
         return {"embedding": embedding.numpy()} | ({} if logits is None else {"logits": logits.numpy()})
 
     return run
-
-
-# ---------------------------------------------------------------- running
-
-
-def run_frames(
-    bundle: Path, source: str, policy: str | None, limit: int, engine: str, target: str | None, *, json: bool
-) -> bool:
-    """Run a bundle on frames and print a line for each; counts go to stderr. Return whether it was interrupted."""
-    tell = _as_json if json else _as_text
-    with load(bundle, target, engine) as model:
-        frames = stream(model, int(source) if source.isdigit() else source, policy)
-        try:
-            for number, seen in enumerate(frames, start=1):
-                sys.stdout.write(tell(seen) + "\n")
-                if number == limit:
-                    break
-        except KeyboardInterrupt:
-            return True
-        finally:
-            frames.close()
-            counts = frames.camera.counters
-            sys.stderr.write(
-                f"{counts.delivered} of {counts.captured} frames seen, {counts.dropped} dropped ({counts.stale} too "
-                f"old), {counts.corrupt} corrupt, {frames.failed} failed\n"
-            )
-    return False
-
-
-def _as_json(seen: Streamed[Result]) -> str:
-    result, frame = seen.result, seen.frame
-    row = {"seq": frame.seq, "name": frame.name, "label": result.label, "score": result.score, "age_ms": seen.age_ms}
-    return json_library.dumps(row | result.speed)
-
-
-def _as_text(seen: Streamed[Result]) -> str:
-    result = seen.result
-    said = "embedding" if result.score is None else f"{result.label} {100 * result.score:.1f} %"
-    return f"{seen.frame.name}  {said}  ({result.speed['infer_ms']:.1f} ms)"
 
 
 # ---------------------------------------------------------------- what it is

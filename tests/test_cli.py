@@ -390,12 +390,12 @@ def test_run_on_a_folder_and_on_a_video(job: Job, compiled: Ran, tmp_path: Path)
 def test_an_interrupted_run_stops_the_camera_and_tells_its_counts(
     job: Job, compiled: Ran, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from edgemae import judging
+    from edgemae.watch import run
 
     def interrupt(seen: object) -> str:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(judging, "_as_text", interrupt)
+    monkeypatch.setattr(run, "as_text", interrupt)
     ran = edgemae("run", job.bundle, job.val / "circle")
     assert ran.code == 130
     assert "frames seen" in ran.err

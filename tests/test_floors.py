@@ -23,12 +23,12 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("door",),
     ("model", "data"),
     ("distill", "prune", "export", "quantize", "measure"),
-    ("build",),
+    ("build", "watch"),
     ("cli",),
 )
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 TERMINAL = ("cli", "console", "made", "options", "__main__")
-ON_DEVICE = ("spec", "device", "door")
+ON_DEVICE = ("spec", "device", "door", "watch")
 BUILD_SIDE = {
     "dill", "jinja2", "joblib", "matplotlib", "nncf", "onnx", "onnxscript", "pandas", "pickle", "safetensors", "scipy",
     "shelve", "sklearn", "torch", "torch_pruning", "torchvision", "transformers",

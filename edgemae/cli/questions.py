@@ -9,7 +9,8 @@ import typer
 
 from edgemae import console
 from edgemae.cli.app import app
-from edgemae.console import INTERRUPTED, start_logging
+from edgemae.cli.watching import WatchFlags
+from edgemae.console import start_logging
 from edgemae.options import (
     BundlePath,
     DecoderHeads,
@@ -52,19 +53,18 @@ def profile(
 
 
 @app.command()
+@unfold
 def run(
-    bundle: BundlePath,
+    flags: WatchFlags, bundle: BundlePath,
     source: Annotated[str, typer.Argument(help="Camera index, video file, image folder or URL.", metavar="SOURCE")],
-    policy: Annotated[str | None, typer.Option(help="latest, every or staleness:200ms; default by source.")] = None,
-    limit: Annotated[int, typer.Option(help="Stop after this many frames; 0: never.")] = 0,
-    engine: EngineName = "auto", target: TargetName = None, json: Json = False, verbose: Verbose = False,
+    json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False, verbose: Verbose = False,
 ) -> None:  # fmt: skip
-    """Run a bundle on frames and print one line a frame (JSON lines with --json)."""
-    from edgemae.judging import run_frames
+    """Run a bundle on frames: figures on a terminal, a line a frame elsewhere; also a window, a video, a page."""
+    from edgemae.watch.run import run as watch
 
     start_logging(verbose)
-    if run_frames(bundle, source, policy, limit, engine, target, json=json):
-        raise typer.Exit(INTERRUPTED)
+    if code := watch(bundle, source, flags.wanted(json)):
+        raise typer.Exit(code)
 
 
 @app.command()

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -17,13 +18,14 @@ from edgemae.device.engines import ENGINES, find_engine, open_session
 from edgemae.device.preprocess import as_bgr, preprocess
 from edgemae.device.selfcheck import Check, check
 from edgemae.device.session import Session
+from edgemae.device.streamed import MAX_FAILURES, Streamed
 from edgemae.spec.bundle import Bundle, Rung, open_bundle
 from edgemae.spec.errors import EdgemaeError, EngineMissingError, EngineRuntimeError, InputError
 from edgemae.spec.provenance import Provenance, provenance_of
 from edgemae.spec.target import Target, find_target
 
 if TYPE_CHECKING:
-    from edgemae.device.camera import Camera
+    from edgemae.device.several import Sources
     from edgemae.device.stream import Stream
 
 _log = logging.getLogger("edgemae.device")
@@ -44,7 +46,10 @@ class Result:
 
 
 class Model:
-    """Run a loaded bundle frame by frame. Made by `load`; close it, or use it in a `with` block."""
+    """Run a loaded bundle frame by frame, from any thread, one call at a time.
+
+    Made by `load`; close it, or use it in a `with` block.
+    """
 
     def __init__(self, bundle: Bundle, target: Target, rung: Rung, session: Session, proof: Check) -> None:
         self.manifest, self.path, self.sha256 = bundle.manifest, bundle.path, bundle.sha256
@@ -52,14 +57,20 @@ class Model:
         self.pixel, self.labels = bundle.manifest.pixel, bundle.manifest.labels
         self.provenance = provenance_of(bundle.manifest, rung)
         self.skipped: tuple[tuple[str, str], ...] = ()  # (rung id, reason), in ladder order
+        self._turn = threading.Lock()  # a session reuses its buffers: two threads in it would mix their frames up
 
     def __call__(self, frame_bgr: NDArray[np.uint8], color: str = "BGR", top: int = 5) -> Result:
-        """Return the result for one (H, W), (H, W, 3) or (H, W, 4) uint8 frame whose channel order is `color`."""
+        """Return the result for one (H, W), (H, W, 3) or (H, W, 4) uint8 frame whose channel order is `color`.
+
+        Raises InputError for what is no frame, EngineRuntimeError when the engine fails or computes what is no number.
+        """
         start = time.perf_counter_ns()
         pixels = preprocess(as_bgr(frame_bgr, color), self.pixel)
         before = time.perf_counter_ns()
-        outputs = self.session(pixels)
+        with self._turn:
+            outputs = self.session(pixels)
         after = time.perf_counter_ns()
+        _must_be_finite(outputs, self.rung)
         logits, embedding, tokens = (outputs.get(name) for name in ("logits", "embedding", "tokens"))
         topk = [] if logits is None else top_classes(logits[0], self.labels, top)
         label, score = topk[0] if topk else (None, None)
@@ -79,14 +90,25 @@ class Model:
             provenance=self.provenance,
         )
 
-    def stream(self, source: Camera | int | str | Path, policy: str | None = None) -> Stream[Result]:
-        """Return an iterator over results for the frames of a camera index, a video file, a URL or an image folder.
+    def stream(
+        self, source: Sources, policy: str | None = None, *, realtime: bool = False,
+        on_result: Callable[[Streamed[Result]], object] | None = None, max_age_ms: float | None = None,
+        max_failures: int | None = MAX_FAILURES,
+    ) -> Stream[Result]:  # fmt: skip
+        """Return a stream of results for a camera index, a video file, a URL, an image folder, or several of them.
 
-        Without `policy` a live source gives its newest frame and a file every frame. Close it, or use a `with` block.
+        Take them by `for`, by `async for`, or with `on_result` by `.run()` here or `.start()` in a thread. Without
+        `policy` a live source gives its newest frame and a file every frame; `realtime` plays a file at its own rate.
+        A mapping or a list of sources is served in turns, and `seen.source` tells which. A result whose frame is older
+        than `max_age_ms` is withheld. After `max_failures` failures in a row the stream raises (None: never). Close it,
+        or use a `with` block. Raises CameraError, InputError.
         """
         from edgemae.device.stream import stream
 
-        return stream(self, source, policy)
+        return stream(
+            self, source, policy, realtime=realtime, on_result=on_result, max_age_ms=max_age_ms,
+            max_failures=max_failures,
+        )  # fmt: skip
 
     @property
     def info(self) -> dict[str, Any]:
@@ -110,14 +132,26 @@ class Model:
         }
 
     def close(self) -> None:
-        """Free the engine; a second call does nothing."""
-        self.session.close()
+        """Free the engine, after the call that another thread is in; a second call does nothing."""
+        with self._turn:
+            self.session.close()
 
     def __enter__(self) -> Model:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.close()
+
+
+def _must_be_finite(outputs: Mapping[str, NDArray[np.float32]], rung: Rung) -> None:
+    """Raise EngineRuntimeError for NaN or infinity: any label made of that would be a wrong one."""
+    for name, values in outputs.items():
+        if not np.isfinite(values).all():
+            raise EngineRuntimeError(
+                f"{rung.id} gave {np.count_nonzero(~np.isfinite(values))} of {values.size} {name} that are no numbers",
+                expected="finite outputs",
+                fix="run `edgemae verify` on the bundle; another rung of its ladder (--engine) may compute it right",
+            )
 
 
 def top_classes(logits: NDArray[np.float32], labels: Sequence[str], top: int = 5) -> list[tuple[str, float]]:

@@ -16,6 +16,7 @@ from edgemae.spec.errors import DataError, InputError
 from edgemae.spec.graph import PixelContract
 
 Frame = NDArray[np.uint8]
+MOST_PIXELS = 1 << 26  # to which a frame is grown: one of 1 x 16384 took 2.4 GB and 8 s to become 224 px high
 _ROTATE: dict[int, int] = {
     90: cv2.ROTATE_90_CLOCKWISE,
     180: cv2.ROTATE_180,
@@ -53,7 +54,9 @@ def as_bgr(frame: NDArray[Any], color: str = "BGR") -> Frame:
         raise InputError(
             f"a frame of type {kind} was given",
             expected="a numpy array of uint8 with shape (H, W), (H, W, 3) or (H, W, 4)",
-            fix="convert it, e.g. (x * 255).round().astype('uint8')",
+            fix="check the path: cv2.imread gives None for a file that it cannot read"
+            if frame is None
+            else "scale it to 0..255 and convert it: (x * 255).round().astype('uint8') for floats from 0 to 1",
         )
     if color not in _TO_BGR:
         raise InputError(f"unknown colour order '{color}'", expected=", ".join(_TO_BGR), fix="pass one of those")
@@ -89,8 +92,15 @@ def placement(frame_hw: tuple[int, ...], pixel: PixelContract) -> tuple[tuple[in
     size = pixel.image_px
     if pixel.resize == "stretch":
         return (size, size), 0, 0
-    scale = round(size / pixel.crop_fraction) / min(frame_hw)
-    new_hw = (max(size, round(frame_hw[0] * scale)), max(size, round(frame_hw[1] * scale)))
+    (height, width), short = frame_hw[:2], round(size / pixel.crop_fraction)
+    scale = short / min(height, width)
+    new_hw = (max(size, round(height * scale)), max(size, round(width * scale)))
+    if new_hw[0] * new_hw[1] > max(height * width, MOST_PIXELS):
+        raise InputError(
+            f"a frame of {height} x {width} pixels would have to grow to {new_hw[0]} x {new_hw[1]}",
+            expected=f"a shape whose short side reaches {short} px within {MOST_PIXELS:,} pixels",
+            fix="cut the frame to the part that matters",
+        )
     return new_hw, (new_hw[0] - size) // 2, (new_hw[1] - size) // 2
 
 

@@ -1,74 +1,169 @@
-"""Results of a running camera: the newest frame in, its result out, and one bad frame does not end it."""
+"""Results of running cameras: the newest frame in, its result out, and one bad frame does not end it.
+
+A result is made when somebody is there to take it: by `next`, by the callback's return, by the event loop. So there is
+no queue of results that could grow old. Behind a consumer of any speed a result is at most one frame interval and one
+inference old; a queue of two behind a slow one would add two more of each, and infer frames that nobody sees.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import logging
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from pathlib import Path
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic
 
 from edgemae.device.camera import Camera, Frame
-from edgemae.spec.errors import EngineRuntimeError
+from edgemae.device.several import Sources, Turns, close_all, open_cameras
+from edgemae.device.streamed import MAX_FAILURES, R, StreamCounters, Streamed, Wanted, too_many
+from edgemae.spec.errors import EdgemaeError, InputError
 
 log = logging.getLogger(__name__)
-MAX_FAILURES = 5  # failed inferences in a row after which something other than the frame is wrong
-R = TypeVar("R")
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Streamed(Generic[R]):
-    """Hold a result, the frame it belongs to, and the frame's age when the result was ready."""
-
-    result: R
-    frame: Frame
-    age_ms: float
+CLOSE_TIMEOUT_S = 1.5  # a callback that hangs is left behind after this
 
 
 class Stream(Generic[R]):
-    """Iterate over results. One inference that raises is logged and counted in `failed`; the stream goes on.
+    """Take results by `for`, by `async for`, or in a callback: `run()` here, `start()` in a thread of its own.
 
-    `camera.counters` tells what was dropped before it reached the model. Leaving the `with` block, the end of the
-    source and `close()` free the camera, unless the caller brought it.
+    `state` is "running", then "ended" (the source ended), "failed" (`error` says why, and was raised) or "closed". An
+    inference or a callback that raises is logged and counted, and the stream goes on; after `max_failures` in a row it
+    fails. It does not try again by itself: an engine that failed five times needs a new process, and what ails a
+    callback only its author knows. Leaving the `with` block, every end and `close()` (from any thread, also from the
+    callback) free the cameras, except those that the caller brought.
     """
 
     def __init__(
-        self, model: Callable[[Any], R], source: Camera | int | str | Path, policy: str | None = None, *,
-        realtime: bool = False, max_failures: int = MAX_FAILURES,
-    ) -> None:  # fmt: skip
-        self._model, self._max_failures = model, max_failures
-        self._is_owner = not isinstance(source, Camera)
-        self.camera = (
-            source
-            if isinstance(source, Camera)
-            else Camera(source, policy, realtime=realtime, pixel=getattr(model, "pixel", None))
-        )
-        self.failed = 0  # inferences that raised
-        self._failed_in_a_row = 0
+        self, model: Callable[[Any], R], cameras: Mapping[str, Camera], owned: Sequence[Camera], wanted: Wanted[R]
+    ) -> None:
+        self._model, self._owned, self._wanted = model, owned, wanted
+        self.cameras = dict(cameras)
+        self._turns = Turns(self.cameras) if len(self.cameras) > 1 else None
+        self.state = "running"
+        self.error: Exception | None = None
+        self._lock = threading.Lock()
+        self._counts = dict.fromkeys(StreamCounters.__slots__, 0)
+        self._in_a_row = {"failed": 0, "sink_failed": 0}
+        self._worker: threading.Thread | None = None
+
+    @property
+    def counters(self) -> StreamCounters:
+        with self._lock:
+            counts = dict(self._counts)
+        counts["dropped"] += self._turns.dropped if self._turns else 0
+        return StreamCounters(**counts)
+
+    @property
+    def camera(self) -> Camera:
+        """Return the camera, of several the first."""
+        return next(iter(self.cameras.values()))
+
+    @property
+    def lost(self) -> dict[str, EdgemaeError]:
+        """Return which of several cameras failed, and why; the others go on without them."""
+        return dict(self._turns.lost) if self._turns else {}
+
+    # ---------------------------------------------------------------- by iteration
 
     def __iter__(self) -> Iterator[Streamed[R]]:
         return self
 
     def __next__(self) -> Streamed[R]:
+        if self._wanted.on_result is not None:
+            raise InputError(
+                "a stream with a callback was iterated over",
+                expected="run() or start(), which call `on_result`",
+                fix="call one of them, or leave out `on_result`",
+            )
+        if (seen := self._next()) is None:
+            raise StopIteration
+        return seen
+
+    def _next(self) -> Streamed[R] | None:
+        while (made := self._make()) is not None:
+            if (seen := self._hand_over(made)) is not None:
+                return seen
+        return None
+
+    # ---------------------------------------------------------------- by callback
+
+    def run(self) -> None:
+        """Call `on_result` with every result until the source ends or the stream is closed. Raises what ended it."""
+        if (callback := self._wanted.on_result) is None:
+            raise InputError(
+                "a stream without a callback was run",
+                expected="`on_result`, a function that takes a Streamed",
+                fix="pass `on_result`, or iterate over the stream",
+            )
         try:
-            while (frame := self.camera.read()) is not None:
+            while (seen := self._next()) is not None:
                 try:
-                    result = self._model(frame.array_bgr)
+                    callback(seen)
                 except Exception as error:  # noqa: BLE001 - counted, logged, and an error after five in a row
-                    self._count(error, frame)
-                    continue
-                self._failed_in_a_row = 0
-                return Streamed(result, frame, frame.age_ms)
-        except BaseException:  # also an interrupt inside the model: the camera must not stay open
-            self.close()
-            raise
+                    self._note("sink_failed", error, seen.frame)
+                else:
+                    self._in_a_row["sink_failed"] = 0
+        finally:
+            self._finish("closed")
+
+    def start(self) -> Stream[R]:
+        """Run in a thread of its own and return at once; `wait` for its end, or look at `state`."""
+        if self._worker is None:
+            self._worker = threading.Thread(target=self._run_logged, name="edgemae-stream", daemon=True)
+            self._worker.start()
+        return self
+
+    def wait(self, timeout_s: float | None = None) -> bool:
+        """Wait for the end of a stream that was started; False when it still runs. Raises what ended it."""
+        if self._worker is not None:
+            self._worker.join(timeout_s)
+        if self.error is not None:
+            raise self.error
+        return self.state != "running"
+
+    def _run_logged(self) -> None:
+        try:
+            self.run()
+        except Exception as error:  # noqa: BLE001 - kept for `wait`; an exception in a thread is seen by nobody
+            log.error("the stream of %s failed: %s", ", ".join(self.cameras), error)
+
+    # ---------------------------------------------------------------- by event loop
+
+    async def __aiter__(self) -> AsyncIterator[Streamed[R]]:
+        """Yield results, made in a thread: the loop is never blocked. Cancelling closes the stream."""
+        threads = ThreadPoolExecutor(2, "edgemae-stream")  # one makes results, one closes
+        making: Future[tuple[str, Frame, R] | None] | None = None
+        try:
+            while True:
+                making = threads.submit(self._make)
+                made = await asyncio.wrap_future(making)
+                making = None
+                if made is None:
+                    return
+                if (seen := self._hand_over(made)) is not None:
+                    yield seen
+        finally:
+            try:
+                await asyncio.wrap_future(threads.submit(self._abandon, making))
+            finally:
+                threads.shutdown(wait=False)
+
+    def _abandon(self, making: Future[tuple[str, Frame, R] | None] | None) -> None:
+        """Close, and wait for the inference that nobody waits for any more."""
         self.close()
-        raise StopIteration
+        if making is not None and not making.cancelled() and making.exception() is None and making.result() is not None:
+            self._count("dropped")
+
+    # ---------------------------------------------------------------- ends
 
     def close(self) -> None:
-        if self._is_owner:
-            self.camera.close()
+        """End the stream and free its cameras; a second call does nothing."""
+        self._finish("closed")
+        if self._worker is not None and self._worker is not threading.current_thread():
+            self._worker.join(CLOSE_TIMEOUT_S)
+            if self._worker.is_alive():
+                log.warning("a callback does not return and was left behind")
 
     def __enter__(self) -> Stream[R]:
         return self
@@ -76,26 +171,103 @@ class Stream(Generic[R]):
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.close()
 
-    def _count(self, error: Exception, frame: Frame) -> None:
-        """Note a failed inference; raise EngineRuntimeError when too many came in a row."""
-        self.failed += 1
-        self._failed_in_a_row += 1
-        log.warning("inference failed on %s: %s: %s", frame.name, type(error).__name__, error)
-        if self._failed_in_a_row >= self._max_failures:
-            raise EngineRuntimeError(
-                f"inference failed on {self._failed_in_a_row} frames in a row, the last time with "
-                f"{type(error).__name__}: {error}",
-                expected="a model that runs on the frames of this source",
-                fix="run `edgemae verify` on the bundle and try it on one image of this source",
-            ) from error
+    async def __aenter__(self) -> Stream[R]:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
+    ) -> None:
+        await asyncio.to_thread(self.close)
+
+    def _finish(self, state: str, error: Exception | None = None) -> None:
+        with self._lock:
+            if self.state == "running":
+                self.state, self.error = state, error
+        close_all(self._owned)
+        if self._turns is not None:
+            self._turns.close()
+
+    # ---------------------------------------------------------------- frames and results
+
+    def _make(self) -> tuple[str, Frame, R] | None:
+        """Return the next (source, frame, result), or None when the stream is over. Raises what ended it, each time."""
+        if self.error is not None:
+            raise self.error
+        try:
+            while self.state == "running" and (found := self._read()) is not None:
+                name, frame = found
+                if self._too_old(frame):
+                    continue
+                try:
+                    result = self._model(frame.array_bgr)
+                except Exception as error:  # noqa: BLE001 - counted, logged, and an error after five in a row
+                    self._note("failed", error, frame)
+                    continue
+                self._in_a_row["failed"] = 0
+                self._count("inferred")
+                return name, frame, result
+        except Exception as error:
+            self._finish("failed", error)
+            raise
+        except BaseException:  # an interrupt inside the model: the cameras must not stay open
+            self._finish("closed")
+            raise
+        self._finish("ended")
+        return None
+
+    def _read(self) -> tuple[str, Frame] | None:
+        if self._turns is not None:
+            return self._turns.read()
+        ((name, camera),) = self.cameras.items()
+        frame = camera.read()
+        return None if frame is None else (name, frame)
+
+    def _hand_over(self, made: tuple[str, Frame, R]) -> Streamed[R] | None:
+        name, frame, result = made
+        if self.state != "running":  # closed during the inference
+            self._count("dropped")
+            return None
+        if self._too_old(frame):
+            return None
+        self._count("delivered")
+        return Streamed(result, frame, frame.age_ms, name)
+
+    def _too_old(self, frame: Frame) -> bool:
+        """Tell whether a frame is older than allowed, and count it."""
+        if self._wanted.max_age_ms is None or frame.age_ms <= self._wanted.max_age_ms:
+            return False
+        self._count("withheld")
+        return True
+
+    def _count(self, what: str) -> None:
+        with self._lock:
+            self._counts[what] += 1
+
+    def _note(self, what: str, error: Exception, frame: Frame) -> None:
+        """Note an inference or a callback that raised; end the stream when too many did so in a row."""
+        self._count(what)
+        self._in_a_row[what] += 1
+        said = f"{type(error).__name__}: {error}"
+        log.warning("%s failed on %s: %s", "inference" if what == "failed" else "the callback", frame.name, said)
+        most = self._wanted.max_failures
+        if most is None or self._in_a_row[what] < most:
+            return
+        raised = too_many(what, self._in_a_row[what], said)
+        self._finish("failed", raised)
+        raise raised from error
 
 
 def stream(
-    model: Callable[[Any], R], source: Camera | int | str | Path, policy: str | None = None, *,
-    realtime: bool = False, max_failures: int = MAX_FAILURES,
+    model: Callable[[Any], R], source: Sources, policy: str | None = None, *, realtime: bool = False,
+    on_result: Callable[[Streamed[R]], object] | None = None, max_age_ms: float | None = None,
+    max_failures: int | None = MAX_FAILURES,
 ) -> Stream[R]:  # fmt: skip
-    """Return an iterator over `Streamed(result, frame, age_ms)` of a source (see Camera for sources and policies).
+    """Open one source, several by name (a mapping) or several by themselves (a list), and stream a model's results.
 
-    Raises CameraError when the source fails, EngineRuntimeError when `max_failures` inferences fail in a row.
+    See Camera for sources, policies and `realtime`, Stream for what it gives. With `max_age_ms` a result whose frame is
+    older at hand-over is withheld and counted. Raises CameraError for a source that cannot be opened, InputError.
     """
-    return Stream(model, source, policy, realtime=realtime, max_failures=max_failures)
+    if max_age_ms is not None and not max_age_ms > 0:
+        raise InputError(f"max_age_ms is {max_age_ms}", expected="more than 0, or None", fix="correct max_age_ms")
+    cameras, owned = open_cameras(source, policy, realtime=realtime, pixel=getattr(model, "pixel", None))
+    return Stream(model, cameras, owned, Wanted(on_result=on_result, max_age_ms=max_age_ms, max_failures=max_failures))

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import logging
+import runpy
 import subprocess
 import sys
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import cv2
@@ -115,6 +118,63 @@ def test_a_stream_is_that_of_the_stream_room(path: Path, tmp_path: Path) -> None
     with load(path) as loaded:
         results = list(loaded.stream(str(tmp_path / "frames"), policy="every"))
     assert len(results) == 3
+
+
+def test_a_model_is_given_to_one_thread_at_a_time(path: Path) -> None:
+    """Engines reuse their buffers: two streams into one model must not mix their frames up."""
+    frames = [np.full((32, 32, 3), value, np.uint8) for value in (10, 90, 170, 250)]
+    with load(path) as loaded, ThreadPoolExecutor(4) as threads:
+        alone = [loaded(frame).logits for frame in frames]
+        for _ in range(25):
+            for result, expected in zip(threads.map(loaded, frames), alone, strict=True):
+                np.testing.assert_array_equal(result.logits, expected)
+        inside = 0
+
+        def slow(pixels: np.ndarray) -> dict[str, np.ndarray]:
+            nonlocal inside
+            inside += 1
+            time.sleep(0.002)
+            assert inside == 1
+            inside -= 1
+            return {"embedding": np.zeros((1, 4), np.float32)}
+
+        loaded.session._run = slow
+        assert len(list(threads.map(loaded, frames * 4))) == 16
+
+
+def test_outputs_that_are_no_numbers_get_no_label(path: Path) -> None:
+    with load(path) as loaded:
+        logits = np.array([[0.0, np.nan, 1.0, np.inf, 0.0]], np.float32)
+        loaded.session._run = lambda _: {"logits": logits}
+        with pytest.raises(EngineRuntimeError, match="openvino-fp32 gave 2 of 5 logits that are no numbers"):
+            loaded(FRAME)
+
+
+def test_a_stream_of_a_model_takes_callbacks_and_several_sources(path: Path, tmp_path: Path) -> None:
+    for name in ("left", "right"):
+        (tmp_path / name).mkdir()
+        cv2.imwrite(str(tmp_path / name / "0.png"), FRAME)
+    seen: list[str] = []
+    with load(path) as loaded:
+        sources = {name: tmp_path / name for name in ("left", "right")}
+        loaded.stream(sources, on_result=lambda item: seen.append(item.source), max_age_ms=60_000).run()
+    assert sorted(seen) == ["left", "right"]
+
+
+@pytest.mark.parametrize("how", [(), ("--async",)])
+def test_the_example_of_a_camera_app_runs(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], how: tuple[str]
+) -> None:
+    for name in ("left", "right"):
+        (tmp_path / name).mkdir()
+        cv2.imwrite(str(tmp_path / name / "0.png"), FRAME)
+    example = Path(__file__).parents[2] / "examples/camera_app.py"
+    sources = [str(tmp_path / name) for name in ("left", "right")]
+    monkeypatch.setattr(sys, "argv", [str(example), str(path), *how, *sources])
+    runpy.run_path(str(example), run_name="__main__")
+    said = capsys.readouterr().out
+    assert all(f"{source} frame 0: " in said for source in sources)
+    assert ("ended StreamCounters(inferred=2" in said) is not bool(how)
 
 
 # ------------------------------------------------------------------------------------------------ the ladder

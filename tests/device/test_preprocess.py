@@ -142,11 +142,51 @@ def test_odd_sizes_fit(image_hw: tuple[int, int]) -> None:
         np.testing.assert_array_equal(tensor, preprocess(frame.copy(), pixel))
 
 
+@pytest.mark.parametrize("resize", ["short-side", "stretch"])
+@pytest.mark.parametrize("side", [16, 32, 61])
+def test_views_of_any_layout_are_what_they_show(side: int, resize: str) -> None:
+    """Mirrored, turned, column-major, broadcast and read-only arrays; 32 px is not resized, so nothing copies it."""
+    frame, pixel = picture(side, side), PixelContract(image_px=32, resize=resize)
+    locked = frame.copy()
+    locked.setflags(write=False)
+    views = {
+        "mirrored": frame[:, ::-1], "upside down": frame[::-1], "channels swapped": frame[:, :, ::-1],
+        "turned": frame.transpose(1, 0, 2), "column-major": np.asfortranarray(frame),
+        "one plane for all": np.broadcast_to(frame[:, :, :1], frame.shape), "gray": frame[::-1, ::-1, 0],
+        "read-only": locked, "part of a larger one": np.pad(frame, ((3, 5), (2, 7), (0, 1)))[3:-5, 2:-7, :3],
+    }  # fmt: skip
+    for name, view in views.items():
+        for color in ("BGR", "RGB"):
+            expected = preprocess(as_bgr(np.array(view, order="C"), color), pixel)
+            np.testing.assert_array_equal(preprocess(as_bgr(view, color), pixel), expected, err_msg=name)
+
+
+def test_very_large_frames_fit_and_impossible_shapes_are_named() -> None:
+    large = np.full((1024, 16384), 200, np.uint8)
+    large[:, :8192] = 40
+    picture_px = crop(as_bgr(large), PixelContract(image_px=32, resize="stretch"))
+    assert set(picture_px[:, :16].ravel()) == {40}
+    assert set(picture_px[:, 16:].ravel()) == {200}
+    for image_hw in ((1, 16384), (16384, 1), (2, 40000)):
+        with pytest.raises(InputError, match=f"{image_hw[0]} x {image_hw[1]} pixels would have to grow to "):
+            preprocess(np.zeros((*image_hw, 3), np.uint8), PixelContract(image_px=224))
+    assert preprocess(np.zeros((1, 16384, 3), np.uint8), PIXEL).shape == (1, 3, 32, 32)
+
+
 @pytest.mark.parametrize(
     ("frame", "color", "message"),
     [
         (np.zeros((4, 4, 3), np.float32), "BGR", "float32"),
+        (np.full((4, 4, 3), np.nan), "BGR", "float64"),
+        (np.zeros((4, 4, 3), np.uint16), "BGR", r"uint16(.|\n)*scale it to 0\.\.255"),
+        (np.zeros((4, 4, 3), np.int8), "BGR", "int8"),
+        (np.zeros((4, 4, 3), bool), "BGR", "bool"),
+        (np.zeros((4, 4, 3), object), "BGR", "object"),
+        (None, "BGR", r"NoneType(.|\n)*cv2\.imread gives None"),
+        (b"", "BGR", "bytes"),
         ([[1, 2]], "BGR", "list"),
+        (np.zeros(0, np.uint8), "BGR", r"\(0,\)"),
+        (np.zeros((), np.uint8), "BGR", r"\(\)"),
         (np.zeros((4, 4, 2), np.uint8), "BGR", r"\(4, 4, 2\)"),
         (np.zeros((0, 4, 3), np.uint8), "BGR", r"\(0, 4, 3\)"),
         (np.zeros(4, np.uint8), "BGR", r"\(4,\)"),

@@ -3,12 +3,7 @@
 from __future__ import annotations
 
 import re
-import shutil
 import subprocess
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import cv2
@@ -19,13 +14,8 @@ import pytest
 from edgemae.device.profiling.draw import Chart, spread, ticks
 from edgemae.device.profiling.page import page
 from edgemae.device.profiling.record import Series
+from tests.browser import CHROMIUM, QUIET, watched
 from tests.profiles import full_profile
-
-CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
-QUIET = (
-    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
-    "--disable-background-networking", "--disable-component-update", "--disable-default-apps",
-)  # fmt: skip
 
 
 def test_everything_measured_is_on_the_page() -> None:
@@ -83,39 +73,6 @@ def test_points_lie_where_their_values_say() -> None:
 
 
 # ---------------------------------------------------------------- in a browser
-
-
-@contextmanager
-def watched(text: str) -> Iterator[tuple[str, list[str]]]:
-    """Serve a page through a proxy that sees everything a browser asks for."""
-    asked: list[str] = []
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            asked.append(self.path)
-            body = text.encode() if self.path.startswith("http://page.test/profile") else b""
-            self.send_response(200 if body else 404)
-            self.send_header("Content-Type", "text/html")
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        def do_CONNECT(self) -> None:
-            asked.append(self.path)
-            self.send_error(403)
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}", asked
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
 
 
 def drawn(text: str, folder: Path) -> tuple[np.ndarray, set[str]]:
