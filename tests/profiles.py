@@ -55,7 +55,7 @@ def full_profile(runs: int = 600, verdict: str = "NOISY") -> Profile:
         ),
         early_stopping=(
             EarlyStopping(name="SingleStream p90", value=6.2, runs=runs, needed=64),
-            EarlyStopping(name="MultiStream p99", value=None, runs=runs // 8, needed=662),
+            EarlyStopping(name="MultiStream p99", value=None, runs=runs, needed=5296),
         ),
         slo=(SloVerdict(text="p99<33ms", value=9.1, high=12.0, passed=True),
              SloVerdict(text="fps>25", value=24.8, high=24.1, passed=False)),

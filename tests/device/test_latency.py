@@ -172,6 +172,8 @@ def test_of_too_many_runs_one_of_so_many_is_kept(monkeypatch: pytest.MonkeyPatch
     taken = latency.measure(run, min_runs=10, min_seconds=0.25)
     assert (taken.n, taken.every) == (50, 10)
     assert calls == 500
+    # Room for half of 2 * 0.099 s / 1 ms / 50: rounded down, the room would be full before the time is over.
+    assert latency.measure(run, min_runs=10, min_seconds=0.099).every == 4
 
 
 def test_measure_goes_on_until_the_seconds_are_over() -> None:

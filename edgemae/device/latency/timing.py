@@ -148,7 +148,7 @@ def measure(
     # Thinned for runs twice as fast as the warm-up: it is the slowest part of a process' life. What is not used of the
     # room costs no memory: the kernel gives pages when they are first written.
     room = max(CAPACITY, min_runs) if min_seconds else min_runs
-    every = max(1, math.ceil(2 * min_seconds / typical_s) // room)
+    every = max(1, math.ceil(2 * min_seconds / typical_s / room))
     count = max(1, math.ceil(STRETCH_NS / 1e9 / typical_s)) if back_to_back else 1
     recorder = Recorder(room, note)
     window, until = Window(), Until(min_runs, min_seconds)

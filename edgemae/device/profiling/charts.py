@@ -8,6 +8,7 @@ import numpy as np
 
 from edgemae.device.profiling.draw import HUES, Chart, legend, spread
 from edgemae.device.profiling.record import STAGES, Layers, Profile
+from edgemae.device.profiling.text import told
 
 FEWEST = 20  # runs that make a picture
 
@@ -74,11 +75,10 @@ def stages(record: Profile) -> str:
 def comparison(record: Profile) -> str:
     if (other := record.against) is None:
         return ""
-    said = "different" if other.different else "no difference shown"
     how = f"in turns, {other.rounds} rounds, a process each" if other.paired else "not in turns: a stored profile"
     text = (
         f"{record.name} is {other.ratio:.3f} times as fast as {other.name} ({other.engine} {other.precision}), 95 % "
-        f"interval {other.ratio_low:.3f} to {other.ratio_high:.3f}: {said} ({how})."
+        f"interval {other.ratio_low:.3f} to {other.ratio_high:.3f}: {told(other)} ({how})."
     )
     picture = ""
     if other.ratios:

@@ -99,8 +99,10 @@ def _rows(operators: list[Operator], infer_ms: float, rounds: int, limits: Limit
     rows = []
     for op, module, median in zip(operators, modules, medians, strict=True):
         ms, share, bound = median * scale, None, ""
-        if limits is not None and (op.macs or op.bytes) and ms > 0:
-            share, bound = roofline(op.macs, op.bytes, ms, limits.gmacs.get(op.precision), limits.gbytes)
+        peak = limits.gmacs.get(op.precision) if limits else None
+        # What multiplies in a precision without a measured limit has no place under the roof: "memory" is a guess.
+        if limits and (op.bytes or op.macs) and (peak or not op.macs) and ms > 0:
+            share, bound = roofline(op.macs, op.bytes, ms, peak, limits.gbytes)
         layer = Layer(
             name=op.name, module=module, kind=op.kind, precision=op.precision, ms=ms, macs=op.macs, bytes=op.bytes,
             limit_share=share, bound=bound,

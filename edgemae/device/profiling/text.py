@@ -77,7 +77,7 @@ def _facts(found: Profile) -> list[str]:
         shown += [power.mode] if power.mode else []
         lines += [f"power       {', '.join(shown)}"] if shown else []
     if (soak := found.soak) is not None:
-        slower = "it got slower" if soak.slower else "no slow-down shown"
+        slower = "it got slower" if soak.slower else "no slow-down of more than 2 % shown"
         longer = _interval(soak.ratio, soak.ratio_low, soak.ratio_high)
         lines.append(
             f"soak        {soak.minutes * 60:.0f} s: p50 {soak.first_p50_ms:.3f} ms first, {soak.last_p50_ms:.3f} ms "
@@ -88,10 +88,17 @@ def _facts(found: Profile) -> list[str]:
 
 def _against(other: Against) -> list[str]:
     how = f"in turns, {other.rounds} rounds" if other.paired else "not in turns: stored profile"
-    verdict = "different" if other.different else "no difference shown"
+    verdict = f"{told(other)} at 95 %" if other.paired else told(other)
     faster = _interval(other.ratio, other.ratio_low, other.ratio_high)
     what = f"{other.name} ({other.engine} {other.precision})"
-    return [f"against     {what}: this one is {faster} times as fast, {verdict} at 95 % ({how})"]
+    return [f"against     {what}: this one is {faster} times as fast, {verdict} ({how})"]
+
+
+def told(other: Against) -> str:
+    """Return in words whether two contenders differ."""
+    if other.different is None:
+        return "whether they differ cannot be told"
+    return "different" if other.different else "no difference shown"
 
 
 def _layers(layers: Layers) -> list[str]:
