@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import io
+import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import cv2
@@ -27,6 +28,7 @@ class Check:
     cosine: float
     max_abs: float
     labels_kept: int
+    first_ms: float = 0.0  # of the session's very first run, in which engines allocate and choose kernels
 
 
 def golden_name(rung_id: str) -> str:
@@ -64,10 +66,13 @@ def check(session: Session, bundle: Bundle, rung: Rung) -> Check:
     """Run the golden frames through pixels and engine. Raises SelfCheckError with the figures when either moved."""
     manifest = bundle.manifest
     output = "logits" if any(spec.name == "logits" for spec in manifest.io.outputs) else "embedding"
-    rows = []
+    rows, took_ns = [], []
     for frame_name, tensor_name in zip(manifest.golden.frames, manifest.golden.tensors, strict=True):
         tensor = _golden_tensor(bundle, frame_name, tensor_name)
-        rows.append(session(tensor)[output].reshape(-1).astype(np.float64))
+        start = time.perf_counter_ns()
+        outputs = session(tensor)
+        took_ns.append(time.perf_counter_ns() - start)
+        rows.append(outputs[output].reshape(-1).astype(np.float64))
     reference = _array(bundle, rung.golden).astype(np.float64)
     found = np.stack(rows) if rows else np.zeros((0, 0))
     if not rows or reference.shape != found.shape:
@@ -76,7 +81,7 @@ def check(session: Session, bundle: Bundle, rung: Rung) -> Check:
             expected=f"{reference.shape}, and at least one golden frame",
             fix="compile the bundle again",
         )
-    return _compare(found, reference, rung, output)
+    return replace(_compare(found, reference, rung, output), first_ms=took_ns[0] / 1e6)
 
 
 def _compare(found: NDArray[np.float64], reference: NDArray[np.float64], rung: Rung, output: str) -> Check:

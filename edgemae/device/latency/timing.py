@@ -153,6 +153,7 @@ def measure(
     recorder = Recorder(room, note)
     window, until = Window(), Until(min_runs, min_seconds)
     while not recorder.full and until.more(recorder.n):
+        window.glance()
         for _ in range((every - 1) * count):
             run()
         if back_to_back:
@@ -178,6 +179,7 @@ def interleave(
     recorders = {name: Recorder(2 * rounds * lengths[name]) for name in runs}
     window = Window()
     for block, name, following in turns(list(runs), rounds):
+        window.glance()
         for _ in range(LEAD_RUNS):
             runs[name]()
         for _ in range(lengths[name]):

@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgemae.device.latency import early_stopping
-from edgemae.device.latency.interference import Interference, worst
+from edgemae.device.latency.interference import worst
 from edgemae.device.latency.machine import fingerprint
 from edgemae.device.latency.quantiles import runs_needed, summarise, too_few
 from edgemae.device.latency.timing import park
 from edgemae.device.profiling.against import against_stored, contender_of, stored_profile
 from edgemae.device.profiling.cold import cold_start
+from edgemae.device.profiling.fit import misfits
 from edgemae.device.profiling.layers import layers_of
 from edgemae.device.profiling.power import PowerSampler
 from edgemae.device.profiling.record import (
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("edgemae.device")
 MIN_RUNS = {"single": 100, "offline": 320, "camera": 100}
 MIN_SECONDS = 3.0
+LAYERS_NOISY = 0.10  # between the plain runs beside the watched ones, and the inference stage of the scenario
 IDLE_S = 2.0  # of rest, before power is read under load
 FPS, FASTEST_FPS = 25.0, 1000.0  # of a camera: unless told, at most
 
@@ -80,22 +82,28 @@ def profile(
         park()
         taken, power = _with_power(lambda: RUNNERS[scenario](model, wanted), on_gpu=model.rung.engine == "tensorrt")
         steady, evidence = summarise(taken.calls), taken.samples.interference
+        doubts = [
+            (evidence.verdict, "", evidence.reasons),
+            ("NOISY", "", _misfits(model)),
+            ("NOISY", "", power.throttle),
+        ]
         compared: Against | None = None
-        doubts: Interference | None = None
         if stored is not None:
-            compared, doubts = against_stored(steady, stored), stored.interference
+            compared = against_stored(steady, stored)
+            doubts.append((stored.interference.verdict, "comparison: ", stored.interference.reasons))
         elif rival is not None:
             this = Contender("bundle", str(model.path), model.rung.engine, own, str(model.path))
-            compared, doubts = versus(this, rival)
+            compared, beside = versus(this, rival)
+            doubts.append((beside.verdict, "comparison: ", beside.reasons))
         layers = layers_of(model) if per_layer else None
+        if layers is not None:  # it shares out a time that has its own evidence: it warns, and never condemns
+            doubts.append(("NOISY", "layers: ", (*layers.reasons, *_apart(layers, taken))))
         if trace is not None:
             _store_trace(Path(trace), taken, layers)
-        reasons = [*evidence.reasons, *power.throttle]
-        reasons += [f"comparison: {reason}" for reason in (doubts.reasons if doubts else ())]
-        verdicts = (evidence.verdict, *(["NOISY"] if power.throttle else ()), *([doubts.verdict] if doubts else ()))
         manifest, rung = model.manifest, model.rung
         return Profile(
-            verdict=worst(*verdicts), reasons=tuple(reasons),
+            verdict=worst(*(verdict for verdict, _, reasons in doubts if reasons or verdict == "INVALID")),
+            reasons=tuple(f"{of}{reason}" for _, of, reasons in doubts for reason in reasons),
             name=manifest.name, version=manifest.version, bundle_sha256=model.sha256, target=model.target.name,
             engine=rung.engine, precision=rung.precision, scheme=rung.scheme, scenario=scenario, steady=steady,
             stages={name: summarise(ns) for name, ns in taken.stages.items()}, start=start, interference=evidence,
@@ -117,6 +125,22 @@ def _store_trace(path: Path, taken: Taken, layers: Layers | None) -> None:
         store(path, chrome_trace(*taken.timeline(), layers))
     except StorageError as error:
         log.error("the timeline is lost, the profile is not: %s (%s)", error.what, error.fix)
+
+
+def _misfits(model: Model) -> tuple[str, ...]:
+    """Return why this machine's latencies do not speak for the model's target, after logging it."""
+    found = misfits(model.target)
+    for reason in found:
+        log.warning("'%s' on another machine than its target's: %s", model.path, reason)
+    return found
+
+
+def _apart(layers: Layers, taken: Taken) -> tuple[str, ...]:
+    """Return that the layers were scaled to another time than that of the inference stage, where they were."""
+    stage_ms = float(np.median(taken.stages["infer"])) / 1e6
+    if abs(layers.infer_ms / stage_ms - 1) <= LAYERS_NOISY:
+        return ()
+    return (f"their plain runs took {layers.infer_ms:.3f} ms, the inference stage {stage_ms:.3f} ms",)
 
 
 def _wanted(

@@ -26,8 +26,8 @@ class Start(Record, frozen=True):
     """How long a new process takes to its first result."""
 
     cold_ms: float  # start of the process -> first result
-    load_ms: float  # of that: opening and checking the bundle, building or fetching the engine
-    first_ms: float  # of that: first call after loading
+    load_ms: float  # of that: opening and checking the bundle, building or fetching the engine, the golden frames
+    first_ms: float  # of that: the very first inference, on the first golden frame
     runs: int = 1  # processes; of several, these are medians
     cold_high_ms: float | None = None  # upper end of the median's interval, where there were enough
 
@@ -91,6 +91,7 @@ class Against(Record, frozen=True):
     paired: bool  # True: taken in turns, right now; False: against a stored profile of the same machine
     rounds: int = 0
     ratios: tuple[float, ...] = ()  # of every round, for the picture
+    version: str = ""  # of the engine that ran it, which the machine's libraries may not name: PyTorch
 
 
 class Layer(Record, frozen=True):
@@ -118,6 +119,9 @@ class Layers(Record, frozen=True):
     peak_gmacs: dict[str, float]  # precision -> measured limit of this machine with these threads, GMAC/s
     peak_gbytes: float  # measured memory bandwidth, GB/s
     runs: int
+    covered: float = 1.0  # share of a watched inference that lies in its operators; the rest is shared out among them
+    verdict: str = "TRUSTED"  # of this pass: it takes its own runs
+    reasons: tuple[str, ...] = ()
 
 
 class Sensor(Record, frozen=True):

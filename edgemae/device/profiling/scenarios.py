@@ -131,6 +131,7 @@ def camera(model: Model, wanted: Wanted) -> Taken:
     window, until = Window(), Until(wanted.runs, wanted.seconds)
     with Arrivals(wanted.fps) as arrivals:
         while not recorder.full and until.more(recorder.n):
+            window.glance()
             recorder.watch()  # while we wait for a frame anyway, not while it gets old
             arrival = arrivals.take()
             if (done + 1) % every:

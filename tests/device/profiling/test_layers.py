@@ -162,6 +162,22 @@ def test_shares_come_from_timed_runs_only(box: Target, monkeypatch: pytest.Monke
     assert layers.unmapped_share == pytest.approx(1)
 
 
+def test_what_no_operator_holds_is_told_and_so_is_what_disturbed_the_pass(
+    box: Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Operators of 6 ms within watched runs of 10 ms: the other 40 % are shared out, and the sum says nothing of it."""
+    stand_in(monkeypatch, 0.01, 0.01, [operator("a", 4 * np.ones(21)), operator("b", 2 * np.ones(21))])
+    monkeypatch.setattr("edgemae.device.latency.interference.involuntary_switches", lambda: 0)
+    switches = iter(range(10_000))
+    monkeypatch.setattr("edgemae.device.latency.timing.involuntary_switches", lambda: next(switches))
+    layers = profile_layers("x", {}, box, PIXELS, limits=False, rounds=2)
+    assert layers.covered == pytest.approx(6 / layers.instrumented_ms)
+    assert 0.3 < layers.covered < 0.61
+    assert sum(row.ms for row in layers.rows) == pytest.approx(layers.infer_ms)
+    assert layers.verdict == "INVALID"
+    assert "100% of the runs were disturbed" in layers.reasons
+
+
 def test_an_engine_that_tells_nothing_is_an_error(box: Target, monkeypatch: pytest.MonkeyPatch) -> None:
     stand_in(monkeypatch, 0, 0, [])
     with pytest.raises(EngineRuntimeError, match="tells of no operator") as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import sys
@@ -20,19 +21,23 @@ from onnx import TensorProto, helper, numpy_helper
 
 from edgemae.console import print_profile
 from edgemae.device.engines import open_session
+from edgemae.device.isa import isa_class
 from edgemae.device.model import load
 from edgemae.device.preprocess import preprocess
-from edgemae.device.profiling import profiler
+from edgemae.device.profiling import cold, profiler
 from edgemae.device.profiling.against import stored_profile
 from edgemae.device.profiling.cold import cold_start
+from edgemae.device.profiling.fit import misfits
 from edgemae.device.profiling.frames import bundle_of, golden_frames
 from edgemae.device.profiling.page import page
 from edgemae.device.profiling.profiler import profile
 from edgemae.device.profiling.record import Profile, SloVerdict, read_profile
+from edgemae.device.profiling.scenarios import single
 from edgemae.device.profiling.slo import exit_code
 from edgemae.device.profiling.text import describe
-from edgemae.device.selfcheck import golden_files, golden_name
-from edgemae.spec.bundle import Manifest, Rung, Tolerance, write_bundle
+from edgemae.device.selfcheck import check, golden_files, golden_name
+from edgemae.device.session import Session
+from edgemae.spec.bundle import Manifest, Rung, Tolerance, open_bundle, write_bundle
 from edgemae.spec.errors import EngineMissingError, EngineRuntimeError, InputError, StorageError
 from edgemae.spec.graph import IoContract, PixelContract, TensorSpec
 from edgemae.spec.target import Target
@@ -345,6 +350,87 @@ def test_a_stored_profile_of_another_camera_or_of_none_is_refused(tmp_path: Path
     with pytest.raises(InputError, match="does not exist") as caught:
         stored_profile(str(tmp_path / "absent.json"), record.machine, "single", 25.0)
     assert caught.value.fix == "check the path"
+
+
+# ---------------------------------------------------------------- what is said of it
+
+
+def test_the_first_inference_is_the_very_first(bundles: tuple[Path, Path]) -> None:
+    bundle, runs = open_bundle(bundles[0]), []
+    with open_session("onnxruntime", bundle.rung_files(bundle.manifest.ladder[0]), HERE) as real:
+
+        def first_is_slow(pixels: Any) -> Any:
+            runs.append(pixels)
+            time.sleep(0.2 if len(runs) == 1 else 0.0)
+            return real(pixels)
+
+        with Session("onnxruntime", first_is_slow, lambda: None) as session:
+            assert check(session, bundle, bundle.manifest.ladder[0]).first_ms > 200
+            assert check(session, bundle, bundle.manifest.ladder[0]).first_ms < 200
+
+
+def test_finding_a_frame_is_no_part_of_a_cold_start(
+    bundles: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def slowly(model: Any) -> Any:
+        time.sleep(60)
+        return bundle_of(model)
+
+    ahead, real = [0], time.monotonic_ns
+    monkeypatch.setattr(time, "sleep", lambda seconds: ahead.__setitem__(0, round(seconds * 1e9)))
+    monkeypatch.setattr(time, "monotonic_ns", lambda: real() + ahead[0])
+    monkeypatch.setattr("edgemae.device.profiling.frames.bundle_of", slowly)
+    cold.main(str(bundles[0]), "auto", "", str(time.monotonic_ns()))
+    found = json.loads(capsys.readouterr().out)
+    assert ahead[0] == 60 * 10**9
+    assert 0 < found["first_ms"] < found["load_ms"] < found["cold_ms"] < 60_000
+
+
+def test_a_bundle_for_another_machine_is_measured_and_never_trusted(
+    bundles: tuple[Path, Path], warm_start: list[int], caplog: pytest.LogCaptureFixture
+) -> None:
+    with load(bundles[0], msgspec.structs.replace(HERE, arch="aarch64", isa="dotprod", threads=64)) as model:
+        found = profile(model, runs=20)
+    assert found.verdict != "TRUSTED"
+    for reason in ("the target is aarch64", "asks for 64 threads, and"):
+        assert any(reason in line for line in found.reasons), reason
+        assert reason in caplog.text
+    mine = msgspec.structs.replace(HERE, isa=isa_class(), threads=1)
+    assert misfits(mine) == ()
+
+
+def test_layers_that_were_disturbed_are_a_reason_and_never_condemn(
+    bundles: tuple[Path, Path], warm_start: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layers = msgspec.structs.replace(full_profile().layers, verdict="INVALID", reasons=("a dog barked",), infer_ms=1e3)
+    monkeypatch.setattr(profiler, "layers_of", lambda model: layers)
+    quiet = full_profile(verdict="TRUSTED").interference
+    monkeypatch.setitem(profiler.RUNNERS, "single", lambda model, wanted: with_evidence(model, wanted, quiet))
+    monkeypatch.setattr(profiler, "misfits", lambda target: ())
+    found = profile(bundles[0], runs=20, per_layer=True)
+    assert found.verdict == "NOISY"
+    assert found.reasons[0] == "layers: a dog barked"
+    assert found.reasons[1].startswith("layers: their plain runs took 1000.000 ms, the inference stage 0.")
+    assert "this pass was INVALID: a dog barked" in "\n".join(describe(found))
+
+
+def with_evidence(model: Any, wanted: Any, evidence: Any) -> Any:
+    taken = single(model, wanted)
+    return dataclasses.replace(taken, samples=dataclasses.replace(taken.samples, interference=evidence))
+
+
+def test_a_terminal_is_told_as_much_as_the_page() -> None:
+    text = "\n".join(describe(full_profile()))
+    for said in ("40 switched out, 50 looks at a slow canary", "median of the clean ones 4.980 ms",
+                 "power and heat: ina3221", "4.2 W at rest", "not throttled",
+                 "operators hold 91% of a watched inference",
+                 "torch eager 2.13.0 fp32", "the first inference in it 12.50 ms", "24.800 frames/s"):  # fmt: skip
+        assert said in text, said
+    layers = msgspec.structs.replace(full_profile().layers, peak_gmacs={}, peak_gbytes=0.0)
+    bare = msgspec.structs.replace(full_profile(), layers=layers)
+    assert "no limits measured" in "\n".join(describe(bare))
+    assert "no limits measured" in page(bare)
+    assert "limits here: ," not in "\n".join(describe(bare)) + page(bare)
 
 
 # ---------------------------------------------------------------- files that cannot be written
