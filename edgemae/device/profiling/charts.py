@@ -65,9 +65,11 @@ def surroundings(record: Profile) -> str:
     parts = []
     if known:
         chart = Chart("Load beside the runs, over time", (0, end), (0, max(1.1 * top, 5.0)), "s", "%", height=170)
-        for hue, _, percent in known:
-            chart.line(seen.at_s, percent, hue)
-        parts.append(chart.svg() + legend([(hue, name) for hue, name, _ in known]))
+        named = []
+        for place, (hue, name, percent) in enumerate(known):
+            chart.line(seen.at_s, percent, hue, dashed=place % 2 == 1)
+            named.append((hue, name + (" (dashed)" if place % 2 else "")))
+        parts.append(chart.svg() + legend(named))
     for title, unit, row in (("Frequency of the fastest processor", "MHz", seen.frequency_mhz),
                              ("Temperature of the hottest zone", "C", seen.temperature_c)):  # fmt: skip
         if row:

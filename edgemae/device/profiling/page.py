@@ -127,7 +127,7 @@ def _layers(layers: Layers | None) -> str:
     text = (
         f"Scaled to the median of {layers.infer_ms:.3f} ms without instruments; they cost {layers.overhead:.0%}. "
         f"{layers.covered:.0%} of a watched inference lies in its operators, the rest is shared out among them. "
-        f"{layers.unmapped_share:.1%} of the time lies in operators whose module is not known. {limits_of(layers)}."
+        f"{layers.unmapped_share:.1%} of the time lies in operators whose module is not known; {limits_of(layers)}."
     )
     text += f" This pass was {layers.verdict}: {'; '.join(layers.reasons)}." if layers.reasons else ""
     return "<h2>Layer by layer</h2>" + f"<p>{escape(text)}</p>" + charts.roofline(layers) + _table(
