@@ -158,7 +158,7 @@ def _calls(model: Model, wanted: Wanted, *, back_to_back: bool = False) -> tuple
         return model(next(frames))
 
     def note(row: int, result: Any) -> None:
-        spans.note(row, _stages(result))
+        spans.note(row, stages_of(result))
 
     samples = measure(
         run, min_runs=wanted.runs, min_seconds=wanted.seconds, warmup=WARMUP_RUNS, note=note, back_to_back=back_to_back
@@ -166,7 +166,8 @@ def _calls(model: Model, wanted: Wanted, *, back_to_back: bool = False) -> tuple
     return samples, spans.columns(samples.n)
 
 
-def _stages(result: Result) -> tuple[int, ...]:
+def stages_of(result: Result) -> tuple[int, ...]:
+    """Return what the stages of a whole call took, in ns."""
     return tuple(round(result.speed[f"{name}_ms"] * 1e6) for name in CALL_STAGES)
 
 
@@ -180,7 +181,17 @@ def _work(model: Model, pictures: list[bytes], arrival: tuple[int, int, int]) ->
     done = time.monotonic_ns()
     msgspec.json.encode({"seq": number, "label": result.label, "score": result.score})
     end = time.monotonic_ns()
-    return (start - due, decoded - start, *_stages(result), end - done, done - decoded, done - due, number, came, done)
+    return (
+        start - due,
+        decoded - start,
+        *stages_of(result),
+        end - done,
+        done - decoded,
+        done - due,
+        number,
+        came,
+        done,
+    )
 
 
 def _behind_camera(
