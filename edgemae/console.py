@@ -263,22 +263,23 @@ def _text(value: Any) -> str:
 
 
 def print_profile(found: Profile, html: Path | None = None, *, json: bool) -> None:
-    """Print a latency profile, and write its page where one is wanted.
-
-    Exits 5 when it is INVALID, else 4 when a limit was missed; the figures are printed all the same, with a warning.
-    """
+    """Print a profile, then write its page. Exits 5 for INVALID or a page that is not written, 4 for a missed limit."""
     from edgemae.device.profiling.page import write_page
     from edgemae.device.profiling.slo import exit_code
     from edgemae.device.profiling.text import describe
 
-    if html is not None:
-        write_page(html, found)
     write_json(found) if json else sys.stdout.write("\n".join(describe(found)) + "\n")
+    code = exit_code(found)
+    try:
+        write_page(html, found) if html else None
+    except StorageError as error:  # not raised: with --json an error would be a second object behind the record
+        sys.stderr.write(f"error: {error}\nThe figures were printed and stand; their page is missing.\n")
+        code = error.exit_code
     if found.verdict != "TRUSTED":
         sys.stderr.write(f"{found.verdict}: {'; '.join(found.reasons)}. Quiet the machine and measure again.\n")
     if missed := [limit.text for limit in found.slo if not limit.passed]:
         sys.stderr.write(f"not shown to be met: {', '.join(missed)}\n")
-    if code := exit_code(found):
+    if code:
         raise typer.Exit(code)
 
 

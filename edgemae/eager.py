@@ -30,7 +30,8 @@ def hold(order: Order) -> Made:
         if logits is not None:
             top_classes(logits[0].numpy(), student.labels)
 
-    return run, {"name": Path(order["path"]).stem, "engine": "torch eager", "precision": "fp32"}
+    about = {"name": Path(order["path"]).stem, "engine": "torch eager", "precision": "fp32"}
+    return run, about | {"version": torch.__version__}
 
 
 if __name__ == "__main__":

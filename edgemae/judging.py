@@ -5,6 +5,7 @@ A bundle is asked without torch, so all of this works on a device.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -28,6 +29,7 @@ from edgemae.spec.graph import PixelContract
 from edgemae.spec.progress import progress
 from edgemae.spec.report import StageScore
 
+log = logging.getLogger("edgemae")
 Batches = Iterator[tuple[NDArray[Any], NDArray[Any] | None]]
 BATCH = 32  # of a model file under torch; engines of a bundle take one picture at a time
 
@@ -183,6 +185,8 @@ def finalize(path: Path, target: str | None, *, measure: bool = True) -> dict[st
     if not measure:
         return ready
     found = profile(path, engine=first, target=target, per_layer=True)
+    if found.verdict == "INVALID":  # of the figures, not of the bundle: what was built and proved is ready all the same
+        log.warning("'%s' is ready, its latencies are INVALID: %s", path, "; ".join(found.reasons))
     return {**ready, "verdict": found.verdict, "reasons": found.reasons, "cold_ms": found.start and found.start.cold_ms,
             "steady": msgspec.to_builtins(found.steady), "page": keep(path, found)}  # fmt: skip
 

@@ -79,7 +79,7 @@ Slo = Annotated[
     list[str] | None, typer.Option("--slo", help='Limit: "p99<33ms", "age_p99<100ms", "fps>25", "drop<1%", "cold<2s".')
 ]
 Soak = Annotated[str | None, typer.Option(help="Run for so long, e.g. 10m; first against last minute.")]
-Fps = Annotated[float, typer.Option(help="Rate of the camera in --scenario camera.")]
+Fps = Annotated[float | None, typer.Option(help="Rate of the camera in --scenario camera; default: 25.")]
 Runs = Annotated[int | None, typer.Option(help="Steady runs; default: at least 100 and 3 s, more for --slo.")]
 Measure = Annotated[bool, typer.Option("--profile/--no-profile", help="Also profile, and keep that in the bundle.")]
 PerLayer = Annotated[bool, typer.Option("--per-layer", help="Also where an inference spends its time.")]
@@ -155,7 +155,7 @@ class ProfileFlags:
     scenario: Scenario = "single"
     slo: Slo = None
     soak: Soak = None
-    fps: Fps = 25.0
+    fps: Fps = None
     runs: Runs = None
     against: AgainstWhat = None
     per_layer: PerLayer = False
@@ -173,6 +173,13 @@ class ProfileFlags:
             "soak": self.soak, "fps": self.fps, "engine": self.engine, "target": self.target,
             "per_layer": self.per_layer, "trace": self.trace,
         }  # fmt: skip
+
+    def check(self) -> None:
+        """Raise StorageError before anything is measured when the page could not be written."""
+        from edgemae.device.profiling.record import writable
+
+        if self.html is not None:
+            writable(self.html)
 
     def elsewhere(self, bundle: Path, context: typer.Context) -> Profile | None:
         """Return the profile that another machine took of a bundle with the options given here; None without --remote.

@@ -9,10 +9,21 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+OWN_ERRANDS = {  # hosts that a browser asks whatever the page is: its updates, its clock, its account
+    f"{host}.{domain}" for domain in ("google.com", "googleapis.com")
+    for host in ("accounts", "android.clients", "clients1", "clients2", "clients4", "content-autofill", "mtalk",
+                 "optimizationguide-pa", "safebrowsing", "update", "www")
+}  # fmt: skip
 QUIET = (
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
     "--disable-background-networking", "--disable-component-update", "--disable-default-apps",
 )  # fmt: skip
+
+
+def strangers(asked: list[str]) -> set[str]:
+    """Return the hosts that a browser asked besides the page's and those of its own errands."""
+    hosts = {path.partition("://")[2].partition("/")[0] or path.rpartition(":")[0] for path in asked}
+    return hosts - {"page.test"} - OWN_ERRANDS
 
 
 @contextmanager

@@ -6,12 +6,14 @@ import shutil
 from pathlib import Path
 
 import cv2
+import msgspec
 import pytest
 
-from edgemae import load
+from edgemae import judging, load
 from edgemae.data.images import scan
 from edgemae.judging import describe, evaluate_path, is_bundle, known_classes
 from edgemae.spec.errors import DataError, InputError
+from tests.profiles import full_profile
 from tests.tiny import CLASSES, Job, Ran, meta_pth, stage, write_shapes
 
 
@@ -61,6 +63,18 @@ def test_a_file_of_somebody_else_says_what_was_assumed(tmp_path: Path) -> None:
     assert found["assumed"]
     assert found["history"][0]["stage"] == "import"
     assert "decoder (" in " ".join(describe(meta_pth(tmp_path / "mae.pth"), heads=2)["ignored"])
+
+
+def test_a_bundle_is_ready_whatever_its_latencies_are_worth(
+    job: Job, compiled: Ran, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    shutil.copy(job.bundle, tmp_path / "b.edgemae")
+    invalid = msgspec.structs.replace(full_profile(verdict="INVALID"), reasons=("a clock jumped",))
+    monkeypatch.setattr(judging, "profile", lambda *_, **__: invalid)
+    found = judging.finalize(tmp_path / "b.edgemae", None)
+    assert (found["verdict"], found["reasons"]) == ("INVALID", ("a clock jumped",))
+    assert any(engine["ready"] for engine in found["engines"])
+    assert "is ready, its latencies are INVALID: a clock jumped" in caplog.text
 
 
 def test_what_counts_as_a_bundle(job: Job, compiled: Ran, tmp_path: Path) -> None:

@@ -2,17 +2,22 @@
 
     python tools/bench_layers.py --quick --json layers.json
 
-Three things are shown for each: that the shares of two watched passes agree (points between them, of modules with at
-least 5 % of the time), that the stated overhead is right (against a plain run of its own, taken later), and how much of
-the time belongs to no module. The ViT has random weights: fine for speed.
+Shown for each: that the shares of two watched passes agree (points between them, of modules with at least 5 % of the
+time), that the time they are scaled to is that of a plain session on its own (taken later; within 5 %), how much of a
+watched inference lies in no operator, and how much belongs to no module. And once, with whole calls in turns: what it
+costs to time the stages and to keep them. The ViT has random weights: fine for speed.
+
+`--readme FILE` rewrites the table between its marks from `--json`.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import re
 import shlex
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -22,12 +27,17 @@ import msgspec
 import numpy as np
 import torch
 from bench_latency import PIXEL, TINY, pictures
+from made_bundle import tiny_bundle
 
 from edgemae.device.engines import open_session
-from edgemae.device.latency import fingerprint, measure, park
+from edgemae.device.latency import fingerprint, interleave, measure, park, ratio, worst
 from edgemae.device.latency.machine import usable_cpus
+from edgemae.device.model import load, top_classes
+from edgemae.device.preprocess import as_bgr, preprocess
+from edgemae.device.profiling.frames import bundle_of, golden_frames
 from edgemae.device.profiling.layers import by_kind, by_module, profile_layers
 from edgemae.device.profiling.record import Layers
+from edgemae.device.profiling.scenarios import CALL_STAGES, Rows, stages_of
 from edgemae.export.to_onnx import to_onnx
 from edgemae.model.vit import ViT, count_macs
 from edgemae.quantize.calibrate import Calibration
@@ -36,7 +46,9 @@ from edgemae.spec.errors import EdgemaeError
 from edgemae.spec.sections import QuantizePlan
 from edgemae.spec.target import Target, find_target
 
-SCHEMA = "edgemae.bench-layers/1"
+SCHEMA = "edgemae.bench-layers/2"
+AGREES = 0.05  # between the time that operators are scaled to and a plain session's
+ENGINE = "onnxruntime"  # of the call whose tracing is timed
 EIGHTS = {"onnxruntime": "ort-static", "openvino": "openvino-static"}
 BIG, TOP = 0.05, 10  # share of time that makes a module a big one; modules that are printed
 
@@ -46,9 +58,15 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="30 plain runs instead of 200")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the results there")
     parser.add_argument("--threads", type=int, default=len(usable_cpus()), help="of every engine")
+    parser.add_argument("--readme", type=Path, help="rewrite the table of this Markdown file from --json and stop")
     args = parser.parse_args()
+    if args.readme:
+        rewrite(args.readme, args.json)
+        return 0
     target = msgspec.structs.replace(find_target("cpu-onnxruntime"), threads=args.threads)
     torch.set_num_threads(args.threads)
+    cost = tracing(target, 8 if args.quick else 40)
+    print(tracing_line(cost), flush=True)
     results = []
     for name, engine, files in graphs():
         results.append(study(name, engine, files, target, 30 if args.quick else 200))
@@ -58,6 +76,7 @@ def main() -> int:
             "schema": SCHEMA, "command": shlex.join(["python", *sys.argv]), "threads": args.threads,
             "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             "machine": fingerprint() | {"torch": torch.__version__}, "results": results,
+            "tracing": cost,
         }  # fmt: skip
         args.json.write_text(json.dumps(found, indent=1) + "\n")
     return 0
@@ -72,6 +91,24 @@ def graphs() -> Iterator[tuple[str, str, Mapping[str, bytes]]]:
     calibration, plan = Calibration.of(pictures(32)), QuantizePlan(smooth_alphas=(-1.0,))
     for engine, scheme in EIGHTS.items():
         yield f"{engine} int8 {scheme}", engine, SCHEMES[scheme](graph, calibration, plan).files
+
+
+def tracing(target: Target, rounds: int) -> dict[str, Any]:
+    """Return how much longer a call takes whose stages are timed and kept, in turns with one without."""
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        load(tiny_bundle(Path(folder) / "t.edgemae", ENGINE, target)) as model,
+    ):
+        (frame, *_), spans = golden_frames(bundle_of(model)), Rows(CALL_STAGES, 1)
+
+        def bare() -> None:
+            top_classes(model.session(preprocess(as_bgr(frame), model.pixel))["logits"][0], model.labels)
+
+        taken = interleave({"traced": lambda: spans.note(0, stages_of(model(frame))), "bare": bare}, rounds)
+    found = ratio(taken["traced"], taken["bare"])
+    return {"ratio": found.median, "low": found.low, "high": found.high, "rounds": found.rounds,
+            "p50_ms": float(np.median(taken["bare"].ns)) / 1e6,
+            "verdict": worst(*(samples.interference.verdict for samples in taken.values()))}  # fmt: skip
 
 
 def study(name: str, engine: str, files: Mapping[str, bytes], target: Target, runs: int) -> dict[str, Any]:
@@ -91,6 +128,8 @@ def study(name: str, engine: str, files: Mapping[str, bytes], target: Target, ru
         "points_apart": apart,
         "points_apart_by_kind": {k: 100 * abs(v - kinds[1].get(k, 0.0)) for k, v in kinds[0].items() if v >= BIG},
         "overheads": [first.overhead, second.overhead], "alone_ms": alone_ms,
+        "infer_against_alone": [layers.infer_ms / alone_ms - 1 for layers in (first, second)],
+        "agrees": all(abs(layers.infer_ms / alone_ms - 1) <= AGREES for layers in (first, second)),
         "overhead_against_alone": second.instrumented_ms / alone_ms - 1, "verdict": alone.interference.verdict,
         "modules": [module_row(first, module, share) for module, share in list(a.items())[:TOP]],
     }  # fmt: skip
@@ -112,10 +151,14 @@ def table(result: dict[str, Any]) -> list[str]:
     """Return one study as Markdown."""
     layers, apart, kinds = result["layers"], result["points_apart"], result["points_apart_by_kind"]
     peaks = ", ".join(f"{kind} {peak:.0f} GMAC/s" for kind, peak in layers["peak_gmacs"].items())
+    beside = " and ".join(f"{100 * apart:+.1f} %" for apart in result["infer_against_alone"])
+    agrees = "within" if result["agrees"] else "NOT within"
     overheads = " and ".join(f"{100 * overhead:+.1f} %" for overhead in result["overheads"])
     largest = max((*apart.values(), *kinds.values()), default=0.0)
     lines = [
         f"\n{result['name']}: {layers['infer_ms']:.2f} ms, machine {result['verdict']}\n",
+        f"- scaled to {beside} of a plain session on its own: {agrees} {100 * AGREES:.0f} %",
+        f"- operators hold {100 * layers['covered']:.0f} % of a watched inference; this pass was {layers['verdict']}",
         f"- overhead {overheads} in two passes, {100 * result['overhead_against_alone']:+.1f} % by a plain run",
         f"- unmapped {100 * layers['unmapped_share']:.1f} % of the time",
         f"- {result['macs'] / 1e6:.1f} M MACs, the shape has {result['macs_of_shape'] / 1e6:.1f} M",
@@ -132,6 +175,37 @@ def table(result: dict[str, Any]) -> list[str]:
             f"| {row['module'] or '?'} | {100 * row['share']:.1f} | {row['ms']:.3f} | {row['mmacs']:.1f} | {limit} |"
         )
     return lines
+
+
+def tracing_line(cost: dict[str, Any]) -> str:
+    return (
+        f"Timing the stages of a call and keeping them makes it {cost['ratio']:.4f} times as long ({cost['low']:.4f} "
+        f"to {cost['high']:.4f}, {cost['rounds']} rounds in turns, a call of {cost['p50_ms']:.1f} ms, "
+        f"{cost['verdict']})."
+    )
+
+
+def summary(found: dict[str, Any]) -> str:
+    """Return all studies as one Markdown table."""
+    head = ("ViT-Tiny in", "ms", "beside a plain run", "watching costs", "in operators", "not mapped",
+            "two passes apart", "machine")  # fmt: skip
+    lines = [f"| {' | '.join(head)} |", "| --- | ---: | ---: | ---: | ---: | ---: | ---: | --- |"]
+    for row in found["results"]:
+        layers, apart = row["layers"], (*row["points_apart"].values(), *row["points_apart_by_kind"].values())
+        lines.append(
+            f"| {row['name']} | {layers['infer_ms']:.2f} | {100 * row['infer_against_alone'][0]:+.1f} % | "
+            f"{100 * layers['overhead']:+.0f} % | {100 * layers['covered']:.0f} % | "
+            f"{100 * layers['unmapped_share']:.1f} % | {max(apart, default=0.0):.1f} points | {row['verdict']} |"
+        )
+    return "\n".join([*lines, "", tracing_line(found["tracing"])])
+
+
+def rewrite(readme: Path, results: Path) -> None:
+    """Put the table of a results file between the marks of a Markdown file."""
+    found = json.loads(results.read_bytes())
+    text = f"\n{summary(found)}\n\nMade by `{found['command']}`.\n"
+    pattern = rf"(<!-- table: {re.escape(results.stem)} -->\n).*?(<!-- end -->)"
+    readme.write_text(re.sub(pattern, lambda m: m[1] + text + "\n" + m[2], readme.read_text(), flags=re.S))
 
 
 def shares(layers: dict[str, Any]) -> dict[str, float]:

@@ -7,8 +7,11 @@ Four questions, on one ViT-Tiny with random weights in one engine:
 - A against A, and against an A that is made 5 % slower: how far from 1.00 and 1.05, how often "different"?
 - A verdict beside nothing, beside a process that keeps one core busy, beside one that keeps all of them busy, and under
   a quota of half a core: how often TRUSTED, NOISY, INVALID?
-- The median of the inference stage against that of OpenVINO's benchmark_app, in turns: how far apart?
+- The median of the inference stage of `edgemae profile` against that of OpenVINO's benchmark_app, of the graph of the
+  same bundle, in turns: how far apart?
 Rates come with Wilson intervals: 20 repeats with none wrong still leave up to 16 % wrong.
+
+`--readme FILE` rewrites the table between its marks from `--json`.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -29,16 +33,16 @@ from typing import Any
 
 import msgspec
 import numpy as np
-import torch
-from bench_latency import PIXEL, TINY
+from bench_latency import PIXEL
+from made_bundle import GRAPH, tiny_bundle
 
 from edgemae.device.engines import open_session
-from edgemae.device.latency import fingerprint, measure, summarise
+from edgemae.device.latency import fingerprint, measure
 from edgemae.device.latency.machine import usable_cpus
+from edgemae.device.profiling.profiler import profile
 from edgemae.device.profiling.versus import Contender, versus
-from edgemae.export.to_onnx import to_onnx
 from edgemae.measure.intervals import wilson
-from edgemae.model.vit import ViT
+from edgemae.spec.bundle import open_bundle
 from edgemae.spec.errors import EdgemaeError
 from edgemae.spec.target import find_target
 
@@ -55,21 +59,24 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="4 repeats of each in place of 20")
     parser.add_argument("--engine", default="openvino", choices=("openvino", "onnxruntime"))
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the results there")
+    parser.add_argument("--readme", type=Path, help="rewrite the table of this Markdown file from --json and stop")
     args = parser.parse_args()
+    if args.readme:
+        rewrite(args.readme, args.json)
+        return 0
     repeats = 4 if args.quick else 20
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(TOOLS), os.environ.get("PYTHONPATH", ""))))
     with tempfile.TemporaryDirectory() as folder:
+        bundle = tiny_bundle(Path(folder) / "tiny.edgemae", args.engine, find_target(TARGET))
         graph = Path(folder) / "tiny.onnx"
-        torch.manual_seed(0)
-        (data,) = to_onnx(ViT(TINY).eval(), PIXEL).files.values()
-        graph.write_bytes(data)
+        graph.write_bytes(open_bundle(bundle).read(GRAPH))
         result = {
             "command": shlex.join(["python", "tools/bench_trust.py", *sys.argv[1:]]),
             "engine": args.engine, "repeats": repeats,
             "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             "ratios": [ratios(graph, args.engine, share, repeats) for share in (0.0, SLOWER)],
             "verdicts": verdicts(graph, args.engine, repeats),
-            "benchmark_app": agreement(graph, 3 if args.quick else 10) if args.engine == "openvino" else None,
+            "benchmark_app": agreement(bundle, graph, 3 if args.quick else 10) if args.engine == "openvino" else None,
             "machine": fingerprint(),
         }  # fmt: skip
     if args.json is not None:
@@ -180,23 +187,36 @@ def quota() -> Iterator[None]:
 # ---------------------------------------------------------------- another program's clock
 
 
-def agreement(graph: Path, rounds: int) -> dict[str, Any]:
-    """Return the ratio of our median to benchmark_app's, taken in turns (ours, theirs, theirs, ours)."""
-    target, pixels = find_target(TARGET), np.zeros((1, 3, PIXEL.image_px, PIXEL.image_px), np.float32)
-    ours, theirs = [], []
+def agreement(bundle: Path, graph: Path, rounds: int) -> dict[str, Any]:
+    """Return the ratio of our inference stage's median to benchmark_app's, in turns (ours, theirs, theirs, ours)."""
+    ours: list[float] = []
+    theirs: list[float] = []
+    verdicts_: list[str] = []
 
-    def mine() -> float:
-        with open_session("openvino", {"graph.onnx": graph.read_bytes()}, target) as session:
-            return summarise(measure(lambda: session(pixels), min_runs=100, min_seconds=3.0).ns).p50_ms
+    def mine() -> None:
+        found = profile(bundle)
+        ours.append(found.stages["infer"].p50_ms)
+        verdicts_.append(found.verdict)
+
+    def other() -> None:
+        theirs.append(benchmark_app(graph, find_target(TARGET).threads))
 
     for number in range(rounds):
-        pair = [mine, lambda: benchmark_app(graph, target.threads)]
-        for take in pair if number % 2 == 0 else reversed(pair):
-            (ours if take is mine else theirs).append(take())
-        say(f"benchmark_app, {number + 1} of {rounds}: ours {ours[-1]:.3f} ms, theirs {theirs[-1]:.3f} ms")
-    logs = np.log(np.array(ours) / np.array(theirs))
-    return {"rounds": rounds, "ours_ms": ours, "theirs_ms": theirs, "ratio": float(np.exp(np.median(logs))),
-            "low": float(np.exp(logs.min())), "high": float(np.exp(logs.max()))}  # fmt: skip
+        for take in (mine, other) if number % 2 == 0 else (other, mine):
+            take()
+        say(f"benchmark_app, {number + 1} of {rounds}: ours {ours[-1]:.3f} ms, theirs {theirs[-1]:.3f} ms, "
+            f"{verdicts_[-1]}")  # fmt: skip
+    ratios_ = [a / b for a, b in zip(ours, theirs, strict=True)]
+    trusted = [ratio for ratio, verdict in zip(ratios_, verdicts_, strict=True) if verdict == "TRUSTED"]
+    return {"rounds": rounds, "ours_ms": ours, "theirs_ms": theirs, "verdicts": verdicts_, "all": spread(ratios_),
+            "trusted": spread(trusted)}  # fmt: skip
+
+
+def spread(values: list[float]) -> dict[str, Any]:
+    """Return the median of some ratios and how far they lie apart."""
+    if not values:
+        return {"n": 0}
+    return {"n": len(values), "ratio": float(np.median(values)), "low": min(values), "high": max(values)}
 
 
 def benchmark_app(graph: Path, threads: int) -> float:
@@ -227,11 +247,11 @@ def table(result: dict[str, Any]) -> str:
         for row in result["verdicts"]
     ]
     if found := result["benchmark_app"]:
-        said = (
-            f"Our inference median is {found['ratio']:.3f} times that of OpenVINO's benchmark_app "
-            f"({found['low']:.3f} to {found['high']:.3f} over {found['rounds']} rounds in turns)."
-        )
-        lines += ["", said]
+        lines += ["", "| Inference stage / benchmark_app, p50 | rounds in turns | median | lowest | highest |",
+                  "| --- | ---: | ---: | ---: | ---: |"]  # fmt: skip
+        for name, row in (("all", found["all"]), ("of those TRUSTED", found["trusted"])):
+            figures = [f"{row[key]:.3f}" if row["n"] else "–" for key in ("ratio", "low", "high")]
+            lines.append(f"| {name} | {row['n']} | {' | '.join(figures)} |")
     return "\n".join(lines)
 
 
@@ -240,6 +260,14 @@ def cells(rate: dict[str, Any]) -> str:
         return "0 | – | –"
     low, high = rate["interval"]
     return f"{rate['n']} | {rate['different']} ({low:.0%} to {high:.0%}) | {rate['worst_off']:.1%}"
+
+
+def rewrite(readme: Path, results: Path) -> None:
+    """Put the table of a results file between the marks of a Markdown file."""
+    result = json.loads(results.read_bytes())
+    text = f"\n{table(result)}\n\nMade by `{result['command']}`.\n"
+    pattern = rf"(<!-- table: {re.escape(results.stem)} -->\n).*?(<!-- end -->)"
+    readme.write_text(re.sub(pattern, lambda m: m[1] + text + "\n" + m[2], readme.read_text(), flags=re.S))
 
 
 def say(text: str) -> None:

@@ -3,9 +3,10 @@
     python tools/leaderboard.py profiles/*.json
     python tools/leaderboard.py profiles/*.json --by energy --json leaderboard.json
 
-Profiles are of one device when nothing about the machine differs but its libraries: another governor, quota or memory
-is another table. Neighbours whose medians' intervals overlap share a rank. NOISY rows are marked. Rows of one device
-were not taken in turns, so a ratio between two of them is worth less than `edgemae profile A --against B`.
+Profiles are of one device when nothing about the machine differs but its libraries: another governor, quota, pinning or
+memory is another table, and so is a camera of another rate. Behind a camera the age of the results is what is ranked,
+otherwise the whole call. Neighbours whose medians' intervals overlap share a rank. NOISY rows are marked. Rows of one
+device were not taken in turns, so a ratio between two of them is worth less than `edgemae profile A --against B`.
 """
 
 from __future__ import annotations
@@ -20,9 +21,9 @@ from typing import Any
 from edgemae.device.profiling.record import Profile, read_profile
 from edgemae.spec.errors import EdgemaeError, InputError
 
-STATE = ("cpu", "cpu_id", "arch", "flags", "microcode", "governor", "cores", "cores_usable", "cpu_quota", "memory_mib",
-         "gpu", "power_mode", "environment", "kernel", "os")  # fmt: skip
-ORDERS = {"p50": "steady median", "p99": "steady 99th percentile", "energy": "energy of a call"}
+# Of a fingerprint: all but the libraries, which belong to what is compared, and the threads, which its target sets.
+NO_STATE = ("libraries", "threads")
+ORDERS = {"p50": "median", "p99": "99th percentile", "energy": "energy of a call"}
 
 
 def main() -> int:
@@ -51,14 +52,17 @@ def collect(paths: list[Path], by: str = "p50") -> tuple[list[dict[str, Any]], l
     groups: dict[str, list[Profile]] = defaultdict(list)
     refused: list[tuple[str, str]] = []
     for path in paths:
-        record = read_profile(path)
+        try:
+            record = read_profile(path)
+        except InputError as error:
+            refused.append((str(path), error.what))
+            continue
         if record.verdict == "INVALID":
             refused.append((str(path), f"INVALID: {'; '.join(record.reasons)}"))
         elif measured(record, by) is None:
             refused.append((str(path), f"it has no {ORDERS[by]}"))
         else:
-            device = {name: record.machine.get(name) for name in STATE}
-            groups[json.dumps([device, record.scenario], sort_keys=True)].append(record)
+            groups[json.dumps([state(record), way(record)], sort_keys=True)].append(record)
     if not groups:
         raise InputError(
             f"nothing is left of {len(paths)} profiles: {'; '.join(f'{path}: {why}' for path, why in refused)}",
@@ -69,12 +73,23 @@ def collect(paths: list[Path], by: str = "p50") -> tuple[list[dict[str, Any]], l
     return boards, refused
 
 
+def state(record: Profile) -> dict[str, Any]:
+    """Return what makes two machines one device in one state."""
+    return {name: value for name, value in record.machine.items() if name not in NO_STATE}
+
+
+def way(record: Profile) -> str:
+    """Return how the calls came: the scenario, and the rate of its camera."""
+    return record.scenario + (f" at {record.camera.source_fps:.0f} frames/s" if record.camera else "")
+
+
 def measured(record: Profile, by: str) -> tuple[float, float, float] | None:
     """Return (value, low, high) of what is compared, None where the profile does not have it."""
     if by == "energy":
         joule = record.power.energy_mj if record.power else None
         return None if joule is None else (joule, joule, joule)
-    row = tuple(getattr(record.steady, f"{by}{end}_ms") for end in ("", "_low", "_high"))
+    ranked = record.camera.age if record.camera else record.steady
+    row = tuple(getattr(ranked, f"{by}{end}_ms") for end in ("", "_low", "_high"))
     return None if row[0] is None else row
 
 
@@ -93,26 +108,27 @@ def board(records: list[Profile], by: str) -> dict[str, Any]:
             "threads": record.machine.get("threads"), "value": value, "low": low, "high": high,
             "p50_ms": record.steady.p50_ms, "p90_ms": record.steady.p90_ms, "p99_ms": record.steady.p99_ms,
             "fps": record.throughput.fps if record.throughput else None,
+            "age_p50_ms": record.camera.age.p50_ms if record.camera else None,
             "age_p99_ms": record.camera.age.p99_ms if record.camera else None,
             "energy_mj": record.power.energy_mj if record.power else None, "verdict": record.verdict,
             "created": record.created, "sha256": record.bundle_sha256,
         })  # fmt: skip
     first = records[0].machine
     return {
-        "device": first.get("gpu") or first.get("cpu"), "scenario": records[0].scenario,
-        "machine": {name: first.get(name) for name in STATE}, "rows": rows,
+        "device": first.get("gpu") or first.get("cpu"), "scenario": way(records[0]),
+        "machine": state(records[0]), "rows": rows,
     }  # fmt: skip
 
 
 def table(found: dict[str, Any]) -> str:
     """Return one board as Markdown."""
     machine = found["machine"]
-    state = [f"{machine['cores_usable']} cores", *(machine["flags"] or ())]
-    state += [f"governor {machine['governor']}"] if machine["governor"] else []
-    columns = ("rank", "name", "engine", "precision", "threads", "p50_ms", "p90_ms", "p99_ms", "fps", "age_p99_ms",
-               "energy_mj", "verdict")  # fmt: skip
+    said = [f"{machine.get('cores_usable')} cores", *(machine.get("flags") or ())]
+    said += [f"governor {machine['governor']}"] if machine.get("governor") else []
+    columns = ("rank", "name", "engine", "precision", "threads", "p50_ms", "p90_ms", "p99_ms", "fps", "age_p50_ms",
+               "age_p99_ms", "energy_mj", "verdict")  # fmt: skip
     shown = [c for c in columns if any(row[c] is not None for row in found["rows"])]
-    lines = [f"### {found['device']} ({', '.join(state)}), scenario {found['scenario']}", ""]
+    lines = [f"### {found['device']} ({', '.join(said)}), scenario {found['scenario']}", ""]
     lines += [f"| {' | '.join(shown)} |", f"|{' --- |' * len(shown)}"]
     lines += [f"| {' | '.join(cell(row[c]) for c in shown)} |" for row in found["rows"]]
     return "\n".join(lines)

@@ -48,6 +48,7 @@ def profile(
     from edgemae import profile as measure
 
     start_logging(verbose)
+    flags.check()
     found = flags.elsewhere(bundle, context) or measure(bundle, **flags.wanted())
     console.print_profile(found, flags.html, json=json)
 

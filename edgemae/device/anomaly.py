@@ -22,7 +22,8 @@ from edgemae.device.coreset import k_center
 from edgemae.device.heatmap import spread
 from edgemae.device.model import Model, Result
 from edgemae.device.sealed import corrupt, seal, unseal
-from edgemae.device.stream import Stream
+from edgemae.device.several import Sources
+from edgemae.device.stream import Stream, stream
 from edgemae.spec.errors import GalleryError, InputError
 from edgemae.spec.provenance import Provenance
 
@@ -160,9 +161,9 @@ class AnomalyDetector:
             map=heat if frame_hw is None else spread(heat, frame_hw, self.pixel),
         )  # fmt: skip
 
-    def stream(self, source: Any, policy: str | None = None) -> Stream[Anomaly]:
-        """Return an iterator over the Anomaly of each frame of a source, as `Model.stream` does with results."""
-        return Stream(self, source, policy)
+    def stream(self, source: Sources, policy: str | None = None, **options: Any) -> Stream[Anomaly]:
+        """Return a stream over the Anomaly of each frame; sources and options are those of `Model.stream`."""
+        return stream(self, source, policy, **options)
 
     @property
     def size_bytes(self) -> int:

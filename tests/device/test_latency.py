@@ -5,7 +5,8 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from pathlib import Path
 
 import msgspec
 import numpy as np
@@ -14,7 +15,8 @@ from numpy.typing import NDArray
 
 from edgemae.device import latency
 from edgemae.device.latency import Blocks, interference, machine, quantiles, timing
-from edgemae.device.latency.clock import Trouble
+from edgemae.device.latency.clock import Reading, Trouble
+from edgemae.device.latency.glances import Moment, Watcher
 from edgemae.device.latency.interference import Observed, Window, canary_ns, judge
 from edgemae.device.latency.witnesses import Look
 from edgemae.spec.errors import InputError
@@ -172,6 +174,8 @@ def test_of_too_many_runs_one_of_so_many_is_kept(monkeypatch: pytest.MonkeyPatch
     taken = latency.measure(run, min_runs=10, min_seconds=0.25)
     assert (taken.n, taken.every) == (50, 10)
     assert calls == 500
+    # Room for half of 2 * 0.099 s / 1 ms / 50: rounded down, the room would be full before the time is over.
+    assert latency.measure(run, min_runs=10, min_seconds=0.099).every == 4
 
 
 def test_measure_goes_on_until_the_seconds_are_over() -> None:
@@ -334,6 +338,76 @@ def test_a_short_window_says_that_it_does_not_know() -> None:
     assert "load of others and steal (below 0.5 s)" in found.absent
 
 
+# ---------------------------------------------------------------- in between
+
+
+def moment(at_s: float, ahead_ns: int = 0, busy_s: float = 0.0, **look: object) -> Moment:
+    ns = round(at_s * 1e9)
+    reading = Reading(run_ns=ns + ahead_ns, raw_ns=ns, boot_ns=ns + ahead_ns, wall_ns=ns, slack_ns=10_000)
+    return Moment(at_s, dataclasses.replace(IDLE, **look), reading, 0.0, (busy_s, 0.0))  # type: ignore[arg-type]
+
+
+def watched(moments: Iterable[Moment]) -> Watcher:
+    first, *rest = moments
+    found = Watcher(first, cores=2)
+    for one in rest:
+        found.take(one)
+    return found
+
+
+def judged(seen: Watcher) -> interference.Interference:
+    window = Window()
+    window._watcher, window._moment = seen, lambda: seen.last._replace(at_s=seen.last.at_s + 1e-3)  # type: ignore[method-assign]
+    return judge(np.full(200, 10**6), np.zeros(200, np.int64), np.full(201, 10**5), window)
+
+
+def test_what_came_and_went_in_between_is_seen() -> None:
+    """Ten seconds in quarters; from the fourth to the sixth one thing is wrong, and at the end all is as before."""
+    slow = {i: {"frequency_mhz": 2100.0} for i in range(16, 25)}
+    hot = {i: {"temperature_c": 97.0, "slowed_by_heat": True} for i in range(16, 25)}
+
+    def over(changes: dict[int, dict[str, object]]) -> interference.Interference:
+        return judged(watched(moment(i / 4, **changes.get(i, {})) for i in range(41)))
+
+    assert over({}).verdict == "TRUSTED"
+    assert over(slow).reasons == ("the processor's frequency fell by 30%",)
+    assert over({20: {"frequency_mhz": 2100.0}}).verdict == "TRUSTED"  # one reading of a governor at work
+    assert over(hot).reasons == ("at 97 C the kernel slows the processor down",)
+    found = over(slow).glances
+    assert (len(found.at_s), min(found.frequency_mhz), found.frequency_mhz[-1]) == (40, 2100.0, 3000.0)
+
+
+def test_a_jump_that_is_short_beside_the_window_is_seen() -> None:
+    """20 ms within 100 s are less than a thousandth of it, and no matter of NTP."""
+    found = judged(watched(moment(i / 4, ahead_ns=20_000_000 if i > 200 else 0) for i in range(401)))
+    assert (found.verdict, found.clock_jump_ms) == ("INVALID", pytest.approx(20.0))
+    slept = watched(moment(i / 4) for i in range(401))
+    slept._troubles.append(Trouble(jump_ms=0.0, suspended_s=0.02, wall_step_s=0.0))
+    assert judged(slept).suspended_s == pytest.approx(0.02)
+
+
+def test_stretches_are_joined_when_there_are_too_many() -> None:
+    # One of two processors is busy with something else for the second half.
+    found = watched(
+        moment(i / 4, busy_s=max(0, i - 1000) / 4, temperature_c=50 + i / 100) for i in range(2001)
+    ).glances()
+    assert 240 < len(found.at_s) <= 481
+    assert found.at_s[-1] == 500.0
+    assert len(found.others_share) == len(found.temperature_c) == len(found.at_s)
+    middle = np.searchsorted(found.at_s, 250.0)
+    assert max(found.others_share[: middle - 1]) == 0
+    assert found.others_share[middle + 2 :] == pytest.approx([0.5] * (len(found.at_s) - middle - 2))
+    assert max(found.temperature_c) == 70
+
+
+def test_a_measurement_looks_four_times_a_second_and_no_more() -> None:
+    found = latency.measure(spin(500_000), min_runs=20, min_seconds=1.6, warmup=3).interference.glances
+    assert 2 <= len(found.at_s) <= 7
+    assert list(found.at_s) == sorted(found.at_s)
+    if sys.platform == "linux":
+        assert len(found.others_share) == len(found.at_s)
+
+
 def test_what_the_kernel_says_is_kept_as_figures() -> None:
     found = evidence(saw(pressure_us=500_000, temperature_c=51.0, frequency_mhz=2700.0))
     assert found.pressure_share == pytest.approx(0.25)
@@ -374,6 +448,33 @@ def test_any_difference_is_named() -> None:
     ]
     without = {key: value for key, value in here.items() if key != "microcode"}
     assert len(latency.differences({**here, "microcode": "0x1"}, without)) == 1
+
+
+def test_two_arm_boards_are_two_machines(monkeypatch: pytest.MonkeyPatch) -> None:
+    def board(part: str, model: str) -> dict[str, object]:
+        files = {
+            "/proc/cpuinfo": "processor : 0\nCPU implementer : 0x41\nCPU architecture: 8\nCPU variant : 0x0\n"
+            f"CPU part : {part}\nCPU revision : 1\n", "/proc/device-tree/model": f"{model}\0",
+        }  # fmt: skip
+        monkeypatch.setattr(machine, "_read", lambda path: files.get(str(path)))
+        return machine.fingerprint()
+
+    orin, pi = board("0xd42", "Orin Nano"), board("0xd0b", "Raspberry Pi 5")
+    assert orin["cpu_id"] == "0x41/8/0x0/0xd42/1"
+    assert {line.partition(":")[0] for line in latency.differences(orin, pi)} == {"cpu_id", "board"}
+    assert "Raspberry Pi 5" in latency.differences(orin, pi)[0]
+
+
+def test_the_governors_of_all_processors_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "usable_cpus", lambda: {0, 1, 2, 3})
+    assert machine._governor(tmp_path) is None
+    for cpu in range(4):
+        folder = tmp_path / f"sys/devices/system/cpu/cpu{cpu}/cpufreq"
+        folder.mkdir(parents=True)
+        (folder / "scaling_governor").write_text("performance\n")
+    assert machine._governor(tmp_path) == "performance"
+    (folder / "scaling_governor").write_text("powersave\n")
+    assert machine._governor(tmp_path) == "performance 0-2, powersave 3"
 
 
 @pytest.mark.parametrize(

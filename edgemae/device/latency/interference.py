@@ -19,8 +19,9 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from edgemae.device.latency import clock, witnesses
+from edgemae.device.latency import clock, glances, witnesses
 from edgemae.device.latency.clock import Trouble
+from edgemae.device.latency.glances import Glances, Moment, Watcher, grown, share
 from edgemae.device.latency.machine import usable_cpus
 from edgemae.device.latency.witnesses import Look
 from edgemae.spec.report import Record
@@ -46,7 +47,7 @@ SPREAD_NOISY = 0.10  # interquartile range / median
 # Pressure counts everybody's waiting, also on processors that we do not use: it warns, and never condemns alone.
 PRESSURE_NOISY = 0.10
 THROTTLED_NOISY, THROTTLED_INVALID = 0.01, 0.10  # share of the window in which a quota stopped us
-FREQUENCY_NOISY = 0.10  # drop from start to end
+FREQUENCY_NOISY = 0.10
 NEVER = float("inf")
 SHORTEST_WINDOW_S = 0.5  # /proc/stat counts in 10 ms ticks: below this its shares are off by more than 2 %
 VERDICTS = ("TRUSTED", "NOISY", "INVALID")  # from best to worst
@@ -67,8 +68,8 @@ class Interference(Record, frozen=True):
     p50_clean_ms: float | None = None
     pressure_share: float | None = None  # of the window, in which some task waited for a processor (PSI)
     throttled_share: float | None = None  # of the window, in which the quota of our control group was used up
-    frequency_drop: float | None = None  # of the fastest processor, from start to end, 0..1
-    temperature_c: float | None = None  # of the hottest zone, at the end
+    frequency_drop: float | None = None  # largest fall of the fastest processor's within the window, 0..1
+    temperature_c: float | None = None  # of the hottest zone, at its hottest
     temperature_slope: float | None = None  # C a minute
     heat_throttles: int | None = None  # slow-downs that the processor counted
     slowed_by_heat: bool = False  # a zone is at the temperature from which the kernel slows the processor down
@@ -76,6 +77,7 @@ class Interference(Record, frozen=True):
     suspended_s: float | None = None
     wall_step_s: float = 0.0  # noted only: nothing is timed with the wall clock
     absent: tuple[str, ...] = ()  # witnesses that this machine does not have
+    glances: Glances = Glances()  # the same, stretch by stretch
 
 
 def canary_ns() -> int:
@@ -96,33 +98,46 @@ class Observed(NamedTuple):
     before: Look
     after: Look
     trouble: Trouble
+    frequency_fell: float = 0.0  # in between
+    hottest_c: float | None = None
+    slowed_by_heat: bool = False
+    glances: Glances = Glances()
 
 
 class Window:
-    """Read what the machine did between its creation and `close()`.
+    """Read what the machine did between its creation and `close()`; `glance` between two runs sees what came and went.
 
     `processes` are others that belong to the measurement: what they use is not others' use.
     """
 
     def __init__(self, processes: tuple[int, ...] = ()) -> None:
-        self._look, self._clocks, self._processes = witnesses.look(), clock.read(), processes
-        self._start_s, self._own_s, self._stat = time.monotonic(), self._used_s(), _cpu_ticks()
+        self._processes, self._next_s = processes, 0.0
+        self._watcher = Watcher(self._moment(), len(usable_cpus()))
+
+    def glance(self) -> None:
+        """Look again when a quarter of a second has passed since the last look; costs nothing otherwise."""
+        if time.monotonic() >= self._next_s:
+            self._watcher.take(self._moment())
 
     def close(self) -> Observed:
         """Return what was observed; the shares of processors are None for a window shorter than 0.5 s."""
-        seconds, stat = time.monotonic() - self._start_s, _cpu_ticks()
-        others = steal = None
-        if stat is not None and self._stat is not None and seconds >= SHORTEST_WINDOW_S:
-            cores = len(usable_cpus())
-            tick_s = 1.0 / os.sysconf("SC_CLK_TCK")
-            busy_s, stolen_s = ((now - then) * tick_s for now, then in zip(stat, self._stat, strict=True))
-            others = max(0.0, busy_s - (self._used_s() - self._own_s)) / seconds / cores
-            steal = stolen_s / seconds / cores
-        trouble = clock.trouble(self._clocks, clock.read())
-        return Observed(seconds, others, steal, self._look, witnesses.look(), trouble)
+        seen = self._watcher
+        seen.take(self._moment())
+        first, last = seen.first, seen.last
+        seconds = last.at_s - first.at_s
+        others, steal = seen.shares(first, last) if seconds >= SHORTEST_WINDOW_S else (None, None)
+        return Observed(
+            seconds, others, steal, first.look, last.look, seen.trouble(), seen.fell, seen.hottest_c,
+            seen.slowed_by_heat, seen.glances(),
+        )  # fmt: skip
 
-    def _used_s(self) -> float:
-        return _own_cpu_s() + sum(map(_cpu_s_of, self._processes))
+    def _moment(self) -> Moment:
+        start_s = time.thread_time()  # of the processor: beside other work a look lasts longer, and costs no more
+        own_s = _own_cpu_s() + sum(map(_cpu_s_of, self._processes))
+        found = Moment(time.monotonic(), witnesses.look(), clock.read(), own_s, _cpu_seconds())
+        cost_s = glances.COSTS * (time.thread_time() - start_s)
+        self._next_s = time.monotonic() + min(max(glances.EVERY_S, cost_s), glances.SELDOM_S)
+        return found
 
 
 def clean_runs(switches: NDArray[np.int64], canaries: NDArray[np.int64]) -> NDArray[np.bool_]:
@@ -144,14 +159,15 @@ def judge(
         slow_canaries=int((canaries > _fast(canaries)).sum()), others_share=seen.others_share,
         steal_share=seen.steal_share, spread=float((high - low) / middle), window_s=seen.seconds,
         p50_clean_ms=float(np.median(ns[clean]) / 1e6) if clean.sum() >= 7 else None,
-        pressure_share=_share(seen.before.pressure_us, seen.after.pressure_us, seen.seconds),
-        throttled_share=_share(seen.before.throttled_us, seen.after.throttled_us, seen.seconds),
-        frequency_drop=_drop(seen.before.frequency_mhz, seen.after.frequency_mhz),
-        temperature_c=seen.after.temperature_c,
+        pressure_share=share(seen.before.pressure_us, seen.after.pressure_us, seen.seconds),
+        throttled_share=share(seen.before.throttled_us, seen.after.throttled_us, seen.seconds),
+        frequency_drop=_drop(seen),
+        temperature_c=seen.after.temperature_c if seen.hottest_c is None else seen.hottest_c,
         temperature_slope=_slope(seen.before.temperature_c, seen.after.temperature_c, seen.seconds),
-        heat_throttles=_grown(seen.before.heat_throttles, seen.after.heat_throttles),
-        slowed_by_heat=seen.after.slowed_by_heat, clock_jump_ms=seen.trouble.jump_ms,
-        suspended_s=seen.trouble.suspended_s, wall_step_s=seen.trouble.wall_step_s, absent=_absent(seen),
+        heat_throttles=grown(seen.before.heat_throttles, seen.after.heat_throttles),
+        slowed_by_heat=seen.after.slowed_by_heat or seen.slowed_by_heat, glances=seen.glances,
+        clock_jump_ms=seen.trouble.jump_ms, suspended_s=seen.trouble.suspended_s,
+        wall_step_s=seen.trouble.wall_step_s, absent=_absent(seen),
     )  # fmt: skip
     return with_verdict(evidence)
 
@@ -204,17 +220,9 @@ def _absent(seen: Observed) -> tuple[str, ...]:
     return (*found, *seen.after.absent, *(name for name, value in clocks if value is None))
 
 
-def _grown(before: int | None, after: int | None) -> int | None:
-    return None if before is None or after is None else max(0, after - before)
-
-
-def _share(before_us: int | None, after_us: int | None, seconds: float) -> float | None:
-    grown = _grown(before_us, after_us)
-    return None if grown is None else min(1.0, grown / 1e6 / max(seconds, 1e-3))
-
-
-def _drop(before: float | None, after: float | None) -> float | None:
-    return None if not before or after is None else max(0.0, 1 - after / before)
+def _drop(seen: Observed) -> float | None:
+    before, after = seen.before.frequency_mhz, seen.after.frequency_mhz
+    return None if not before or after is None else max(0.0, 1 - after / before, seen.frequency_fell)
 
 
 def _slope(before: float | None, after: float | None, seconds: float) -> float | None:
@@ -235,8 +243,8 @@ def _cpu_s_of(pid: int) -> float:
     return (int(cells[11]) + int(cells[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def _cpu_ticks() -> tuple[int, int] | None:
-    """Return (busy, stolen) ticks summed over the usable processors, None where /proc/stat is missing."""
+def _cpu_seconds() -> tuple[float, float] | None:
+    """Return (busy, stolen) seconds summed over the usable processors, None where /proc/stat is missing."""
     cpus = {f"cpu{number}" for number in usable_cpus()}
     try:
         with open("/proc/stat") as file:
@@ -245,4 +253,5 @@ def _cpu_ticks() -> tuple[int, int] | None:
         return None
     counts = [[int(cell) for cell in row[1:]] for row in rows]  # user nice system idle iowait irq softirq steal ...
     busy = sum(sum(row[:3]) + sum(row[5:7]) for row in counts)
-    return busy, sum(row[7] for row in counts if len(row) > 7)
+    tick_s = 1.0 / os.sysconf("SC_CLK_TCK")
+    return busy * tick_s, sum(row[7] for row in counts if len(row) > 7) * tick_s

@@ -26,6 +26,8 @@ VARIABLES = (  # they change the speed of an engine
     "CUDA_VISIBLE_DEVICES", "GOMP_CPU_AFFINITY", "KMP_AFFINITY", "KMP_BLOCKTIME", "NVIDIA_TF32_OVERRIDE",
     "OMP_NUM_THREADS", "OMP_PROC_BIND", "OMP_WAIT_POLICY", "ONEDNN_MAX_CPU_ISA",
 )  # fmt: skip
+X86_ID = ("vendor_id", "cpu family", "model", "stepping")
+ARM_ID = ("CPU implementer", "CPU architecture", "CPU variant", "CPU part", "CPU revision")
 ROOT = Path("/")
 NO_LIMIT_BYTES = 1 << 60  # version 1 of the control groups says "no limit" as the largest whole number of pages
 NVIDIA_SMI = ("nvidia-smi", "--query-gpu=name,driver_version,power.limit", "--format=csv,noheader")
@@ -38,11 +40,12 @@ def fingerprint() -> dict[str, Any]:
     flags = set((cpu.get("flags") or cpu.get("Features") or "").split())
     return {
         "cpu": cpu.get("model name") or cpu.get("Model") or platform.processor() or platform.machine(),
-        "cpu_id": "/".join(cpu.get(key, "?") for key in ("vendor_id", "cpu family", "model", "stepping")),
+        "cpu_id": "/".join(cpu.get(key, "?") for key in (ARM_ID if ARM_ID[0] in cpu else X86_ID)),
+        "board": (_read("/proc/device-tree/model") or "").strip(chr(0)) or None,
         "arch": platform.machine(),
         "flags": [flag for flag in FLAGS if flag in flags],
         "microcode": cpu.get("microcode"),
-        "governor": _read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
+        "governor": _governor(),
         "boost": _read("/sys/devices/system/cpu/cpufreq/boost"),
         "power_mode": _power_mode(),
         "cores": os.cpu_count(),
@@ -129,6 +132,17 @@ def _gpu() -> list[str] | None:
         models = sorted(Path("/proc/driver/nvidia/gpus").glob("*/information"))
         return [*((_read(path) or "").partition("\n")[0] for path in models), driver.splitlines()[0]]
     return None
+
+
+def _governor(root: Path = ROOT) -> str | None:
+    """Return the governor of the processors that we may use; where they differ, those of each: performance 0-3, ..."""
+    found: dict[str, set[int]] = {}
+    for number in usable_cpus():
+        if name := _read(root / f"sys/devices/system/cpu/cpu{number}/cpufreq/scaling_governor"):
+            found.setdefault(name, set()).add(number)
+    if len(found) < 2:
+        return next(iter(found), None)
+    return ", ".join(f"{name} {_ranges(numbers)}" for name, numbers in sorted(found.items()))
 
 
 def _power_mode() -> str | None:

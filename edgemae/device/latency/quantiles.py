@@ -114,11 +114,7 @@ def summarise(ns: ArrayLike, confidence: float = 0.95) -> Summary:
     n = len(data)
     allowed = allowed_percentiles(n)
     if "p50" not in allowed:
-        raise InputError(
-            f"{n} timed runs are too few for a median",
-            expected=f"at least {runs_needed(0.5)} runs (p90 needs {runs_needed(0.9)}, p99 {runs_needed(0.99)})",
-            fix="ask for more runs",
-        )
+        raise too_few(n)
     values: dict[str, float] = {}
     for name in ("p50", "p90", "p99"):
         if name in allowed:
@@ -127,6 +123,15 @@ def summarise(ns: ArrayLike, confidence: float = 0.95) -> Summary:
     withheld = {name: runs_needed(PERCENTILES[name]) for name in ("p90", "p99") if name not in allowed}
     return Summary(
         n=n, min_ms=float(data[0]), max_ms=float(data[-1]), withheld=withheld, confidence=confidence, **values
+    )
+
+
+def too_few(n: int) -> InputError:
+    """Return the error for fewer runs than a median takes."""
+    return InputError(
+        f"{n} timed runs are too few for a median",
+        expected=f"at least {runs_needed(0.5)} runs (p90 needs {runs_needed(0.9)}, p99 {runs_needed(0.99)})",
+        fix="ask for more runs",
     )
 
 

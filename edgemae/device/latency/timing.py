@@ -148,11 +148,12 @@ def measure(
     # Thinned for runs twice as fast as the warm-up: it is the slowest part of a process' life. What is not used of the
     # room costs no memory: the kernel gives pages when they are first written.
     room = max(CAPACITY, min_runs) if min_seconds else min_runs
-    every = max(1, math.ceil(2 * min_seconds / typical_s) // room)
+    every = max(1, math.ceil(2 * min_seconds / typical_s / room))
     count = max(1, math.ceil(STRETCH_NS / 1e9 / typical_s)) if back_to_back else 1
     recorder = Recorder(room, note)
     window, until = Window(), Until(min_runs, min_seconds)
     while not recorder.full and until.more(recorder.n):
+        window.glance()
         for _ in range((every - 1) * count):
             run()
         if back_to_back:
@@ -178,6 +179,7 @@ def interleave(
     recorders = {name: Recorder(2 * rounds * lengths[name]) for name in runs}
     window = Window()
     for block, name, following in turns(list(runs), rounds):
+        window.glance()
         for _ in range(LEAD_RUNS):
             runs[name]()
         for _ in range(lengths[name]):

@@ -8,6 +8,7 @@ import numpy as np
 
 from edgemae.device.profiling.draw import HUES, Chart, legend, spread
 from edgemae.device.profiling.record import STAGES, Layers, Profile
+from edgemae.device.profiling.text import clean, engine_of, told
 
 FEWEST = 20  # runs that make a picture
 
@@ -43,11 +44,41 @@ def timeline(record: Profile) -> str:
     shown = np.minimum(ms, high)
     chart.dots(at[~bad], shown[~bad])
     chart.crosses(at[bad], shown[bad])
-    e = record.interference
-    text = f"{e.clean_fraction:.0%} of the runs were undisturbed."
+    text = "; ".join(clean(record.interference)) + "."
     return "<h2>When it was disturbed</h2>" + chart.svg() + legend(
         (("a", "undisturbed run"), ("b", "switched out, or beside a slow canary (×)"))
     ) + f'<p class="soft">{escape(text)}</p>'  # fmt: skip
+
+
+def surroundings(record: Profile) -> str:
+    """Return what the machine did meanwhile, on the same axis of time as the runs: load, clock and temperature."""
+    seen, runs = record.interference.glances, record.series.at_s
+    if len(seen.at_s) < 2:
+        return ""
+    end = max(seen.at_s[-1], runs[-1] if runs else 0.0)
+    shares = {
+        "others on the processors": seen.others_share, "taken by the hypervisor": seen.steal_share,
+        "tasks waiting (PSI)": seen.pressure_share, "stopped by a quota": seen.throttled_share,
+    }  # fmt: skip
+    known = [(hue, name, 100 * np.array(row)) for hue, (name, row) in zip(HUES, shares.items(), strict=False) if row]
+    top = max((float(percent.max()) for _, _, percent in known), default=0.0)
+    parts = []
+    if known:
+        chart = Chart("Load beside the runs, over time", (0, end), (0, max(1.1 * top, 5.0)), "s", "%", height=170)
+        named = []
+        for place, (hue, name, percent) in enumerate(known):
+            chart.line(seen.at_s, percent, hue, dashed=place % 2 == 1)
+            named.append((hue, name + (" (dashed)" if place % 2 else "")))
+        parts.append(chart.svg() + legend(named))
+    for title, unit, row in (("Frequency of the fastest processor", "MHz", seen.frequency_mhz),
+                             ("Temperature of the hottest zone", "C", seen.temperature_c)):  # fmt: skip
+        if row:
+            low, high = min(row), max(row)
+            margin = 0.1 * (high - low) or 0.02 * high
+            chart = Chart(f"{title}, over time", (0, end), (low - margin, high + margin), "s", unit, height=130)
+            chart.line(seen.at_s, row)
+            parts.append(chart.svg() + f'<p class="soft">{title}.</p>')
+    return "<h2>What the machine did meanwhile</h2>" + "".join(parts) if parts else ""
 
 
 def stages(record: Profile) -> str:
@@ -74,11 +105,10 @@ def stages(record: Profile) -> str:
 def comparison(record: Profile) -> str:
     if (other := record.against) is None:
         return ""
-    said = "different" if other.different else "no difference shown"
     how = f"in turns, {other.rounds} rounds, a process each" if other.paired else "not in turns: a stored profile"
     text = (
-        f"{record.name} is {other.ratio:.3f} times as fast as {other.name} ({other.engine} {other.precision}), 95 % "
-        f"interval {other.ratio_low:.3f} to {other.ratio_high:.3f}: {said} ({how})."
+        f"{record.name} is {other.ratio:.3f} times as fast as {other.name} ({engine_of(other)}), 95 % "
+        f"interval {other.ratio_low:.3f} to {other.ratio_high:.3f}: {told(other)} ({how})."
     )
     picture = ""
     if other.ratios:

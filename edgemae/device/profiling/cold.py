@@ -20,6 +20,8 @@ COLD_TIMEOUT_S = 600  # an engine may still have to be built
 def cold_start(path: str | Path, engine: str = "auto", target: str | None = None) -> dict[str, float]:
     """Return {cold_ms, load_ms, first_ms} of a new process that loads a bundle and classifies one frame.
 
+    The first inference is that of the first golden frame, within loading: an app's first frame finds the engine warm.
+
     Raises EngineRuntimeError when it does not get that far.
     """
     from edgemae.device.latency.timing import park
@@ -53,11 +55,12 @@ def main(path: str, engine: str, target: str, started_ns: str) -> None:
     model = load(path, target=target or None, engine=engine)
     loaded_ns = time.monotonic_ns()
     frame = golden_frames(bundle_of(model))[0]
-    first_ns = time.monotonic_ns()
+    framed_ns = time.monotonic_ns()
     model(frame)
     end_ns = time.monotonic_ns()
-    spans = {"cold_ms": end_ns - int(started_ns), "load_ms": loaded_ns - loading_ns, "first_ms": end_ns - first_ns}
-    print(json.dumps({name: span / 1e6 for name, span in spans.items()}))
+    cold_ns = end_ns - int(started_ns) - (framed_ns - loaded_ns)  # an app has its frame from a camera
+    spans = {"cold_ms": cold_ns / 1e6, "load_ms": (loaded_ns - loading_ns) / 1e6, "first_ms": model.check.first_ms}
+    print(json.dumps(spans))
 
 
 if __name__ == "__main__":

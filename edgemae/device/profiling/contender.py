@@ -3,7 +3,7 @@
 Speaks JSON lines: orders on stdin, answers on what was stdout when it started (libraries that print go to stderr).
 
     -> {"kind": "onnx", "path": ..., "engine": ..., "target": ..., "pixels_of": ...}  what to hold
-    <- {"name": ..., "engine": ..., "precision": ..., "typical_s": ...}                it is warm
+    <- {"name": ..., "engine": ..., "version": ..., "precision": ..., "typical_s": ...}  it is warm
     -> {"block": 3, "runs": 20}
     <- {"parked": true}                                                               its threads are at rest
     -> {"end": true}
@@ -22,7 +22,7 @@ from itertools import cycle
 from pathlib import Path
 from typing import Any
 
-from edgemae.device.engines import open_session
+from edgemae.device.engines import ENGINES, open_session
 from edgemae.device.latency.timing import LEAD_RUNS, Recorder, Run, park, warm
 from edgemae.device.model import load, top_classes
 from edgemae.device.preprocess import preprocess
@@ -85,7 +85,8 @@ def _bundle(order: Order) -> Made:
     """Hold a bundle: a whole call, pixels in to result out."""
     model = load(order["path"], order["target"] or None, order["engine"])
     frames = cycle(golden_frames(open_bundle(order["pixels_of"])))
-    about = {"name": model.manifest.name, "engine": model.rung.engine, "precision": model.rung.precision}
+    about = {"name": model.manifest.name, "engine": model.rung.engine, "precision": model.rung.precision,
+             "version": ENGINES[model.rung.engine].version() or ""}  # fmt: skip
     return lambda: model(next(frames)), about
 
 
@@ -100,7 +101,8 @@ def _onnx(order: Order) -> Made:
         if "logits" in outputs:
             top_classes(outputs["logits"][0], manifest.labels)
 
-    return run, {"name": Path(order["path"]).stem, "engine": "onnxruntime", "precision": "as in the file"}
+    about = {"name": Path(order["path"]).stem, "engine": "onnxruntime", "precision": "as in the file"}
+    return run, about | {"version": ENGINES["onnxruntime"].version() or ""}
 
 
 if __name__ == "__main__":

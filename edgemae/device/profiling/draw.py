@@ -7,7 +7,7 @@ Colour never stands alone: marks differ in shape or carry a label.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from html import escape
 
@@ -161,10 +161,10 @@ def spread(values: ArrayLike, most: float = 99.5) -> tuple[float, float]:
     return max(low - margin, 0.0), high + margin
 
 
-def legend(entries: Sequence[tuple[str, str]], mark: Callable[[str], str] | None = None) -> str:
+def legend(entries: Sequence[tuple[str, str]]) -> str:
     """Return a line of (hue, name) below a chart."""
-    shown = mark or (lambda hue: f'<i class="key bg-{hue}"></i>')
-    return '<p class="legend">' + "".join(f"<span>{shown(hue)}{escape(name)}</span>" for hue, name in entries) + "</p>"
+    shown = (f'<span><i class="key bg-{hue}"></i>{escape(name)}</span>' for hue, name in entries)
+    return f'<p class="legend">{"".join(shown)}</p>'
 
 
 def _share(value: float, low: float, high: float, log: bool) -> float:

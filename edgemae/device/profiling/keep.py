@@ -26,7 +26,8 @@ log = logging.getLogger("edgemae.device")
 def keep(path: Path, record: Profile) -> str:
     """Put a profile into its bundle, in place of an older one of the same machine; return where its page lies.
 
-    That is a name within the bundle, which is a folder or a zip.
+    That is a name within the bundle, which is a folder or a zip. An INVALID profile replaces no better one: the page of
+    that one is returned, and the log says so.
 
     A bundle on a read-only or full disk stays as it is: the profile then lies in the cache folder, and the log says so.
     """
@@ -39,6 +40,11 @@ def keep(path: Path, record: Profile) -> str:
         created=record.created,
     )  # fmt: skip
     bundle = open_bundle(path)
+    before = next((old for old in bundle.manifest.profiles if old.file == row.file), row)
+    if record.verdict == "INVALID" != before.verdict:
+        why = "; ".join(record.reasons)
+        log.warning("the %s profile in '%s' stays: the new one is INVALID (%s)", before.verdict, path, why)
+        return f"{name}.html"
     rows = [*(old for old in bundle.manifest.profiles if old.file != row.file), row]
     gone = {end for old in rows[:-MOST] for end in (old.file, old.file.removesuffix(".json") + ".html")}
     added = {name + end: part for end, part in parts.items()}

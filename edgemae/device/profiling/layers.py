@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgemae.device.engines import find_engine, open_session
+from edgemae.device.latency.interference import VERDICTS
 from edgemae.device.latency.timing import LEAD_RUNS, interleave, park
 from edgemae.device.operators import Operator
 from edgemae.device.profiling.limits import Limits, measured_limits, roofline
@@ -73,11 +74,13 @@ def profile_layers(
         park()
         found = measured_limits(engine, target, multiplying)
     rows = _rows(operators, infer_ms, rounds, found)
+    inside_ms = sum(float(np.median(_timed(op.ms, rounds))) for op in operators)
+    doubt = max((samples.interference for samples in taken.values()), key=lambda e: VERDICTS.index(e.verdict))
     return Layers(
         rows=tuple(rows), infer_ms=infer_ms, instrumented_ms=watched_ms, overhead=watched_ms / infer_ms - 1,
         unmapped_share=sum(row.ms for row in rows if not row.module) / infer_ms,
         peak_gmacs=found.gmacs if found else {}, peak_gbytes=found.gbytes if found else 0.0,
-        runs=taken["watched"].n,
+        runs=taken["watched"].n, covered=inside_ms / watched_ms, verdict=doubt.verdict, reasons=doubt.reasons,
     )  # fmt: skip
 
 
@@ -99,8 +102,10 @@ def _rows(operators: list[Operator], infer_ms: float, rounds: int, limits: Limit
     rows = []
     for op, module, median in zip(operators, modules, medians, strict=True):
         ms, share, bound = median * scale, None, ""
-        if limits is not None and (op.macs or op.bytes) and ms > 0:
-            share, bound = roofline(op.macs, op.bytes, ms, limits.gmacs.get(op.precision), limits.gbytes)
+        peak = limits.gmacs.get(op.precision) if limits else None
+        # What multiplies in a precision without a measured limit has no place under the roof: "memory" is a guess.
+        if limits and (op.bytes or op.macs) and (peak or not op.macs) and ms > 0:
+            share, bound = roofline(op.macs, op.bytes, ms, peak, limits.gbytes)
         layer = Layer(
             name=op.name, module=module, kind=op.kind, precision=op.precision, ms=ms, macs=op.macs, bytes=op.bytes,
             limit_share=share, bound=bound,

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from edgemae.device.engines import find_engine
-from edgemae.device.profiling.product import product_onnx
+from edgemae.device.profiling.product import PRECISIONS, product_onnx
 from edgemae.spec.report import Record
 from edgemae.spec.target import Target
 
@@ -37,11 +37,12 @@ class Limits(Record, frozen=True):
 
 
 def measured_limits(engine: str, target: Target, precisions: Iterable[str]) -> Limits:
-    """Return the limits for these precisions (fp32, int8). Each is measured once in a process, in 0.3 s or so.
+    """Return the limits for these precisions. Each is measured once in a process, in 0.3 s or so.
 
-    For engines on the processor: `copy_gbytes` knows nothing of a GPU's memory.
+    Only fp32 and int8 have one: a product in fp16 or bf16 is not written here, and another's limit would be a wrong
+    one. For engines on the processor: `copy_gbytes` knows nothing of a GPU's memory.
     """
-    gmacs = {kind: product_gmacs(engine, target, kind) for kind in dict.fromkeys(precisions)}
+    gmacs = {kind: product_gmacs(engine, target, kind) for kind in dict.fromkeys(precisions) if kind in PRECISIONS}
     return Limits(gmacs=gmacs, gbytes=copy_gbytes(target.threads))
 
 

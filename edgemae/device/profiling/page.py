@@ -7,10 +7,12 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from edgemae.device.latency.interference import Interference
 from edgemae.device.latency.quantiles import Summary
 from edgemae.device.profiling import charts
 from edgemae.device.profiling.draw import number
 from edgemae.device.profiling.record import STAGES, Layers, Profile, store
+from edgemae.device.profiling.text import clean, limits_of, power_facts, shares, unit_of
 
 SHOWN_LAYERS = 25
 STYLE = Path(__file__).with_name("page.css")
@@ -25,9 +27,11 @@ def page(record: Profile) -> str:
         _limits(record),
         charts.histogram(record),
         charts.timeline(record),
+        charts.surroundings(record),
         charts.stages(record),
     ]
-    parts += [charts.comparison(record), _layers(record.layers), _heat(record), _machine(record)]
+    parts += [charts.comparison(record), _layers(record.layers), _heat(record)]
+    parts += [_evidence(record.interference), _machine(record)]
     title = escape(f"{record.name}: {record.verdict}")
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
@@ -69,7 +73,7 @@ def _figures(record: Profile) -> str:
         tiles.append((f"{100 * seen.drop_share:.1f} %", "of the frames dropped"))
     if record.start is not None:
         tiles.append((_ms(record.start.cold_ms), "process start to first result"))
-        tiles.append((_ms(record.start.first_ms), "first call"))
+        tiles.append((_ms(record.start.first_ms), "first inference"))
     if record.power is not None and record.power.energy_mj is not None:
         tiles.append((f"{record.power.energy_mj:.1f} mJ", "energy of a call, above idle"))
     shown = "".join(f"<div><b>{escape(big)}</b><span>{escape(small)}</span></div>" for big, small in tiles)
@@ -102,11 +106,11 @@ def _percentiles(name: str, s: Summary) -> tuple[str, ...]:
 def _limits(record: Profile) -> str:
     if not record.slo:
         return ""
-    rows = [
-        (s.text, "–" if s.value is None else number(s.value), "–" if s.high is None else number(s.high),
-         "met" if s.passed else "missed", s.note)
-        for s in record.slo
-    ]  # fmt: skip
+    rows = []
+    for s in record.slo:
+        scale, unit = unit_of(s)
+        value, end = ("–" if v is None else f"{number(scale * v)}{unit}" for v in (s.value, s.high))
+        rows.append((s.text, value, end, "met" if s.passed else "missed", s.note))
     return "<h2>Limits</h2>" + _table(("limit", "measured", "end of its interval", "verdict", ""), rows)
 
 
@@ -120,12 +124,12 @@ def _layers(layers: Layers | None) -> str:
          "–" if r.limit_share is None else f"{r.limit_share:.0%}", r.bound)
         for r in rows[:SHOWN_LAYERS]
     ]  # fmt: skip
-    peaks = ", ".join(f"{name} {value:.0f} GMAC/s" for name, value in layers.peak_gmacs.items())
     text = (
         f"Scaled to the median of {layers.infer_ms:.3f} ms without instruments; they cost {layers.overhead:.0%}. "
-        f"{layers.unmapped_share:.1%} of the time lies in operators whose module is not known. Measured limits of this "
-        f"machine: {peaks}, {layers.peak_gbytes:.1f} GB/s."
+        f"{layers.covered:.0%} of a watched inference lies in its operators, the rest is shared out among them. "
+        f"{layers.unmapped_share:.1%} of the time lies in operators whose module is not known; {limits_of(layers)}."
     )
+    text += f" This pass was {layers.verdict}: {'; '.join(layers.reasons)}." if layers.reasons else ""
     return "<h2>Layer by layer</h2>" + f"<p>{escape(text)}</p>" + charts.roofline(layers) + _table(
         ("module", "operator", "precision", "ms", "share", "MMAC", "of the limit", "bound"), shown
     )  # fmt: skip
@@ -134,12 +138,13 @@ def _layers(layers: Layers | None) -> str:
 def _heat(record: Profile) -> str:
     parts = []
     if (soak := record.soak) is not None:
-        said = "slower at the end" if soak.slower else "no slowing shown"
+        said = "slower at the end" if soak.slower else "no slowing of more than 2 % shown"
         parts.append(
             f"<p>{soak.minutes:g} minutes: median {soak.first_p50_ms:.3f} ms at first, {soak.last_p50_ms:.3f} ms at "
             f"last, ratio {soak.ratio:.3f} ({soak.ratio_low:.3f} to {soak.ratio_high:.3f}): {said}.</p>"
         )
     if (power := record.power) is not None:
+        parts.append(f"<p>{escape('; '.join(power_facts(power)))}.</p>" if power_facts(power) else "")
         rows = [
             (
                 s.name,
@@ -157,6 +162,12 @@ def _heat(record: Profile) -> str:
         if power.absent:
             parts.append(f'<p class="soft">Not on this machine: {escape(", ".join(power.absent))}.</p>')
     return "<h2>Power and heat</h2>" + "".join(parts) if parts else ""
+
+
+def _evidence(e: Interference) -> str:
+    rows = [("runs", "; ".join(clean(e))), *shares(e)]
+    absent = f'<p class="soft">Not on this machine: {escape(", ".join(e.absent))}.</p>' if e.absent else ""
+    return "<h2>Evidence</h2>" + _table(("", ""), rows, words=1) + absent
 
 
 def _machine(record: Profile) -> str:

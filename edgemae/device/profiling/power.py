@@ -7,7 +7,7 @@
     busy.result(runs=runs, idle=quiet.result())
 
 A thread reads power ten times a second and everything else once a second: temperatures are slow, and reading a clock
-frequency may interrupt the processor that is being measured. What the thread itself costs is in `own_cpu_share`.
+frequency may interrupt the processor that is being measured.
 """
 
 from __future__ import annotations
@@ -131,7 +131,6 @@ class PowerSampler:
         self._span_s: tuple[float, float] | None = None
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
-        self._own_cpu_s = 0.0
 
     def __enter__(self) -> PowerSampler:
         self.tick(time.monotonic())
@@ -174,15 +173,10 @@ class PowerSampler:
         self._ticks += 1
 
     @property
-    def own_cpu_share(self) -> float:
-        """Return what the sampling itself used of one core, 0..1."""
-        return self._own_cpu_s / self._seconds if self._seconds else 0.0
-
-    @property
     def throttle_reasons(self) -> tuple[str, ...]:
         """Return every sign that heat or current took speed away during the window."""
         said = [f.name for f, seen in self._witnesses if seen and _spoke(f, seen)]
-        for track in self._clocks:
+        for track in (*self._clocks, *(gpu for gpu in self._gpus if gpu.unit == "MHz")):
             hot = [v for at, v in zip(track.at_s, track.values, strict=True) if at in self._hot_at_s]
             cool = [v for at, v in zip(track.at_s, track.values, strict=True) if at not in self._hot_at_s]
             if min(len(hot), len(cool)) < FEWEST:
@@ -192,8 +186,11 @@ class PowerSampler:
                 said.append(f"{track.name} fell from {before:.0f} to {after:.0f} MHz while hot")
         return tuple(said)
 
-    def result(self, *, runs: int = 0, idle: Power | None = None) -> Power:
-        """Return what was seen. `runs` inferences were done; `idle` is the result of a window in which nothing ran."""
+    def result(self, *, runs: int = 0, idle: Power | None = None, on_gpu: bool = False) -> Power:
+        """Return what was seen. `runs` inferences were done, `on_gpu` or on the processor.
+
+        `idle` is the result of a window in which nothing ran.
+        """
         absent, whole = list(self._absent), self._whole()
         for track in (*self._power, *self._heat, *self._clocks, *self._gpus):
             if track.missed:
@@ -205,6 +202,8 @@ class PowerSampler:
         if run_w is not None and runs > 0:
             if idle_w is None:
                 absent.append("energy of one inference: no idle power to take away from it")
+            elif on_gpu and whole[0].source == "rapl":
+                absent.append("energy of one inference: it runs on the GPU, and rapl tells of the processors alone")
             else:
                 energy_mj = 1e3 * (run_w - idle_w) * self._seconds / runs
         could_tell = any(seen for _, seen in self._witnesses) or bool(self._clocks and self._heat)
@@ -224,7 +223,6 @@ class PowerSampler:
                 break
             self.tick(time.monotonic())
             turn = max(turn, int((time.monotonic() - started_s) * HZ))  # late: leave turns out, do not catch up
-        self._own_cpu_s = time.thread_time()
 
     def _keep(self, found: Iterator[Found | str]) -> Iterator[Found]:
         """Yield what was found; note what was not."""

@@ -7,7 +7,10 @@ from collections.abc import Iterable
 import numpy as np
 from numpy.typing import NDArray
 
+from edgemae.spec.errors import InternalError
+
 IR_VERSION, OPSET = 10, 20
+PRECISIONS = ("fp32", "int8")  # that a product can be written in
 _TYPES = {"float32": 1, "uint8": 2, "int8": 3}  # TensorProto.DataType
 
 
@@ -15,8 +18,12 @@ def product_onnx(size: int, precision: str) -> bytes:
     """Return (size, size) @ constant (size, size) in fp32 or int8, as edgemae's own graphs spell it.
 
     int8 is Gemm between QuantizeLinear / DequantizeLinear pairs with uint8 activations and 7-bit weights. Field numbers
-    are those of onnx.proto.
+    are those of onnx.proto. Raises InternalError for another precision.
     """
+    if precision not in PRECISIONS:
+        raise InternalError(
+            f"no product in '{precision}' can be written", expected=" or ".join(PRECISIONS), fix="report this"
+        )
     rng = np.random.default_rng(0)
     if precision == "fp32":
         weight = (rng.standard_normal((size, size)) / size**0.5).astype(np.float32)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shlex
 import time
 from collections.abc import Callable, Sequence
@@ -12,35 +13,48 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgemae.device.latency import early_stopping
-from edgemae.device.latency.interference import Interference, worst
+from edgemae.device.latency.interference import worst
 from edgemae.device.latency.machine import fingerprint
-from edgemae.device.latency.quantiles import runs_needed, summarise
+from edgemae.device.latency.quantiles import runs_needed, summarise, too_few
 from edgemae.device.latency.timing import park
 from edgemae.device.profiling.against import against_stored, contender_of, stored_profile
 from edgemae.device.profiling.cold import cold_start
+from edgemae.device.profiling.fit import misfits
 from edgemae.device.profiling.layers import layers_of
 from edgemae.device.profiling.power import PowerSampler
-from edgemae.device.profiling.record import SCENARIOS, Against, EarlyStopping, Power, Profile, Start, store
+from edgemae.device.profiling.record import (
+    SCENARIOS,
+    Against,
+    EarlyStopping,
+    Layers,
+    Power,
+    Profile,
+    Start,
+    store,
+    writable,
+)
 from edgemae.device.profiling.scenarios import FEWEST_RUNS, RUNNERS, Taken, Wanted
 from edgemae.device.profiling.slo import COLD_STARTS, Slo, judge, parse_slo, runs_for
 from edgemae.device.profiling.soak import first_against_last, parse_soak
 from edgemae.device.profiling.trace import chrome_trace
 from edgemae.device.profiling.versus import Contender, versus
-from edgemae.spec.errors import InputError, nearest
+from edgemae.spec.errors import InputError, StorageError, nearest
 
 if TYPE_CHECKING:
     from edgemae.device.model import Model
 
+log = logging.getLogger("edgemae.device")
 MIN_RUNS = {"single": 100, "offline": 320, "camera": 100}
 MIN_SECONDS = 3.0
+LAYERS_NOISY = 0.10  # between the plain runs beside the watched ones, and the inference stage of the scenario
 IDLE_S = 2.0  # of rest, before power is read under load
-FASTEST_FPS = 1000.0
+FPS, FASTEST_FPS = 25.0, 1000.0  # of a camera: unless told, at most
 
 
 def profile(
     source: str | Path | Model, against: str | Path | None = None, *, runs: int | None = None,
     engine: str = "auto", target: str | None = None, scenario: str = "single", slo: Sequence[str] = (),
-    soak: str | None = None, fps: float = 25.0, per_layer: bool = False, trace: str | Path | None = None,
+    soak: str | None = None, fps: float | None = None, per_layer: bool = False, trace: str | Path | None = None,
 ) -> Profile:  # fmt: skip
     """Measure a bundle (or a loaded model) with its own golden frames.
 
@@ -51,36 +65,45 @@ def profile(
     `per_layer` adds where an inference spends its time; `trace` names a file for a timeline that chrome://tracing and
     ui.perfetto.dev open.
     Raises InputError before measuring for what cannot be shown: too few runs, a figure that the scenario has not, a
-    stored profile that may not be compared.
+    stored profile that may not be compared; StorageError for a timeline that could not be written. One that cannot be
+    written all the same, after the runs, is logged: the record is not lost with it.
     """
     limits = tuple(parse_slo(text) for text in slo)
     wanted = _wanted(scenario, limits, runs, soak, fps)
+    if trace is not None:
+        writable(Path(trace))
     with ExitStack() as owned:
         model = _load(source, engine, target, owned)
         machine = {**fingerprint(), "threads": model.target.threads}
-        stored = stored_profile(str(against), machine) if against else None
+        stored = stored_profile(str(against), machine, scenario, wanted.fps) if against else None
         own = "" if model.target == model.manifest.target else target or model.target.name
         rival = contender_of(str(against), model.path, engine, own) if against and stored is None else None
         start = _start(model, own, COLD_STARTS if any(limit.metric == "cold" for limit in limits) else 1)
         park()
-        taken, power = _with_power(lambda: RUNNERS[scenario](model, wanted))
+        taken, power = _with_power(lambda: RUNNERS[scenario](model, wanted), on_gpu=model.rung.engine == "tensorrt")
         steady, evidence = summarise(taken.calls), taken.samples.interference
+        doubts = [
+            (evidence.verdict, "", evidence.reasons),
+            ("NOISY", "", _misfits(model)),
+            ("NOISY", "", power.throttle),
+        ]
         compared: Against | None = None
-        doubts: Interference | None = None
         if stored is not None:
-            compared, doubts = against_stored(steady, stored), stored.interference
+            compared = against_stored(steady, stored)
+            doubts.append((stored.interference.verdict, "comparison: ", stored.interference.reasons))
         elif rival is not None:
             this = Contender("bundle", str(model.path), model.rung.engine, own, str(model.path))
-            compared, doubts = versus(this, rival)
+            compared, beside = versus(this, rival)
+            doubts.append((beside.verdict, "comparison: ", beside.reasons))
         layers = layers_of(model) if per_layer else None
+        if layers is not None:  # it shares out a time that has its own evidence: it warns, and never condemns
+            doubts.append(("NOISY", "layers: ", (*layers.reasons, *_apart(layers, taken))))
         if trace is not None:
-            store(Path(trace), chrome_trace(*taken.timeline(), layers))
-        reasons = [*evidence.reasons, *power.throttle]
-        reasons += [f"comparison: {reason}" for reason in (doubts.reasons if doubts else ())]
-        verdicts = (evidence.verdict, *(["NOISY"] if power.throttle else ()), *([doubts.verdict] if doubts else ()))
+            _store_trace(Path(trace), taken, layers)
         manifest, rung = model.manifest, model.rung
         return Profile(
-            verdict=worst(*verdicts), reasons=tuple(reasons),
+            verdict=worst(*(verdict for verdict, _, reasons in doubts if reasons or verdict == "INVALID")),
+            reasons=tuple(f"{of}{reason}" for _, of, reasons in doubts for reason in reasons),
             name=manifest.name, version=manifest.version, bundle_sha256=model.sha256, target=model.target.name,
             engine=rung.engine, precision=rung.precision, scheme=rung.scheme, scenario=scenario, steady=steady,
             stages={name: summarise(ns) for name, ns in taken.stages.items()}, start=start, interference=evidence,
@@ -90,14 +113,41 @@ def profile(
             layers=layers, power=power, soak=first_against_last(taken) if soak else None, series=taken.series(),
             command=_command(model.path, slo, {
                 "--scenario": scenario, "--against": against,
-                "--runs": runs, "--soak": soak, "--fps": fps if scenario == "camera" else None,
+                "--runs": runs, "--soak": soak, "--fps": fps,
                 "--engine": None if engine == "auto" else engine, "--target": target,
             }) + " --per-layer" * per_layer,
         )  # fmt: skip
 
 
-def _wanted(scenario: str, limits: Sequence[Slo], runs: int | None, soak: str | None, fps: float) -> Wanted:
+def _store_trace(path: Path, taken: Taken, layers: Layers | None) -> None:
+    """Write the timeline; a disk that filled up meanwhile costs the timeline, not the profile."""
+    try:
+        store(path, chrome_trace(*taken.timeline(), layers))
+    except StorageError as error:
+        log.error("the timeline is lost, the profile is not: %s (%s)", error.what, error.fix)
+
+
+def _misfits(model: Model) -> tuple[str, ...]:
+    """Return why this machine's latencies do not speak for the model's target, after logging it."""
+    found = misfits(model.target)
+    for reason in found:
+        log.warning("'%s' on another machine than its target's: %s", model.path, reason)
+    return found
+
+
+def _apart(layers: Layers, taken: Taken) -> tuple[str, ...]:
+    """Return that the layers were scaled to another time than that of the inference stage, where they were."""
+    stage_ms = float(np.median(taken.stages["infer"])) / 1e6
+    if abs(layers.infer_ms / stage_ms - 1) <= LAYERS_NOISY:
+        return ()
+    return (f"their plain runs took {layers.infer_ms:.3f} ms, the inference stage {stage_ms:.3f} ms",)
+
+
+def _wanted(
+    scenario: str, limits: Sequence[Slo], runs: int | None, soak: str | None, asked_fps: float | None
+) -> Wanted:  # fmt: skip
     """Return how much to measure. Raises InputError for what cannot be measured or shown."""
+    fps = FPS if asked_fps is None else asked_fps
     if scenario not in SCENARIOS:
         raise InputError(
             f"unknown scenario '{scenario}'.{nearest(scenario, list(SCENARIOS))}",
@@ -110,6 +160,12 @@ def _wanted(scenario: str, limits: Sequence[Slo], runs: int | None, soak: str | 
             expected=f"more than 0 and at most {FASTEST_FPS:g}",
             fix="correct --fps",
         )
+    if asked_fps is not None and scenario != "camera":
+        raise InputError(
+            f"{fps:g} frames a second were asked for in scenario '{scenario}', which has no camera",
+            expected="--fps with --scenario camera only",
+            fix="add --scenario camera, or leave --fps out",
+        )
     if runs is not None and soak is not None:
         raise InputError(
             f"both {runs} runs and a soak of {soak} were asked for",
@@ -117,7 +173,7 @@ def _wanted(scenario: str, limits: Sequence[Slo], runs: int | None, soak: str | 
             fix="leave --runs or --soak out",
         )
     if runs is not None and runs < runs_needed(0.5):
-        summarise(np.zeros(runs))  # raises, with the numbers that are needed
+        raise too_few(runs)
     if runs is not None and runs < FEWEST_RUNS[scenario]:
         raise InputError(
             f"{runs} runs are too few for the intervals of scenario '{scenario}'",
@@ -138,7 +194,7 @@ def _start(model: Model, target: str, processes: int) -> Start:
     return Start(**middle, runs=processes, cold_high_ms=slowest)
 
 
-def _with_power(work: Callable[[], Taken], root: str | Path = "/") -> tuple[Taken, Power]:
+def _with_power(work: Callable[[], Taken], root: str | Path = "/", *, on_gpu: bool = False) -> tuple[Taken, Power]:
     """Run a scenario, and read power and heat beside it.
 
     Where a rail tells of power, 2 s of rest come first: energy is what the runs took above them. Where nothing can be
@@ -153,7 +209,7 @@ def _with_power(work: Callable[[], Taken], root: str | Path = "/") -> tuple[Take
         idle = rest.result()
     with busy:
         taken = work()
-    return taken, busy.result(runs=len(taken.calls), idle=idle)
+    return taken, busy.result(runs=taken.runs_done, idle=idle, on_gpu=on_gpu)
 
 
 def _early_stopping(scenario: str, taken: Taken) -> tuple[EarlyStopping, ...]:

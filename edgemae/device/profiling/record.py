@@ -15,7 +15,7 @@ from edgemae.device.latency.quantiles import Summary
 from edgemae.spec.errors import InputError, StorageError
 from edgemae.spec.report import Record
 
-SCHEMA = "edgemae.profile/2"
+SCHEMA = "edgemae.profile/3"
 SCENARIOS = ("single", "offline", "camera")
 # What a frame goes through, in order. capture: from the source's hand-over to the start of work (waiting in the slot);
 # sink: what the caller does with the result. A scenario without a source has no capture and decode.
@@ -26,8 +26,8 @@ class Start(Record, frozen=True):
     """How long a new process takes to its first result."""
 
     cold_ms: float  # start of the process -> first result
-    load_ms: float  # of that: opening and checking the bundle, building or fetching the engine
-    first_ms: float  # of that: first call after loading
+    load_ms: float  # of that: opening and checking the bundle, building or fetching the engine, the golden frames
+    first_ms: float  # of that: the very first inference, on the first golden frame
     runs: int = 1  # processes; of several, these are medians
     cold_high_ms: float | None = None  # upper end of the median's interval, where there were enough
 
@@ -87,10 +87,11 @@ class Against(Record, frozen=True):
     ratio: float
     ratio_low: float
     ratio_high: float
-    different: bool  # at 95 %
+    different: bool | None  # at 95 %; None for a stored profile: not taken in turns, so it cannot be told
     paired: bool  # True: taken in turns, right now; False: against a stored profile of the same machine
     rounds: int = 0
     ratios: tuple[float, ...] = ()  # of every round, for the picture
+    version: str = ""  # of the engine that ran it, which the machine's libraries may not name: PyTorch
 
 
 class Layer(Record, frozen=True):
@@ -118,6 +119,9 @@ class Layers(Record, frozen=True):
     peak_gmacs: dict[str, float]  # precision -> measured limit of this machine with these threads, GMAC/s
     peak_gbytes: float  # measured memory bandwidth, GB/s
     runs: int
+    covered: float = 1.0  # share of a watched inference that lies in its operators; the rest is shared out among them
+    verdict: str = "TRUSTED"  # of this pass: it takes its own runs
+    reasons: tuple[str, ...] = ()
 
 
 class Sensor(Record, frozen=True):
@@ -154,7 +158,7 @@ class Soak(Record, frozen=True):
     ratio: float  # last / first: above 1 it got slower
     ratio_low: float
     ratio_high: float
-    slower: bool  # at 95 %
+    slower: bool  # at 95 %, by more than 2 %: two minutes of an idle machine may lie that far apart
 
 
 class Series(Record, frozen=True):
@@ -204,9 +208,19 @@ def store(path: Path, data: bytes) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(data)
     except OSError as error:
-        raise StorageError(
-            f"'{path}' cannot be written: {error.strerror}", expected="a writable folder", fix="choose another file"
-        ) from error
+        raise _unwritable(path, error) from error
+
+
+def writable(path: Path) -> None:
+    """Raise StorageError now for a file that could not be written when the runs are over."""
+    there = path.exists()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.open("ab").close()
+        if not there:
+            path.unlink()
+    except OSError as error:
+        raise _unwritable(path, error) from error
 
 
 def read_profile(path: str | Path) -> Profile:
@@ -223,4 +237,10 @@ def read_profile(path: str | Path) -> Profile:
         f"'{path}' cannot be read as a profile: {reason}",
         expected=f"JSON of schema '{SCHEMA}', as `edgemae profile --json` prints it",
         fix="take that profile again with this version",
+    )
+
+
+def _unwritable(path: Path, error: OSError) -> StorageError:
+    return StorageError(
+        f"'{path}' cannot be written: {error.strerror}", expected="a writable folder", fix="choose another file"
     )

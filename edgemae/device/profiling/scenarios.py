@@ -55,6 +55,11 @@ class Taken:
     camera: CameraFigures | None = None
     ages: NDArray[np.int64] | None = None  # from a frame's arrival to its result
 
+    @property
+    def runs_done(self) -> int:
+        """Return how many inferences were done, with those of the warm-up and those that were not kept."""
+        return len(self.calls) * self.samples.every + WARMUP_RUNS
+
     def series(self) -> Series:
         """Return the runs for pictures, every so-manieth of them when there are more than 5,000."""
         step = math.ceil(len(self.calls) / SERIES_RUNS)
@@ -106,21 +111,37 @@ def offline(model: Model, wanted: Wanted) -> Taken:
 
 
 def camera(model: Model, wanted: Wanted) -> Taken:
-    """Let frames arrive at a fixed rate and work on the newest: decode, whole call, and one line of JSON as sink."""
+    """Let frames arrive at a fixed rate and work on the newest: decode, whole call, and one line of JSON as sink.
+
+    Of more than a million results one of so many is kept; which frames were worked on, and when, is kept of all.
+    """
     pictures = golden_bytes(bundle_of(model))
     room = max(CAPACITY, wanted.runs) if wanted.seconds else wanted.runs
-    spans = Rows((*STAGES, "call", "age", "number", "came", "done"), room)
+    every = max(1, math.ceil(wanted.fps * wanted.seconds / room))
+    spans, results = Rows((*STAGES, "call", "age"), room), Rows(("number", "came", "done"), room * every)
     warm(lambda: _work(model, pictures, (0, 0, 0)), WARMUP_RUNS)
-    recorder = Recorder(room, spans.note)
+    done = 0
+
+    def note(row: int, seen: Any) -> None:
+        if row >= 0:
+            spans.note(row, seen[:-3])
+        results.note(done, seen[-3:])
+
+    recorder = Recorder(room, note)
     window, until = Window(), Until(wanted.runs, wanted.seconds)
     with Arrivals(wanted.fps) as arrivals:
         while not recorder.full and until.more(recorder.n):
+            window.glance()
             recorder.watch()  # while we wait for a frame anyway, not while it gets old
             arrival = arrivals.take()
-            recorder.once(lambda arrival=arrival: _work(model, pictures, arrival), watch=False)  # type: ignore[misc]
-    samples = recorder.samples(window)
-    found = spans.columns(samples.n)
-    figures = _behind_camera(found["number"], found["came"], found["done"], found["age"])
+            if (done + 1) % every:
+                note(-1, _work(model, pictures, arrival))
+            else:
+                recorder.once(lambda arrival=arrival: _work(model, pictures, arrival), watch=False)  # type: ignore[misc]
+            done += 1
+    samples = recorder.samples(window, every)
+    found, all_of = spans.columns(samples.n), results.columns(done)
+    figures = _behind_camera(all_of["number"], all_of["came"], all_of["done"], found["age"])
     stages = {name: found[name] for name in STAGES}
     return Taken(samples, found["call"], stages, camera=figures, ages=found["age"])
 
@@ -137,7 +158,7 @@ def _calls(model: Model, wanted: Wanted, *, back_to_back: bool = False) -> tuple
         return model(next(frames))
 
     def note(row: int, result: Any) -> None:
-        spans.note(row, _stages(result))
+        spans.note(row, stages_of(result))
 
     samples = measure(
         run, min_runs=wanted.runs, min_seconds=wanted.seconds, warmup=WARMUP_RUNS, note=note, back_to_back=back_to_back
@@ -145,7 +166,8 @@ def _calls(model: Model, wanted: Wanted, *, back_to_back: bool = False) -> tuple
     return samples, spans.columns(samples.n)
 
 
-def _stages(result: Result) -> tuple[int, ...]:
+def stages_of(result: Result) -> tuple[int, ...]:
+    """Return what the stages of a whole call took, in ns."""
     return tuple(round(result.speed[f"{name}_ms"] * 1e6) for name in CALL_STAGES)
 
 
@@ -159,7 +181,17 @@ def _work(model: Model, pictures: list[bytes], arrival: tuple[int, int, int]) ->
     done = time.monotonic_ns()
     msgspec.json.encode({"seq": number, "label": result.label, "score": result.score})
     end = time.monotonic_ns()
-    return (start - due, decoded - start, *_stages(result), end - done, done - decoded, done - due, number, came, done)
+    return (
+        start - due,
+        decoded - start,
+        *stages_of(result),
+        end - done,
+        done - decoded,
+        done - due,
+        number,
+        came,
+        done,
+    )
 
 
 def _behind_camera(

@@ -112,6 +112,8 @@ def gpus(root: Path) -> Iterator[Found | str]:
             yield _tried(Found("gpu load", partial(number_of, folder / "device/load", 0.1), "%"), "devfreq gpu load")
     if none:
         yield "GPU: none in /sys/class/devfreq"
+    if (root / "proc/driver/nvidia/version").exists():
+        yield "NVIDIA GPU on a card: its power, clock and load are not read"
 
 
 def throttle_witnesses(root: Path) -> Iterator[Found | str]:

@@ -57,6 +57,7 @@ def versus(this: Contender, other: Contender, rounds: int = ROUNDS) -> tuple[Aga
         window = Window(processes=(a.pid, b.pid))
         restless = set()
         for block, name, _ in turns(["a", "b"], rounds):
+            window.glance()
             process = {"a": a, "b": b}[name]
             if not process.ask({"block": block, "runs": lengths[process]}, BLOCK_TIMEOUT_S)["parked"]:
                 restless.add(process.about["name"])
@@ -67,7 +68,7 @@ def versus(this: Contender, other: Contender, rounds: int = ROUNDS) -> tuple[Aga
             name=a.about["name"], kind=other.kind, engine=a.about["engine"], precision=a.about["precision"],
             p50_ms=theirs.p50_ms, n=theirs.n, ratio=found.median, ratio_low=found.low, ratio_high=found.high,
             different=found.different, paired=True, rounds=found.rounds,
-            ratios=tuple(float(r) for r in round_ratios(taken[0], taken[1])),
+            ratios=tuple(float(r) for r in round_ratios(taken[0], taken[1])), version=a.about.get("version", ""),
         )  # fmt: skip
     return against, _evidence(taken, restless)
 

@@ -53,6 +53,20 @@ def test_the_newest_of_a_machine_and_eight_machines(make_bundle: Callable[..., P
     assert len([name for name in after.manifest.files if name.startswith("profiles/")]) == 16
 
 
+def test_an_invalid_profile_replaces_no_better_one(
+    make_bundle: Callable[..., Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    path = make_bundle()
+    invalid = msgspec.structs.replace(taken_on("a board"), verdict="INVALID", reasons=("a clock jumped",))
+    first = keep(path, invalid)  # none is there yet: this one says at least why
+    assert keep(path, taken_on("a board", p50=4.0)) == first
+    assert keep(path, invalid) == first
+    (row,) = open_bundle(path).manifest.profiles
+    assert (row.verdict, row.p50_ms) == ("NOISY", 4.0)
+    assert "the NOISY profile" in caplog.text
+    assert "INVALID (a clock jumped)" in caplog.text
+
+
 def test_the_report_links_every_profile(make_bundle: Callable[..., Path], tmp_path: Path) -> None:
     made = open_bundle(make_bundle())
     files = {name: made.read(name) for name in made.manifest.files} | {"report.html": b"<h1>a</h1>%s%s<p>b</p>" % tuple(

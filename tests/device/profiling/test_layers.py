@@ -27,7 +27,7 @@ from edgemae.export.to_onnx import ATTENTION_FORMS, to_onnx
 from edgemae.model.vit import ViT, ViTShape, count_macs
 from edgemae.quantize.calibrate import Calibration
 from edgemae.quantize.schemes import SCHEMES
-from edgemae.spec.errors import EngineRuntimeError
+from edgemae.spec.errors import EngineRuntimeError, InternalError
 from edgemae.spec.graph import PixelContract
 from edgemae.spec.sections import QuantizePlan
 from edgemae.spec.target import Target
@@ -162,6 +162,22 @@ def test_shares_come_from_timed_runs_only(box: Target, monkeypatch: pytest.Monke
     assert layers.unmapped_share == pytest.approx(1)
 
 
+def test_what_no_operator_holds_is_told_and_so_is_what_disturbed_the_pass(
+    box: Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Operators of 6 ms within watched runs of 10 ms: the other 40 % are shared out, and the sum says nothing of it."""
+    stand_in(monkeypatch, 0.01, 0.01, [operator("a", 4 * np.ones(21)), operator("b", 2 * np.ones(21))])
+    monkeypatch.setattr("edgemae.device.latency.interference.involuntary_switches", lambda: 0)
+    switches = iter(range(10_000))
+    monkeypatch.setattr("edgemae.device.latency.timing.involuntary_switches", lambda: next(switches))
+    layers = profile_layers("x", {}, box, PIXELS, limits=False, rounds=2)
+    assert layers.covered == pytest.approx(6 / layers.instrumented_ms)
+    assert 0.3 < layers.covered < 0.61
+    assert sum(row.ms for row in layers.rows) == pytest.approx(layers.infer_ms)
+    assert layers.verdict == "INVALID"
+    assert "100% of the runs were disturbed" in layers.reasons
+
+
 def test_an_engine_that_tells_nothing_is_an_error(box: Target, monkeypatch: pytest.MonkeyPatch) -> None:
     stand_in(monkeypatch, 0, 0, [])
     with pytest.raises(EngineRuntimeError, match="tells of no operator") as error:
@@ -270,6 +286,21 @@ def test_the_product_is_onnx(precision: str, box: Target) -> None:
     w = weights["w"] if precision == "fp32" else weights["w_int8"] / 64
     for y in outputs.values():
         np.testing.assert_allclose(y, x @ w, atol=1e-4 if precision == "fp32" else 0.5)
+
+
+def test_only_what_can_be_written_has_a_limit(box: Target, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(InternalError, match="no product in 'fp16'"):
+        product_onnx(96, "fp16")
+    monkeypatch.setattr(limits, "product_gmacs", lambda *key: 40.0)
+    monkeypatch.setattr(limits, "copy_gbytes", lambda threads: 10.0)
+    assert measured_limits("x", box, ["fp16", "fp32", "bf16"]).gmacs == {"fp32": 40.0}
+    ops = [operator("a", np.ones(21), precision="fp16", macs=10**9, bytes=10**6),
+           operator("b", np.ones(21), macs=10**9, bytes=10**6),
+           operator("c", np.ones(21), kind="Add", precision="fp16", bytes=10**6)]  # fmt: skip
+    stand_in(monkeypatch, 0.001, 0.001, ops)
+    found = profile_layers("x", {}, box, PIXELS, rounds=2)
+    assert [row.bound for row in found.rows] == ["", "compute", "memory"]
+    assert found.rows[0].limit_share is None  # int8's limit, or memory's, would be a wrong one
 
 
 @pytest.mark.parametrize("engine", ON_CPU)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import sys
@@ -20,20 +21,27 @@ from onnx import TensorProto, helper, numpy_helper
 
 from edgemae.console import print_profile
 from edgemae.device.engines import open_session
+from edgemae.device.isa import isa_class
 from edgemae.device.model import load
 from edgemae.device.preprocess import preprocess
-from edgemae.device.profiling import profiler
+from edgemae.device.profiling import cold, profiler
+from edgemae.device.profiling.against import stored_profile
 from edgemae.device.profiling.cold import cold_start
+from edgemae.device.profiling.fit import misfits
 from edgemae.device.profiling.frames import bundle_of, golden_frames
+from edgemae.device.profiling.page import page
 from edgemae.device.profiling.profiler import profile
 from edgemae.device.profiling.record import Profile, SloVerdict, read_profile
+from edgemae.device.profiling.scenarios import single
 from edgemae.device.profiling.slo import exit_code
 from edgemae.device.profiling.text import describe
-from edgemae.device.selfcheck import golden_files, golden_name
-from edgemae.spec.bundle import Manifest, Rung, Tolerance, write_bundle
-from edgemae.spec.errors import EngineMissingError, EngineRuntimeError, InputError
+from edgemae.device.selfcheck import check, golden_files, golden_name
+from edgemae.device.session import Session
+from edgemae.spec.bundle import Manifest, Rung, Tolerance, open_bundle, write_bundle
+from edgemae.spec.errors import EngineMissingError, EngineRuntimeError, InputError, StorageError
 from edgemae.spec.graph import IoContract, PixelContract, TensorSpec
 from edgemae.spec.target import Target
+from tests.profiles import full_profile
 
 PIXEL = PixelContract(image_px=32)
 HERE = Target(
@@ -158,7 +166,13 @@ def test_a_stored_profile_of_this_machine_is_compared_and_of_another_refused(
     assert not found.against.paired
     assert found.against.name == "quick"
     assert found.against.ratio_high < 1  # the slow one is not as fast
-    assert "not in turns" in "\n".join(describe(found))
+    assert found.against.different is None  # two sessions of one machine differ for reasons of their own
+    assert "whether they differ cannot be told (not in turns: stored profile)" in "\n".join(describe(found))
+    assert "whether they differ cannot be told" in page(found)
+    for asked, what in (({"scenario": "offline"}, "taken in scenario 'single', this profile in scenario 'offline'"),
+                        ({"scenario": "camera"}, "this profile behind a camera of 25 frames")):  # fmt: skip
+        with pytest.raises(InputError, match=what):
+            profile(bundles[0], path, runs=40, **asked)
 
     other = {**record.machine, "cpu": "another one"}
     path.write_bytes(msgspec.json.encode(msgspec.structs.replace(record, machine=other)))
@@ -175,7 +189,8 @@ def test_a_stored_profile_of_this_machine_is_compared_and_of_another_refused(
         b"{}",
         b'{"schema":"edgemae.profile/99"}',
         b'{"schema":"edgemae.profile/1","verdict":"TRUSTED"}',
-        b'{"schema":"edgemae.profile/2"}',
+        b'{"schema":"edgemae.profile/2","verdict":"TRUSTED"}',
+        b'{"schema":"edgemae.profile/3"}',
         b"\xff\xfe",
     ],
 )
@@ -297,6 +312,9 @@ def test_the_exit_code_is_that_of_the_worst(
 @pytest.mark.parametrize(
     ("asked", "what"),
     [
+        ({"runs": -5}, "-5 timed runs are too few"),
+        ({"fps": 30.0}, "30 frames a second were asked for in scenario 'single'"),
+        ({"fps": 25.0, "scenario": "offline"}, "in scenario 'offline', which has no camera"),
         ({"scenario": "offlin"}, "Did you mean 'offline'"),
         ({"scenario": "camera", "runs": 32}, "32 runs are too few for the intervals"),
         ({"scenario": "offline", "runs": 31}, "31 runs are too few for the intervals"),
@@ -320,6 +338,137 @@ def test_a_bundle_for_another_machine_is_refused(
     board = msgspec.structs.replace(box, name="board", engines=("tensorrt",))
     with pytest.raises(EngineMissingError, match="'tensorrt' is not installed"):
         profile(make_bundle(engines=("tensorrt",), target=board), runs=20)
+
+
+def test_a_stored_profile_of_another_camera_or_of_none_is_refused(tmp_path: Path) -> None:
+    record = full_profile()  # behind a camera of 25 frames a second
+    path = tmp_path / "p.json"
+    path.write_bytes(msgspec.json.encode(record))
+    assert stored_profile(str(path), record.machine, "camera", 25.2) == record
+    with pytest.raises(InputError, match="a camera of 25 frames a second, this profile behind a camera of 30 frames"):
+        stored_profile(str(path), record.machine, "camera", 30.0)
+    with pytest.raises(InputError, match="does not exist") as caught:
+        stored_profile(str(tmp_path / "absent.json"), record.machine, "single", 25.0)
+    assert caught.value.fix == "check the path"
+
+
+# ---------------------------------------------------------------- what is said of it
+
+
+def test_the_first_inference_is_the_very_first(bundles: tuple[Path, Path]) -> None:
+    bundle, runs = open_bundle(bundles[0]), []
+    with open_session("onnxruntime", bundle.rung_files(bundle.manifest.ladder[0]), HERE) as real:
+
+        def first_is_slow(pixels: Any) -> Any:
+            runs.append(pixels)
+            time.sleep(0.2 if len(runs) == 1 else 0.0)
+            return real(pixels)
+
+        with Session("onnxruntime", first_is_slow, lambda: None) as session:
+            assert check(session, bundle, bundle.manifest.ladder[0]).first_ms > 200
+            assert check(session, bundle, bundle.manifest.ladder[0]).first_ms < 200
+
+
+def test_finding_a_frame_is_no_part_of_a_cold_start(
+    bundles: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def slowly(model: Any) -> Any:
+        time.sleep(60)
+        return bundle_of(model)
+
+    ahead, real = [0], time.monotonic_ns
+    monkeypatch.setattr(time, "sleep", lambda seconds: ahead.__setitem__(0, round(seconds * 1e9)))
+    monkeypatch.setattr(time, "monotonic_ns", lambda: real() + ahead[0])
+    monkeypatch.setattr("edgemae.device.profiling.frames.bundle_of", slowly)
+    cold.main(str(bundles[0]), "auto", "", str(time.monotonic_ns()))
+    found = json.loads(capsys.readouterr().out)
+    assert ahead[0] == 60 * 10**9
+    assert 0 < found["first_ms"] < found["load_ms"] < found["cold_ms"] < 60_000
+
+
+def test_a_bundle_for_another_machine_is_measured_and_never_trusted(
+    bundles: tuple[Path, Path], warm_start: list[int], caplog: pytest.LogCaptureFixture
+) -> None:
+    with load(bundles[0], msgspec.structs.replace(HERE, arch="aarch64", isa="dotprod", threads=64)) as model:
+        found = profile(model, runs=20)
+    assert found.verdict != "TRUSTED"
+    for reason in ("the target is aarch64", "asks for 64 threads, and"):
+        assert any(reason in line for line in found.reasons), reason
+        assert reason in caplog.text
+    mine = msgspec.structs.replace(HERE, isa=isa_class(), threads=1)
+    assert misfits(mine) == ()
+
+
+def test_layers_that_were_disturbed_are_a_reason_and_never_condemn(
+    bundles: tuple[Path, Path], warm_start: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layers = msgspec.structs.replace(full_profile().layers, verdict="INVALID", reasons=("a dog barked",), infer_ms=1e3)
+    monkeypatch.setattr(profiler, "layers_of", lambda model: layers)
+    quiet = full_profile(verdict="TRUSTED").interference
+    monkeypatch.setitem(profiler.RUNNERS, "single", lambda model, wanted: with_evidence(model, wanted, quiet))
+    monkeypatch.setattr(profiler, "misfits", lambda target: ())
+    found = profile(bundles[0], runs=20, per_layer=True)
+    assert found.verdict == "NOISY"
+    assert found.reasons[0] == "layers: a dog barked"
+    assert found.reasons[1].startswith("layers: their plain runs took 1000.000 ms, the inference stage 0.")
+    assert "this pass was INVALID: a dog barked" in "\n".join(describe(found))
+
+
+def with_evidence(model: Any, wanted: Any, evidence: Any) -> Any:
+    taken = single(model, wanted)
+    return dataclasses.replace(taken, samples=dataclasses.replace(taken.samples, interference=evidence))
+
+
+def test_a_terminal_is_told_as_much_as_the_page() -> None:
+    text = "\n".join(describe(full_profile()))
+    for said in ("40 switched out, 50 looks at a slow canary", "median of the clean ones 4.980 ms",
+                 "power and heat: ina3221", "4.2 W at rest", "not throttled",
+                 "operators hold 91% of a watched inference",
+                 "torch eager 2.13.0 fp32", "the first inference in it 12.50 ms", "24.800 frames/s"):  # fmt: skip
+        assert said in text, said
+    layers = msgspec.structs.replace(full_profile().layers, peak_gmacs={}, peak_gbytes=0.0)
+    bare = msgspec.structs.replace(full_profile(), layers=layers)
+    assert "no limits measured" in "\n".join(describe(bare))
+    assert "no limits measured" in page(bare)
+    assert "limits here: ," not in "\n".join(describe(bare)) + page(bare)
+
+
+# ---------------------------------------------------------------- files that cannot be written
+
+
+def test_a_timeline_without_a_place_is_refused_before_any_work(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(StorageError, match="cannot be written"):
+        profile(tmp_path / "not-even-there", trace=tmp_path / "file" / "trace.json")
+    with pytest.raises(InputError):  # the place is fine, and nothing is left in it
+        profile(tmp_path / "x", trace=tmp_path / "new" / "trace.json", engine="none", scenario="wrong")
+    assert not (tmp_path / "new" / "trace.json").exists()
+
+
+def test_a_timeline_that_cannot_be_written_in_the_end_leaves_the_profile(
+    bundles: tuple[Path, Path], warm_start: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    def full(path: Path, _: bytes) -> None:
+        raise StorageError(f"'{path}' cannot be written: no space", expected="space", fix="free some")
+
+    monkeypatch.setattr(profiler, "store", full)
+    found = profile(bundles[0], runs=20, trace=tmp_path / "trace.json")
+    assert found.steady.n == 20
+    assert "the timeline is lost, the profile is not" in caplog.text
+
+
+def test_figures_are_printed_before_a_page_that_fails(
+    record: Profile, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(typer.Exit) as caught:
+        print_profile(msgspec.structs.replace(record, verdict="NOISY"), tmp_path / "file" / "page.html", json=True)
+    said = capsys.readouterr()
+    assert caught.value.exit_code == 5
+    assert json.loads(said.out)["name"] == record.name
+    assert "cannot be written" in said.err
+    assert "The figures were printed and stand" in said.err
 
 
 # ---------------------------------------------------------------- power beside the runs
@@ -351,7 +500,7 @@ def test_energy_is_what_a_rail_says_above_rest(tmp_path: Path, monkeypatch: pyte
             os.replace(rail / "energy_uj.new", rail / "energy_uj")
 
     class Runs:
-        calls = range(100)
+        runs_done = 100
 
     def work() -> Runs:
         watts[0] = 6.0

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from edgemae.device.engines import ENGINES
 from edgemae.device.profiling import versus as module
 from edgemae.device.profiling.against import contender_of
 from edgemae.device.profiling.versus import Contender, versus
@@ -154,6 +155,7 @@ def test_a_bundle_against_its_own_graph(make_bundle: Callable[..., Path], tmp_pa
     this = contender_of(str(bundle), bundle, "onnxruntime", "")
     found, _ = versus(this, contender_of(f"onnx:{graph}", bundle, "auto", ""), rounds=8)
     assert (found.name, found.kind, found.engine) == ("graph", "onnx", "onnxruntime")
+    assert found.version == ENGINES["onnxruntime"].version()
     assert found.n >= 48
     assert 0.2 < found.ratio < 5  # the same graph in the same engine; how equal is for a benchmark to say
 
