@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json as json_library
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -38,10 +38,13 @@ BATCH = 32  # of a model file under torch; engines of a bundle take one picture 
 # ---------------------------------------------------------------- accuracy
 
 
-def evaluate_path(path: Path, eval_data: str, engine: str, heads: int = 0) -> dict[str, Any]:
-    """Return accuracy of a bundle (through its engine, no torch) or of a model file (through torch)."""
+def evaluate_path(path: Path, eval_data: str, loading: Mapping[str, Any], heads: int = 0) -> dict[str, Any]:
+    """Return accuracy of a bundle (through its engine, no torch) or of a model file (through torch).
+
+    `loading`: keyword arguments of `load`.
+    """
     if is_bundle(path):
-        with load(path, engine=engine) as model:
+        with load(path, **loading) as model:
             images = known_classes(images_at(eval_data, checked=True), model.labels)
             found = predict(model.session, _frames(images, model.pixel))
             here = {"bundle": str(path), "engine": model.rung.engine, "precision": model.rung.precision}
@@ -121,11 +124,14 @@ def _torch_run(vit: Any) -> Any:
 
 
 def run_frames(
-    bundle: Path, source: str, policy: str | None, limit: int, engine: str, target: str | None, *, json: bool
+    bundle: Path, source: str, policy: str | None, limit: int, loading: Mapping[str, Any], *, json: bool
 ) -> bool:
-    """Run a bundle on frames and print a line for each; counts go to stderr. Return whether it was interrupted."""
+    """Run a bundle on frames and print a line for each; counts go to stderr. Return whether it was interrupted.
+
+    `loading`: keyword arguments of `load`.
+    """
     tell = _as_json if json else _as_text
-    with load(bundle, target, engine) as model:
+    with load(bundle, **loading) as model:
         frames = stream(model, int(source) if source.isdigit() else source, policy)
         try:
             for number, seen in enumerate(frames, start=1):

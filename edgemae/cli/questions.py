@@ -9,11 +9,11 @@ import typer
 
 from edgemae import console
 from edgemae.cli.app import app
+from edgemae.cli.loading import LoadFlags
 from edgemae.console import INTERRUPTED, start_logging
 from edgemae.options import (
     BundlePath,
     DecoderHeads,
-    EngineName,
     Heads,
     Json,
     Measure,
@@ -26,16 +26,20 @@ from edgemae.options import (
 
 
 @app.command(name="eval")
+@unfold
 def evaluate(
+    flags: LoadFlags,
     model: Annotated[Path, typer.Argument(help="A bundle, or a teacher or student file.", metavar="MODEL")],
     eval_data: Annotated[str, typer.Option("--eval-data", help="Images to judge by.")],
-    engine: EngineName = "auto", teacher_heads: Heads = None, json: Json = False, verbose: Verbose = False,
+    teacher_heads: Heads = None, json: Json = False, verbose: Verbose = False,
 ) -> None:  # fmt: skip
     """Score a bundle, or a model file, on a folder of images."""
     from edgemae.judging import evaluate_path
 
     start_logging(verbose)
-    console.print_rows("evaluation", evaluate_path(model, eval_data, engine, heads=teacher_heads or 0), json=json)
+    console.print_rows(
+        "evaluation", evaluate_path(model, eval_data, flags.wanted(), heads=teacher_heads or 0), json=json
+    )
 
 
 @app.command()
@@ -52,18 +56,20 @@ def profile(
 
 
 @app.command()
+@unfold
 def run(
+    flags: LoadFlags,
     bundle: BundlePath,
     source: Annotated[str, typer.Argument(help="Camera index, video file, image folder or URL.", metavar="SOURCE")],
     policy: Annotated[str | None, typer.Option(help="latest, every or staleness:200ms; default by source.")] = None,
     limit: Annotated[int, typer.Option(help="Stop after this many frames; 0: never.")] = 0,
-    engine: EngineName = "auto", target: TargetName = None, json: Json = False, verbose: Verbose = False,
+    json: Json = False, verbose: Verbose = False,
 ) -> None:  # fmt: skip
     """Run a bundle on frames and print one line a frame (JSON lines with --json)."""
     from edgemae.judging import run_frames
 
     start_logging(verbose)
-    if run_frames(bundle, source, policy, limit, engine, target, json=json):
+    if run_frames(bundle, source, policy, limit, flags.wanted(), json=json):
         raise typer.Exit(INTERRUPTED)
 
 
@@ -81,12 +87,13 @@ def inspect(
 
 
 @app.command()
-def verify(bundle: BundlePath, engine: EngineName = "auto", target: TargetName = None, json: Json = False) -> None:
+@unfold
+def verify(flags: LoadFlags, bundle: BundlePath, json: Json = False) -> None:
     """Check every hash, then the golden frames on this machine's engine."""
     from edgemae import load
 
     start_logging(False)
-    with load(bundle, target, engine) as model:
+    with load(bundle, **flags.wanted()) as model:
         console.print_rows("verified", {"bundle": str(bundle), **model.info}, json=json)
 
 
