@@ -37,9 +37,8 @@ def evaluate(
     from edgemae.judging import evaluate_path
 
     start_logging(verbose)
-    console.print_rows(
-        "evaluation", evaluate_path(model, eval_data, flags.wanted(), heads=teacher_heads or 0), json=json
-    )
+    found = evaluate_path(model, eval_data, flags.wanted(), heads=teacher_heads or 0)
+    console.print_rows("evaluation", found, json=json)
 
 
 @app.command()

@@ -166,6 +166,30 @@ def test_an_engine_that_cannot_build_is_skipped_and_the_reasons_are_listed(
         load(path)
 
 
+@pytest.mark.parametrize(("fallback", "level"), [("warn", logging.WARNING), ("auto", logging.INFO)])
+def test_a_step_down_is_told_as_loudly_as_was_asked_for(
+    path: Path, fallback: str, level: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    with caplog.at_level(logging.INFO, "edgemae.device"), load(path, fallback=fallback) as loaded:
+        info = loaded.info
+    (told,) = [record for record in caplog.records if "is skipped" in record.message]
+    assert told.levelno == level
+    assert info["skipped"] == [{"rung": "openvino-fp32", "reason": "the engine 'openvino' is not installed"}]
+
+
+def test_never_means_the_first_rung_or_its_error(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with load(path, fallback="never") as loaded:
+        assert loaded.rung.engine == "openvino"
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    monkeypatch.setattr(model, "check", lambda *_: pytest.fail("a second engine was tried"))
+    with pytest.raises(EngineMissingError, match="'openvino' is not installed") as error:
+        load(path, fallback="never")
+    assert "edgemae[openvino]" in error.value.fix
+    with pytest.raises(InputError, match="Did you mean 'never'"):
+        load(path, fallback="nevr")
+
+
 def test_an_engine_that_computes_something_else_is_never_skipped_over(
     path: Path, make_bundle: Callable[..., Path]
 ) -> None:
