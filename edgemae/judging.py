@@ -46,7 +46,7 @@ def evaluate_path(path: Path, eval_data: str, loading: Mapping[str, Any], heads:
     if is_bundle(path):
         with load(path, **loading) as model:
             images = known_classes(images_at(eval_data, checked=True), model.labels)
-            found = predict(model.session, _frames(images, model.pixel))
+            found = predict(model.session, _frames(images, model.pixel, model.manifest.io.dtype))
             here = {"bundle": str(path), "engine": model.rung.engine, "precision": model.rung.precision}
             return _answer(here, found, images, labels=model.labels, size_bytes=_size(path))
     from edgemae.model.checkpoint import load_teacher
@@ -92,11 +92,11 @@ def _answer(
     return {"top1": row.top1, "n": row.n, "ece": row.ece, **about, **figures}
 
 
-def _frames(images: ImageSet, pixel: PixelContract) -> Batches:
+def _frames(images: ImageSet, pixel: PixelContract, dtype: str) -> Batches:
     with progress("evaluate", len(images)) as shown:
         for i, path in enumerate(images.paths):
             label = None if images.labels is None else np.array([images.labels[i]])
-            yield preprocess(read_picture(path, pixel), pixel), label
+            yield preprocess(read_picture(path, pixel), pixel, dtype), label
             shown.advance()
 
 

@@ -50,12 +50,13 @@ class Model:
         self.manifest, self.path, self.sha256 = bundle.manifest, bundle.path, bundle.sha256
         self.target, self.rung, self.session, self.check = target, rung, session, proof
         self.pixel, self.labels = bundle.manifest.pixel, bundle.manifest.labels
+        self._dtype = bundle.manifest.io.dtype
         self.skipped: tuple[tuple[str, str], ...] = ()  # (rung id, reason), in ladder order
 
     def __call__(self, frame_bgr: NDArray[np.uint8], color: str = "BGR", top: int = 5) -> Result:
         """Return the result for one (H, W), (H, W, 3) or (H, W, 4) uint8 frame whose channel order is `color`."""
         start = time.perf_counter_ns()
-        pixels = preprocess(as_bgr(frame_bgr, color), self.pixel)
+        pixels = preprocess(as_bgr(frame_bgr, color), self.pixel, self._dtype)
         before = time.perf_counter_ns()
         outputs = self.session(pixels)
         after = time.perf_counter_ns()

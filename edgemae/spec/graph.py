@@ -48,10 +48,18 @@ class TensorSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
 
 
 class IoContract(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Tensors of the graph: one input `pixels`; outputs `logits` (only with a head) and `embedding`."""
+    """Tensors of the graph: one input `pixels`; outputs `logits` (only with a head) and `embedding`.
+
+    `pixels` is (B, C, H, W) float32, normalised, or (B, H, W, C) uint8 for a graph that normalises by itself.
+    """
 
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+
+    @property
+    def dtype(self) -> str:
+        """Return the input's, as `preprocess` takes it."""
+        return self.inputs[0].dtype
 
 
 class Step(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
