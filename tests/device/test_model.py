@@ -87,6 +87,16 @@ def test_scores_do_not_overflow() -> None:
     assert top_classes(logits, ("ant",), 2)[1][0] == "1"  # a class without a name goes by its number
 
 
+def test_the_best_are_those_of_a_full_sort_and_ties_go_by_number() -> None:
+    rng = np.random.default_rng(0)
+    for classes in (1, 2, 7, 1000):
+        logits = rng.integers(0, 9, classes).astype(np.float32)  # ties everywhere
+        order = [str(i) for i in np.argsort(-logits, kind="stable")]
+        for top in (1, 5, 2000):
+            assert [label for label, _ in top_classes(logits, (), top)] == order[:top]
+    assert len(top_classes(np.full(4, np.nan, np.float32), (), 2)) == 2
+
+
 def test_without_a_head_there_is_an_embedding_only(make_bundle: Callable[..., Path]) -> None:
     with load(make_bundle(head=False)) as loaded:
         result = loaded(FRAME)

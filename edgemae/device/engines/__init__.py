@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from edgemae.device.cache import compiled
 from edgemae.device.cores import on_cores
 from edgemae.device.engines import onnxruntime, openvino, tensorrt
+from edgemae.device.memory import trim_heap
 from edgemae.device.session import Engine, Session
 from edgemae.spec.errors import InputError, nearest
 from edgemae.spec.target import Target
@@ -43,6 +44,7 @@ def open_session(engine: str, files: Mapping[str, bytes], target: Target, cores:
     chosen = find_engine(engine)
     with on_cores(cores):
         blob = compiled(chosen, files, target) if chosen.cached else chosen.compile(files, target)
+        trim_heap()  # what compiling took, before loading takes its own
         session = chosen.load(blob, target)
     session.cores = cores
     return session
