@@ -4,8 +4,8 @@
     python tools/bench_overhead.py --quick
 
 The bare call is the library's own (`InferenceSession.run`, `InferRequest.infer`) on a tensor that lies ready. Frames
-have the input's own size, so that no resize is counted: what is left is normalising, our session, softmax and Result, which
-may cost 5 % of the engine. A second group takes 1080p frames, to show what the resize adds with either kernel.
+have the input's own size, so that no resize is counted: what is left is normalising, our session, softmax and Result,
+which may cost 5 % of the engine. A second group takes 1080p frames, to show what the resize adds with either kernel.
 Times are processor time of the process on one thread: wall time on a shared machine is mostly about the others.
 """
 

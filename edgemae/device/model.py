@@ -125,10 +125,10 @@ def top_classes(logits: NDArray[np.float32], labels: Sequence[str], top: int = 5
     shares = np.exp(logits.astype(np.float64) - logits.max())
     shares /= shares.sum()
     count = min(max(top, 1), len(shares))
-    # Of 1000 classes only those that can be among the best are sorted: 30 us in place of 100. Written so that NaN stays.
+    # Only those that can be among the best are sorted: of 1000 classes in a third of the time. NaN stays in.
     best = np.flatnonzero(~(shares < np.partition(shares, -count)[-count]))
-    best = best[np.argsort(-shares[best], kind="stable")][:count]
-    return [(labels[i] if i < len(labels) else str(i), float(shares[i])) for i in best]
+    order = np.argsort(-shares[best], kind="stable")[:count]
+    return [(labels[i] if i < len(labels) else str(i), float(shares[i])) for i in best[order].tolist()]
 
 
 def load(
