@@ -144,11 +144,15 @@ def test_a_bundle_of_bytes_is_measured_proved_and_judged_as_such(job: Job, compi
     assert edgemae("run", path, job.flat, "--limit", 2, "--cores", "x").code == 2
 
 
-def test_the_plan_knows_two_inputs(job: Job, tmp_path: Path) -> None:
+def test_the_plan_knows_two_inputs_and_the_kernels(job: Job, compiled: Ran, tmp_path: Path) -> None:
     work = (*job.work, "--target", job.target, "-o", tmp_path / "out", "--dry-run")
     refused = edgemae("compile", *work, "--set", "graph_input=int8")
     assert refused.code == 2
     assert "graph_input is 'int8'" in refused.err
+    student = stage(job.output, "pruned") / "student.safetensors"
+    other = edgemae("compile", student, *work, "--set", "data.kernel=halve-linear")
+    assert other.code == 2
+    assert "the student learned from 'area-linear'" in other.err
     kernel = edgemae("compile", *work, "--set", "data.kernel=halving")
     assert kernel.code == 2
     assert "Did you mean 'halve-linear'?" in kernel.err

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import shlex
 import sys
 import tempfile
@@ -179,6 +180,26 @@ def table(result: dict[str, Any]) -> str:
         for row in group["rows"]
     ]
     return "\n".join([*lines, f"in us: {result['parts_us']}"])
+
+
+def summary(result: dict[str, Any]) -> str:
+    """Return the README's table: a row for each way to call, a column for each engine."""
+    names = [row["name"] for row in result["engines"][0]["rows"][1:]]
+    lines = ["| Call | " + " | ".join(group["engine"] for group in result["engines"]) + " |",
+             "| --- |" + " ---: |" * len(result["engines"])]  # fmt: skip
+    for name in names:
+        rows = [next(row for row in group["rows"] if row["name"] == name) for group in result["engines"]]
+        cells = (f"{row['ratio']:.3f} ({row['low']:.3f} to {row['high']:.3f})" for row in rows)
+        lines.append(f"| `{name.split(', ')[0]}`{name.partition(')')[2]} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def rewrite(readme: Path, results: Path) -> None:
+    """Put the table of a results file between the marks of a Markdown file."""
+    result = msgspec.json.decode(results.read_bytes())
+    text = f"\n{summary(result)}\n\nMade by `{result['command']}`.\n"
+    pattern = rf"(<!-- table: {results.stem} -->\n).*?(<!-- end -->)"
+    readme.write_text(re.sub(pattern, lambda m: m[1] + text + "\n" + m[2], readme.read_text(), flags=re.S))
 
 
 if __name__ == "__main__":

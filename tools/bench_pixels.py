@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import shlex
 import sys
 import time
@@ -232,6 +233,34 @@ def cells(row: dict[str, Any]) -> str:
         f"| {row['name']} | {row['p50_ms']:.2f} ms | {row['times_as_fast']:.2f} ({row['low']:.2f} to "
         f"{row['high']:.2f}) | {row['levels']:.2f} |"
     )
+
+
+def summary(result: dict[str, Any]) -> str:
+    """Return the README's table: kernels that differ from the reference, and what they say of the photos."""
+    names = [group["frame"] for group in result["kernels"]]
+    lines = ["| Kernel | " + " | ".join(f"{name} px" for name in names) + " | Levels off, 1080p | Top-1, 1080p |",
+             "| --- |" + " ---: |" * (len(names) + 2)]  # fmt: skip
+    seen = {row["kernel"]: row for row in result["top1"] if "1080p" in row["shown"]}
+    for kernel in (REFERENCE, *COMPARED):
+        rows = [next(row for row in group["rows"] if row["name"] == kernel) for group in result["kernels"]]
+        times = [f"{row['p50_ms']:.2f} ms, {row['times_as_fast']:.1f}x" for row in rows]
+        top1 = f"{100 * seen[kernel]['top1']:.1f} %"
+        lines.append(f"| {kernel} | {' | '.join(times)} | {rows[0]['levels']:.1f} | {top1} |")
+    verdicts = ", ".join(dict.fromkeys(group["verdict"] for group in result["kernels"]))
+    n = seen[REFERENCE]["n"]
+    note = (
+        f"Beside other work ({verdicts}): compare the ratios. Top-1 of a model trained with {REFERENCE}, on {n} photos "
+        "shown to a noisy 1080p camera."
+    )
+    return "\n".join([*lines, "", note])
+
+
+def rewrite(readme: Path, results: Path) -> None:
+    """Put the table of a results file between the marks of a Markdown file."""
+    result = msgspec.json.decode(results.read_bytes())
+    text = f"\n{summary(result)}\n\nMade by `{result['command']}`.\n"
+    pattern = rf"(<!-- table: {results.stem} -->\n).*?(<!-- end -->)"
+    readme.write_text(re.sub(pattern, lambda m: m[1] + text + "\n" + m[2], readme.read_text(), flags=re.S))
 
 
 if __name__ == "__main__":
