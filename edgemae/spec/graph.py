@@ -59,7 +59,7 @@ class IoContract(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     @property
     def dtype(self) -> str:
         """Return the input's, as `preprocess` takes it."""
-        return self.inputs[0].dtype
+        return self.inputs[0].dtype if self.inputs else "float32"
 
 
 class Step(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
