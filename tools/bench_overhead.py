@@ -51,10 +51,10 @@ Run = Callable[[], object]
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="60 rounds in place of 400")
+    parser.add_argument("--quick", action="store_true", help="60 rounds in place of 150")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the results there")
     args = parser.parse_args()
-    rounds = 60 if args.quick else 400
+    rounds = 60 if args.quick else 150
     torch.manual_seed(0)
     graph = to_onnx(ViT(TINY).eval(), PIXEL)
     target = msgspec.structs.replace(find_target("cpu-onnxruntime"), threads=1)
