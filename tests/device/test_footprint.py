@@ -27,7 +27,7 @@ MIB = {"onnxruntime": 190, "openvino": 190}  # resident while running: 132 and 1
 PEAK_MIB = {"onnxruntime": 225, "openvino": 260}  # while loading: 193 and 220 (194 from the cache) were seen
 
 DEVICE = """
-import json, resource, sys
+import json, sys
 import edgemae
 import numpy as np
 with edgemae.load(sys.argv[1], engine=sys.argv[2]) as model:
@@ -37,7 +37,7 @@ with edgemae.load(sys.argv[1], engine=sys.argv[2]) as model:
 print(json.dumps({
     "loaded": sorted({name.partition(".")[0] for name in sys.modules}),
     "mib": int(status["VmRSS"].split()[0]) / 1024,
-    "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+    "peak_mib": int(status["VmHWM"].split()[0]) / 1024,  # ru_maxrss counts the parent of a fork too
 }))
 """
 
