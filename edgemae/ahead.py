@@ -26,6 +26,7 @@ from edgemae.prune.budget import check_budget
 from edgemae.quantize.calibrate import check_calibration
 from edgemae.quantize.schemes import candidates
 from edgemae.spec.errors import CheckpointError, DataError, EngineMissingError, PlanError, check_named
+from edgemae.spec.graph import KERNELS
 from edgemae.spec.sections import Plan, ShapePlan
 from edgemae.spec.target import Target
 from edgemae.trials import calibration_of
@@ -45,6 +46,7 @@ def check_ahead(plan: Plan, targets: list[Target], source: Path | None) -> Teach
         student = load_student(source)
         shape = student.vit.shape
         _refuse_elastic(plan, source)
+        _refuse_kernel(plan, student)
         begin: Teacher | Student = student
     else:
         begin = read_teacher(source, plan) if source else blank_teacher(plan)
@@ -61,6 +63,15 @@ def _refuse_elastic(plan: Plan, source: Path) -> None:
             f"--elastic distills, and '{source}' is a student already",
             expected="a teacher as SOURCE",
             fix=f"leave --elastic out; `edgemae extract {source}` takes a sub-network out of an elastic student",
+        )
+
+
+def _refuse_kernel(plan: Plan, student: Student) -> None:
+    if plan.data.kernel not in ("", student.pixel.kernel):
+        raise PlanError(
+            f"data.kernel is '{plan.data.kernel}', and the student learned from '{student.pixel.kernel}'",
+            expected=f"'{student.pixel.kernel}', or none",
+            fix="leave data.kernel out, or distill a student with it",
         )
 
 
@@ -146,6 +157,8 @@ def check_plan(plan: Plan) -> None:
         ("prune.criterion", plan.prune.criterion, CRITERIA),
         ("quantize.aware_when", plan.quantize.aware_when, ("hurt", "always")),
         ("data.resize", plan.data.resize, ("short-side", "stretch")),
+        ("data.kernel", plan.data.kernel or KERNELS[0], KERNELS),
+        ("graph_input", plan.graph_input, ("float32", "uint8")),
     )
     for name, value, known in choices:
         check_named(name, value, known)

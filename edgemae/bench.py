@@ -47,10 +47,11 @@ class Here:
         return this_machine()
 
     def measure(self, target: Target, vit: ViT, entries: Entries) -> Latencies:
-        job = job_of(target, vit, entries)
+        job = job_of(target, entries)
         files = {entry.name: graph.files for entry, graph in entries}
-        tensor, before = torch.zeros(job.shape), torch.get_num_threads()
-        vit.eval()
+        shape = vit.eval().shape
+        tensor = torch.zeros(1, shape.channels, shape.image_px, shape.image_px)
+        before = torch.get_num_threads()
 
         def eager() -> None:
             with torch.inference_mode():
@@ -84,7 +85,7 @@ class There:
             tempfile.TemporaryDirectory() as draft,
         ):
             path = Path(draft) / f"candidates-{target.name}.zip"
-            write_job(path, job_of(target, vit, entries), [graph.files for _, graph in entries])
+            write_job(path, job_of(target, entries), [graph.files for _, graph in entries])
             return msgspec.convert(self._ask(far, far.copy(path)), Latencies)
 
     def _ask(self, far: Far, *arguments: str) -> dict[str, Any]:
@@ -93,12 +94,11 @@ class There:
         return answer(far, codes, outputs)
 
 
-def job_of(target: Target, vit: ViT, entries: Entries) -> Job:
-    shape = vit.shape
-    return Job(
-        target=target, shape=(1, shape.channels, shape.image_px, shape.image_px),
-        graphs=tuple(entry for entry, _ in entries),
-    )  # fmt: skip
+def job_of(target: Target, entries: Entries) -> Job:
+    """Return the job of graphs with one io contract."""
+    (pixels,) = entries[0][1].io.inputs
+    graphs = tuple(entry for entry, _ in entries)
+    return Job(target=target, shape=pixels.shape, dtype=pixels.dtype, graphs=graphs)
 
 
 HERE = Here()

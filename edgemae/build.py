@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import torch
+import numpy as np
 
 from edgemae.ahead import check_ahead, check_bench, check_images
 from edgemae.bench import HERE, Bench
@@ -258,8 +258,7 @@ def _evidence(target: Target, found: list[Candidate], latency: dict[str, EngineL
         gain = latency[best.name].p50_ms / latency[eight.name].p50_ms
         if gain >= EXPECTED_GAIN:
             continue
-        shape = best.graph.io.inputs[0].shape
-        pixels = torch.zeros(shape).numpy()
+        pixels = np.zeros(best.graph.io.inputs[0].shape, best.graph.io.dtype)
         evidence[engine] = {
             "int8_gain": round(gain, 3),
             "why": unlike or "share of time by operator, float beside int8",

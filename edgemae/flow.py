@@ -34,7 +34,7 @@ from edgemae.model.vit import ViT
 from edgemae.model.weights import read_model, write_atomic
 from edgemae.prune import prune
 from edgemae.spec.errors import CheckpointError, InputError
-from edgemae.spec.graph import IMAGENET_MEAN, IMAGENET_STD, PixelContract
+from edgemae.spec.graph import IMAGENET_MEAN, IMAGENET_STD, KERNELS, PixelContract
 from edgemae.spec.plan import plan_tree
 from edgemae.spec.sections import Plan
 from edgemae.workdir import Workdir, check_output, file_digest
@@ -141,7 +141,7 @@ def pretrained(flow: Flow, start: Path | None) -> Path:
     rest: dict[str, Any] = {"heads": plan.teacher_heads, "decoder_heads": plan.teacher_decoder_heads}
     if start is None:
         resize = "" if plan.data.resize == "short-side" else plan.data.resize
-        rest = {"resize": resize, "mean": plan.data.mean, "std": plan.data.std}
+        rest = {"resize": resize, "kernel": plan.data.kernel, "mean": plan.data.mean, "std": plan.data.std}
     key |= {name: value for name, value in rest.items() if value}
 
     def make(folder: Path) -> None:
@@ -202,8 +202,8 @@ def _stage_one(flow: Flow, source: Path, guide: Path | None, name: str) -> Path:
     key = {"distill": settings, "student": plan_tree(plan.student), "heads": plan.teacher_heads,
            "from": file_digest(guide if guide and chosen is tuned else source), "pixels": plan.data.resize,
            "mean": plan.data.mean, "std": plan.data.std}  # fmt: skip
-    if recipe.needs_head:
-        key["temperature"] = temperature
+    key |= {"temperature": temperature} if recipe.needs_head else {}
+    key |= {"kernel": plan.data.kernel} if plan.data.kernel else {}
     return flow.work.run(name, flow.key(**key), make) / STUDENT
 
 
@@ -257,7 +257,7 @@ def teacher_pixel(plan: Plan) -> PixelContract:
     mean, std = (plan.data.mean, plan.data.std) if plan.data.mean and plan.data.std else usual
     return PixelContract(
         image_px=plan.teacher.image_px, channels=plan.teacher.channels, color="GRAY" if gray else "RGB",
-        resize=plan.data.resize, mean=mean, std=std,
+        resize=plan.data.resize, kernel=plan.data.kernel or KERNELS[0], mean=mean, std=std,
     )  # fmt: skip
 
 

@@ -6,7 +6,7 @@ A bundle is asked without torch, so all of this works on a device.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -37,12 +37,15 @@ BATCH = 32  # of a model file under torch; engines of a bundle take one picture 
 # ---------------------------------------------------------------- accuracy
 
 
-def evaluate_path(path: Path, eval_data: str, engine: str, heads: int = 0) -> dict[str, Any]:
-    """Return accuracy of a bundle (through its engine, no torch) or of a model file (through torch)."""
+def evaluate_path(path: Path, eval_data: str, loading: Mapping[str, Any], heads: int = 0) -> dict[str, Any]:
+    """Return accuracy of a bundle (through its engine, no torch) or of a model file (through torch).
+
+    `loading`: keyword arguments of `load`.
+    """
     if is_bundle(path):
-        with load(path, engine=engine) as model:
+        with load(path, **loading) as model:
             images = known_classes(images_at(eval_data, checked=True), model.labels)
-            found = predict(model.session, _frames(images, model.pixel))
+            found = predict(model.session, _frames(images, model.pixel, model.manifest.io.dtype))
             here = {"bundle": str(path), "engine": model.rung.engine, "precision": model.rung.precision}
             return _answer(here, found, images, labels=model.labels, size_bytes=_size(path))
     from edgemae.model.checkpoint import load_teacher
@@ -88,11 +91,11 @@ def _answer(
     return {"top1": row.top1, "n": row.n, "ece": row.ece, **about, **figures}
 
 
-def _frames(images: ImageSet, pixel: PixelContract) -> Batches:
+def _frames(images: ImageSet, pixel: PixelContract, dtype: str) -> Batches:
     with progress("evaluate", len(images)) as shown:
         for i, path in enumerate(images.paths):
             label = None if images.labels is None else np.array([images.labels[i]])
-            yield preprocess(read_picture(path, pixel), pixel), label
+            yield preprocess(read_picture(path, pixel), pixel, dtype), label
             shown.advance()
 
 

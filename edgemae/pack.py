@@ -41,7 +41,7 @@ class Packed:
 
 def pack(choices: list[Choice], target: Target, pixel: PixelContract, images: ImageSet, seed: int) -> Packed:
     """Return ladder, golden set and graph files; reference outputs come from a rung's own engine if it runs here."""
-    frames = golden_frames(images, pixel, seed)
+    frames, dtype = golden_frames(images, pixel, seed), choices[0].candidate.graph.io.dtype
     rungs: list[Rung] = []
     files: dict[str, bytes] = {}
     outputs: dict[str, NDArray[Any]] = {}
@@ -53,7 +53,7 @@ def pack(choices: list[Choice], target: Target, pixel: PixelContract, images: Im
         own = candidate.engine in HERE.machine.engines
         engine = candidate.engine if own else "onnxruntime"
         with open_session(engine, candidate.graph.files, target) as session:
-            rows = [session(preprocess(frame, pixel)) for frame in frames]
+            rows = [session(preprocess(frame, pixel, dtype)) for frame in frames]
         output = "logits" if "logits" in rows[0] else "embedding"
         reference = np.concatenate([row[output] for row in rows])
         precision = candidate.graph.precision
@@ -69,7 +69,7 @@ def pack(choices: list[Choice], target: Target, pixel: PixelContract, images: Im
         if "tokens" in rows[0]:
             tokens[rung.id] = np.stack([some_tokens(row["tokens"]) for row in rows])
         rungs.append(msgspec.structs.replace(rung, golden=golden_name(rung.id)))
-    golden, golden_data = golden_files(frames, pixel, outputs, tokens)
+    golden, golden_data = golden_files(frames, pixel, outputs, tokens, dtype)
     return Packed(tuple(rungs), golden, files | golden_data)
 
 

@@ -22,6 +22,7 @@ from edgemae.device.isa import machine_facts
 from edgemae.device.latency.candidates import Entry, Latencies
 from edgemae.export.lint import lint
 from edgemae.export.to_onnx import ATTENTION_FORMS, both_forms
+from edgemae.export.uint8_input import take_uint8, with_uint8
 from edgemae.flow import Flow
 from edgemae.graph_files import graph_digest, load_graph, save_array, save_graph
 from edgemae.measure.accuracy import Predictions, predict
@@ -30,6 +31,7 @@ from edgemae.model.vit import ViT
 from edgemae.model.weights import write_atomic
 from edgemae.quantize.calibrate import Calibration
 from edgemae.quantize.half import to_fp16
+from edgemae.quantize.openvino_int8 import uint8_ir
 from edgemae.quantize.schemes import ENGINE_SCHEMES, SCHEMES, candidates
 from edgemae.quantize.search import AWARE
 from edgemae.spec.errors import EngineRuntimeError, MachineError
@@ -112,14 +114,11 @@ def calibration_of(images: ImageSet, pixel: PixelContract, workers: int) -> Cali
 
 def all_candidates(flow: Flow, target: Target, student_path: Path) -> list[Candidate]:
     """Return what can be tried for a target: every float form, then every int8 scheme that fits its engines."""
-    forms = graphs(flow, student_path)
+    forms, pixel = graphs(flow, student_path), load_student(student_path).pixel
     found: list[Candidate] = []
     for engine in target.engines:
-        if engine == "tensorrt":
-            half = to_fp16(forms["explicit"])
-            found.append(Candidate(engine, half, "explicit", graph_digest(half)))
-        else:
-            found += [Candidate(engine, graph, form, graph_digest(graph)) for form, graph in forms.items()]
+        mine = {"explicit": to_fp16(forms["explicit"])} if engine == "tensorrt" else forms
+        found += [_candidate(flow, engine, graph, form, pixel) for form, graph in mine.items()]
     if "int8" in target.precisions:
         found += int8_candidates(flow, student_path, candidates(target, flow.plan.quantize))
     return found
@@ -131,8 +130,17 @@ def int8_candidates(flow: Flow, student_path: Path, schemes: tuple[str, ...]) ->
     for scheme in schemes:
         graph = quantized(flow, graphs(flow, student_path)["explicit"], scheme, student.pixel, student.scales)
         owner = next(engine for engine, names in ENGINE_SCHEMES.items() if scheme in names)
-        found.append(Candidate(owner, graph, "explicit", graph_digest(graph)))
+        found.append(_candidate(flow, owner, graph, "explicit", student.pixel))
     return found
+
+
+def _candidate(flow: Flow, engine: str, graph: Graph, form: str, pixel: PixelContract) -> Candidate:
+    """Return a graph as it would ship, with the input that the plan asks for."""
+    if flow.plan.graph_input == "uint8" and "model.onnx" in graph.files:
+        graph = take_uint8(graph, pixel)
+    elif flow.plan.graph_input == "uint8":
+        graph = with_uint8(graph, pixel, uint8_ir(graph.files, pixel))
+    return Candidate(engine, graph, form, graph_digest(graph))
 
 
 def rehearsals(flow: Flow, target: Target, found: list[Candidate]) -> list[str]:
@@ -169,7 +177,7 @@ def torch_predictions(flow: Flow, name: str, model_path: Path, vit: ViT, pixel: 
         return {"embedding": embedding.numpy()} | ({} if logits is None else {"logits": logits.numpy()})
 
     key = {"from": file_digest(model_path), "tools": _versions("torch")}
-    return _predictions(flow, name, key, lambda: run, pixel, 32)
+    return _predictions(flow, name, key, lambda: run, Loader(flow.inputs.evaluation, pixel, 32, train=False), 32)
 
 
 def engine_predictions(flow: Flow, candidate: Candidate, target: Target, pixel: PixelContract) -> Predictions:
@@ -177,19 +185,20 @@ def engine_predictions(flow: Flow, candidate: Candidate, target: Target, pixel: 
     engine = candidate.engine if candidate.engine in HERE.machine.engines else "onnxruntime"
     key = {"graph": candidate.digest, "engine": engine, "target": msgspec.to_builtins(target),
            "machine": machine_facts(), "tools": _versions(engine)}  # fmt: skip
+    loader = Loader(flow.inputs.evaluation, pixel, 32, train=False, raw=candidate.graph.io.dtype == "uint8")
     return _predictions(
-        flow, candidate.name, key, lambda: open_session(engine, candidate.graph.files, target), pixel, 1
+        flow, candidate.name, key, lambda: open_session(engine, candidate.graph.files, target), loader, 1
     )
 
 
 def _predictions(
-    flow: Flow, name: str, key: dict[str, Any], run: Callable[[], Any], pixel: PixelContract, batch: int
+    flow: Flow, name: str, key: dict[str, Any], run: Callable[[], Any], loader: Loader, batch: int
 ) -> Predictions:
-    images = flow.inputs.evaluation
+    images = loader.images
 
     def make(folder: Path) -> None:
         def batches() -> Iterator[tuple[NDArray[Any], NDArray[Any] | None]]:
-            for item in Loader(images, pixel, 32, workers=flow.plan.workers, train=False).epoch():
+            for item in replace(loader, workers=flow.plan.workers).epoch():
                 labels = item.labels.numpy() if images.labels is not None else None
                 for i in range(0, len(item.pixels), batch):
                     yield item.pixels[i : i + batch].numpy(), None if labels is None else labels[i : i + batch]
@@ -199,7 +208,7 @@ def _predictions(
             if getattr(found, part) is not None:
                 save_array(folder / f"{part}.npy", getattr(found, part))
 
-    key = {**key, "evaluation": images.fingerprint, "pixel": msgspec.to_builtins(pixel)}
+    key = {**key, "evaluation": images.fingerprint, "pixel": msgspec.to_builtins(loader.pixel)}
     folder = flow.work.run(f"scores-{name}", key, make)
     parts = [np.load(f) if (f := folder / f"{p}.npy").exists() else None for p in ("logits", "embedding", "labels")]
     return Predictions(*parts)  # type: ignore[arg-type]

@@ -107,7 +107,8 @@ def test_pixels_of_a_teacher_from_scratch(channels: int, color: str, mean: tuple
     pixel = teacher_pixel(load_plan(None, (f"teacher.channels={channels}", "teacher.image_px=48")))
     assert (pixel.channels, pixel.color, pixel.mean, pixel.image_px) == (channels, color, mean, 48)
     own = teacher_pixel(load_plan(None, ("data.mean=[0.1, 0.2, 0.3]", "data.std=[1, 1, 1]")))
-    assert own.mean == (0.1, 0.2, 0.3)
+    assert (own.mean, own.kernel) == ((0.1, 0.2, 0.3), "area-linear")
+    assert teacher_pixel(load_plan(None, ("data.kernel=halve-linear",))).kernel == "halve-linear"
 
 
 def test_without_labels_the_score_of_what_to_prune_reaches_every_block(tiny_vit) -> None:  # type: ignore[no-untyped-def]

@@ -21,7 +21,7 @@ def test_accuracy_of_a_bundle_is_what_counting_gives(job: Job, compiled: Ran) ->
     with load(job.bundle) as model:
         said = {path: model(cv2.imread(str(path))).label for path in sorted(job.val.rglob("*.png"))}
     right = sum(path.parent.name == label for path, label in said.items())
-    found = evaluate_path(job.bundle, str(job.val), "auto")
+    found = evaluate_path(job.bundle, str(job.val), {})
     assert found["top1"] == right / len(said)
     assert found["n"] == len(said) == 24
     for name in CLASSES:
@@ -32,7 +32,7 @@ def test_accuracy_of_a_bundle_is_what_counting_gives(job: Job, compiled: Ran) ->
 
 def test_a_model_file_and_the_graph_made_of_it_score_alike(job: Job, compiled: Ran) -> None:
     pruned = stage(job.output, "pruned") / "student.safetensors"
-    found = evaluate_path(pruned, str(job.val), "auto")
+    found = evaluate_path(pruned, str(job.val), {})
     (report,) = (row for row in compiled.json["stages"] if row["stage"] == "pruned")
     assert found["top1"] == report["top1"]
     assert (found["params"], found["macs"]) == (report["params"], report["macs"])
@@ -43,7 +43,7 @@ def test_a_model_file_and_the_graph_made_of_it_score_alike(job: Job, compiled: R
 def test_pictures_without_labels_are_counted_and_not_judged(job: Job, compiled: Ran, tmp_path: Path) -> None:
     shutil.copytree(job.flat, tmp_path / "flat")
     (tmp_path / "flat" / "broken.jpg").write_bytes(b"")
-    found = evaluate_path(job.bundle, str(tmp_path / "flat"), "onnxruntime")
+    found = evaluate_path(job.bundle, str(tmp_path / "flat"), {"engine": "onnxruntime"})
     assert (found["top1"], found["ece"], found["n"], found["skipped_files"]) == (None, None, 40, 1)
     assert "per_class" not in found
 

@@ -9,12 +9,12 @@ import typer
 
 from edgemae import console
 from edgemae.cli.app import app
+from edgemae.cli.loading import LoadFlags
 from edgemae.cli.watching import WatchFlags
 from edgemae.console import start_logging
 from edgemae.options import (
     BundlePath,
     DecoderHeads,
-    EngineName,
     Heads,
     Json,
     Measure,
@@ -27,16 +27,19 @@ from edgemae.options import (
 
 
 @app.command(name="eval")
+@unfold
 def evaluate(
+    flags: LoadFlags,
     model: Annotated[Path, typer.Argument(help="A bundle, or a teacher or student file.", metavar="MODEL")],
     eval_data: Annotated[str, typer.Option("--eval-data", help="Images to judge by.")],
-    engine: EngineName = "auto", teacher_heads: Heads = None, json: Json = False, verbose: Verbose = False,
+    teacher_heads: Heads = None, json: Json = False, verbose: Verbose = False,
 ) -> None:  # fmt: skip
     """Score a bundle, or a model file, on a folder of images."""
     from edgemae.judging import evaluate_path
 
     start_logging(verbose)
-    console.print_rows("evaluation", evaluate_path(model, eval_data, engine, heads=teacher_heads or 0), json=json)
+    found = evaluate_path(model, eval_data, flags.loading(), heads=teacher_heads or 0)
+    console.print_rows("evaluation", found, json=json)
 
 
 @app.command()
@@ -82,12 +85,13 @@ def inspect(
 
 
 @app.command()
-def verify(bundle: BundlePath, engine: EngineName = "auto", target: TargetName = None, json: Json = False) -> None:
+@unfold
+def verify(flags: LoadFlags, bundle: BundlePath, json: Json = False) -> None:
     """Check every hash, then the golden frames on this machine's engine."""
     from edgemae import load
 
     start_logging(False)
-    with load(bundle, target, engine) as model:
+    with load(bundle, **flags.loading()) as model:
         console.print_rows("verified", {"bundle": str(bundle), **model.info}, json=json)
 
 

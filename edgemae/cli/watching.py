@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from edgemae.options import EngineName, TargetName
+from edgemae.cli.loading import LoadFlags
 
 if TYPE_CHECKING:
     from edgemae.watch.run import Watch
@@ -24,7 +24,7 @@ Port = Annotated[int, typer.Option("--port", help="Port of --webui; 0: any that 
 
 
 @dataclass(frozen=True, kw_only=True)
-class WatchFlags:
+class WatchFlags(LoadFlags):
     """Flags of `run`."""
 
     policy: Policy = None
@@ -34,14 +34,12 @@ class WatchFlags:
     save: Save = None
     webui: WebUi = False
     port: Port = 8765
-    engine: EngineName = "auto"
-    target: TargetName = None
 
     def wanted(self, json: bool) -> Watch:
         """Return what to run on and how to show it."""
         from edgemae.watch.run import Watch
 
         return Watch(
-            policy=self.policy, limit=self.limit, max_age_ms=self.max_age_ms, engine=self.engine, target=self.target,
-            json=json, window=self.show, save=self.save, port=self.port if self.webui else None,
+            policy=self.policy, limit=self.limit, max_age_ms=self.max_age_ms, loading=self.loading(), json=json,
+            window=self.show, save=self.save, port=self.port if self.webui else None,
         )  # fmt: skip

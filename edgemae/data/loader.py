@@ -68,6 +68,7 @@ class Loader:
     rank: int = 0
     world: int = 1
     views: int = 0
+    raw: bool = False  # pixels as (B, H, W, C) uint8, not normalised
 
     def __post_init__(self) -> None:
         if self.batch % self.world:
@@ -152,14 +153,18 @@ class Loader:
         lost.served += len(ask.indices)
         for row in views.broken:
             ask.indices[row], views.pictures[row] = self._instead(ask, ask.indices[row], lost)
-        pixels = np.empty((len(views.pictures), self.pixel.channels, *views.pictures.shape[1:3]), np.float32)
-        for row, picture in enumerate(views.pictures):
-            pixels[row] = normalise(picture, self.pixel)[0]
+        pixels = torch.from_numpy(views.pictures if self.raw else self._normalised(views.pictures))
         labels = [-1 if self.images.labels is None else self.images.labels[i] for i in ask.indices]
         return Batch(
-            torch.from_numpy(pixels), torch.tensor(labels, dtype=torch.int64),
+            pixels, torch.tensor(labels, dtype=torch.int64),
             torch.tensor(ask.indices, dtype=torch.int64), ask.epoch % self.views if self.views else -1,
         )  # fmt: skip
+
+    def _normalised(self, pictures: NDArray[np.uint8]) -> NDArray[np.float32]:
+        pixels = np.empty((len(pictures), self.pixel.channels, *pictures.shape[1:3]), np.float32)
+        for row, picture in enumerate(pictures):
+            pixels[row] = normalise(picture, self.pixel)[0]
+        return pixels
 
     def _instead(self, ask: _Ask, index: int, lost: Lost) -> tuple[int, NDArray[np.uint8]]:
         """Return (position, view) of the next readable image after a broken one, which is its neighbour in the shard.

@@ -37,7 +37,7 @@ def cache_folder() -> Path:
 def cache_key(engine: Engine, files: Mapping[str, bytes], target: Target) -> str:
     """Return the sha256 of graph bytes, engine and its version, target facts, processor flags and GPU."""
     facts = {
-        "format": 1,
+        "format": 2,
         "engine": engine.name,
         "version": engine.version(),
         "files": {name: hashlib.sha256(data).hexdigest() for name, data in files.items()},

@@ -1,4 +1,4 @@
-"""The twelve calls of the CUDA driver that inference needs, through ctypes: libcuda comes with every NVIDIA driver.
+"""The few calls of the CUDA driver that inference needs, through ctypes: libcuda comes with every NVIDIA driver.
 
 TensorRT brings no way to allocate memory from Python, and neither cuda-python nor PyCUDA is part of a Jetson's
 JetPack. The primary context is used, which is the one that TensorRT's own runtime uses.
@@ -76,6 +76,20 @@ class Cuda:
 
     def free(self, pointer: int) -> None:
         self._do("cuMemFree_v2", _Pointer(pointer))
+
+    def pinned(self, shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
+        """Return a host array in page-locked memory: copies from and to it run on the stream, beside the caller.
+
+        From ordinary memory the driver copies through such a buffer of its own, and waits. `free_pinned` gives it back.
+        """
+        pointer, size = ctypes.c_void_p(), int(np.prod(shape)) * np.dtype(dtype).itemsize
+        self._do("cuMemAllocHost_v2", ctypes.byref(pointer), ctypes.c_size_t(size))
+        memory = (ctypes.c_byte * size).from_address(pointer.value or 0)
+        return np.frombuffer(memory, dtype).reshape(shape)
+
+    def free_pinned(self, array: NDArray[Any]) -> None:
+        """Give an array of `pinned` back; neither it nor a view of it may be used afterwards."""
+        self._do("cuMemFreeHost", ctypes.c_void_p(array.ctypes.data))
 
     def to_device(self, pointer: int, array: NDArray[Any]) -> None:
         """Queue a copy of a contiguous array to the device; the array must live until `wait`."""

@@ -5,22 +5,25 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from edgemae.device.cores import checked_cores
 from edgemae.device.engines import ENGINES, find_engine, open_session
+from edgemae.device.memory import trim_heap
 from edgemae.device.preprocess import as_bgr, preprocess
 from edgemae.device.selfcheck import Check, check
 from edgemae.device.session import Session
 from edgemae.device.streamed import MAX_FAILURES, Streamed
 from edgemae.spec.bundle import Bundle, Rung, open_bundle
-from edgemae.spec.errors import EdgemaeError, EngineMissingError, EngineRuntimeError, InputError
+from edgemae.spec.errors import EdgemaeError, EngineMissingError, EngineRuntimeError, InputError, nearest
 from edgemae.spec.provenance import Provenance, provenance_of
 from edgemae.spec.target import Target, find_target
 
@@ -29,6 +32,7 @@ if TYPE_CHECKING:
     from edgemae.device.stream import Stream
 
 _log = logging.getLogger("edgemae.device")
+FALLBACKS = {"never": logging.ERROR, "warn": logging.WARNING, "auto": logging.INFO}  # level of a rung that is skipped
 
 
 @dataclass(frozen=True)
@@ -56,6 +60,7 @@ class Model:
         self.target, self.rung, self.session, self.check = target, rung, session, proof
         self.pixel, self.labels = bundle.manifest.pixel, bundle.manifest.labels
         self.provenance = provenance_of(bundle.manifest, rung)
+        self._dtype = bundle.manifest.io.dtype
         self.skipped: tuple[tuple[str, str], ...] = ()  # (rung id, reason), in ladder order
         self._turn = threading.Lock()  # a session reuses its buffers: two threads in it would mix their frames up
 
@@ -65,7 +70,7 @@ class Model:
         Raises InputError for what is no frame, EngineRuntimeError when the engine fails or computes what is no number.
         """
         start = time.perf_counter_ns()
-        pixels = preprocess(as_bgr(frame_bgr, color), self.pixel)
+        pixels = preprocess(as_bgr(frame_bgr, color), self.pixel, self._dtype)
         before = time.perf_counter_ns()
         with self._turn:
             outputs = self.session(pixels)
@@ -125,6 +130,7 @@ class Model:
             "scheme": self.rung.scheme,
             "reason": self.rung.reason,
             "threads": self.target.threads,
+            "cores": list(self.session.cores),  # empty: where the system puts it
             "image_px": self.pixel.image_px,
             "labels": list(self.labels),
             "check": {"frames": self.check.frames, "cosine": self.check.cosine, "max_abs": self.check.max_abs},
@@ -158,32 +164,60 @@ def top_classes(logits: NDArray[np.float32], labels: Sequence[str], top: int = 5
     """Return (label, softmax share) of the `top` best classes of logits (K,), the best first."""
     shares = np.exp(logits.astype(np.float64) - logits.max())
     shares /= shares.sum()
-    best = np.argsort(-shares, kind="stable")[: max(top, 1)]
-    return [(labels[i] if i < len(labels) else str(i), float(shares[i])) for i in best]
+    count = min(max(top, 1), len(shares))
+    # Only those that can be among the best are sorted: of 1000 classes in a third of the time. NaN stays in.
+    best = np.flatnonzero(~(shares < np.partition(shares, -count)[-count]))
+    order = np.argsort(-shares[best], kind="stable")[:count]
+    return [(labels[i] if i < len(labels) else str(i), float(shares[i])) for i in best[order].tolist()]
 
 
-def load(path: str | Path, target: str | Target | None = None, engine: str = "auto") -> Model:
+def load(
+    path: str | Path, target: str | Target | None = None, engine: str = "auto", *, threads: int | None = None,
+    cores: Collection[int] | None = None, fallback: str = "warn",
+) -> Model:  # fmt: skip
     """Verify a bundle, load it on the first engine of its ladder that works here, and prove it with the golden frames.
 
-    `target` defaults to the bundle's own; `engine` names one of the ladder instead of "auto". Engines that are not
-    installed, or that cannot build the graph, are skipped: each with a log line, kept in `Model.skipped`. An engine
-    that computes something else is never skipped over: SelfCheckError. A bundle that missed a gate loads with a
-    warning, because finding out why needs it running; `manifest.status` stays "failed".
+    `target` defaults to the bundle's own; `engine` names one of the ladder instead of "auto". `threads` replaces the
+    target's; `cores` keeps the engine to those cores, with as many threads where `threads` does not say.
 
-    Raises BundleError, InputError for an engine outside the ladder, EngineMissingError, EngineRuntimeError.
+    `fallback` says what happens where an engine is not installed or cannot build the graph: "never" raises its error,
+    "warn" goes one rung down with a warning in the log, "auto" with a line of information; `Model.skipped` keeps every
+    reason. The default is "warn": every rung was measured and is proved here, a camera on its second engine still
+    sees, and one that stays dark needs a visit; but nobody's fleet shall become slower without a line in its log.
+    An engine that computes something else is never skipped over: SelfCheckError. A bundle that missed a gate loads
+    with a warning, because finding out why needs it running; `manifest.status` stays "failed".
+
+    Raises BundleError, InputError for an engine outside the ladder or a core that is not there, EngineMissingError,
+    EngineRuntimeError.
     """
+    if fallback not in FALLBACKS:
+        raise InputError(
+            f"unknown fallback '{fallback}'.{nearest(fallback, list(FALLBACKS))}",
+            expected=f"one of {', '.join(FALLBACKS)}",
+            fix="correct `fallback`",
+        )
     bundle = open_bundle(path)
+    goal = bundle.manifest.target if target is None else target if isinstance(target, Target) else find_target(target)
+    placed = checked_cores(cores)
+    model = _first_that_works(bundle, engine, _with_threads(goal, threads, placed), placed, fallback)
+    del bundle  # with every byte of it
+    trim_heap()
+    return model
+
+
+def _first_that_works(bundle: Bundle, engine: str, goal: Target, cores: tuple[int, ...], fallback: str) -> Model:
     manifest = bundle.manifest
-    goal = manifest.target if target is None else target if isinstance(target, Target) else find_target(target)
     if manifest.status == "failed":
         missed = ", ".join(gate.gate for gate in manifest.gates if not gate.passed)
-        _log.warning("'%s' missed its gates (%s): do not ship it", path, missed or "not listed")
+        _log.warning("'%s' missed its gates (%s): do not ship it", bundle.path, missed or "not listed")
     failures: list[tuple[Rung, EdgemaeError]] = []
     for rung in _rungs(bundle, engine):
         try:
-            session = _open(bundle, rung, goal)
+            session = _open(bundle, rung, goal, cores)
         except (EngineMissingError, EngineRuntimeError) as error:
-            _log.warning("%s is skipped: %s (%s)", rung.id, error.what, error.fix)
+            if fallback == "never":
+                raise
+            _log.log(FALLBACKS[fallback], "%s is skipped: %s (%s)", rung.id, error.what, error.fix)
             failures.append((rung, error))
             continue
         try:
@@ -210,14 +244,26 @@ def _rungs(bundle: Bundle, engine: str) -> list[Rung]:
     return rungs
 
 
-def _open(bundle: Bundle, rung: Rung, target: Target) -> Session:
+def _with_threads(target: Target, threads: int | None, cores: tuple[int, ...]) -> Target:
+    """Return the target with the threads that were asked for, or with no more than there are cores for them."""
+    wanted = min(target.threads, len(cores) or target.threads) if threads is None else threads
+    if wanted < 1 or (cores and wanted > len(cores)):
+        raise InputError(
+            f"{wanted} threads were asked for" + (f", on {len(cores)} cores" if cores else ""),
+            expected=f"1 to {len(cores)}" if cores else "1 or more",
+            fix="correct `threads`; more of them than cores only switch one another out",
+        )
+    return msgspec.structs.replace(target, threads=wanted)
+
+
+def _open(bundle: Bundle, rung: Rung, target: Target, cores: tuple[int, ...]) -> Session:
     if rung.engine not in ENGINES:
         raise EngineMissingError(
             f"this version does not know the engine '{rung.engine}'",
             expected=f"one of {', '.join(ENGINES)}",
             fix="update edgemae on this machine",
         )
-    return open_session(rung.engine, bundle.rung_files(rung), target)
+    return open_session(rung.engine, bundle.rung_files(rung), target, cores)
 
 
 def _nothing_left(bundle: Bundle, failures: list[tuple[Rung, EdgemaeError]]) -> EdgemaeError:

@@ -81,6 +81,9 @@ def crop(frame_bgr: Frame, pixel: PixelContract) -> Frame:
     """Return the (image_px, image_px, C) uint8 picture that the model sees: 0..255, in `pixel.color` order."""
     frame_bgr = rotate(frame_bgr, pixel)
     size = pixel.image_px
+    if pixel.kernel == "halve-linear" and pixel.resize != "stretch":  # what the crop leaves out is never computed
+        side, top, left = _middle(frame_bgr.shape[:2], pixel)
+        return recolor(resize(frame_bgr[top : top + side, left : left + side], (size, size), pixel), pixel)
     new_hw, top, left = placement(frame_bgr.shape[:2], pixel)
     if new_hw != frame_bgr.shape[:2]:
         frame_bgr = resize(frame_bgr, new_hw, pixel)
@@ -93,6 +96,10 @@ def placement(frame_hw: tuple[int, ...], pixel: PixelContract) -> tuple[tuple[in
     if pixel.resize == "stretch":
         return (size, size), 0, 0
     (height, width), short = frame_hw[:2], round(size / pixel.crop_fraction)
+    if pixel.kernel == "halve-linear":
+        side, top, left = _middle(frame_hw, pixel)
+        scale = size / side
+        return (round(height * scale), round(width * scale)), round(top * scale), round(left * scale)
     scale = short / min(height, width)
     new_hw = (max(size, round(height * scale)), max(size, round(width * scale)))
     if new_hw[0] * new_hw[1] > max(height * width, MOST_PIXELS):
@@ -104,6 +111,13 @@ def placement(frame_hw: tuple[int, ...], pixel: PixelContract) -> tuple[tuple[in
     return new_hw, (new_hw[0] - size) // 2, (new_hw[1] - size) // 2
 
 
+def _middle(frame_hw: tuple[int, ...], pixel: PixelContract) -> tuple[int, int, int]:
+    """Return (side, top, left) of the square of a rotated frame that `halve-linear` cuts out before it resizes."""
+    short = round(pixel.image_px / pixel.crop_fraction)
+    side = max(1, round(min(frame_hw[:2]) * pixel.image_px / short))
+    return side, (frame_hw[0] - side) // 2, (frame_hw[1] - side) // 2
+
+
 def rotate(frame: Frame, pixel: PixelContract) -> Frame:
     """Turn a frame by the contract's `rotation_deg`."""
     return cv2.rotate(frame, _ROTATE[pixel.rotation_deg]) if pixel.rotation_deg else frame  # type: ignore[return-value]
@@ -112,10 +126,28 @@ def rotate(frame: Frame, pixel: PixelContract) -> Frame:
 def resize(frame: Frame, new_hw: tuple[int, int], pixel: PixelContract) -> Frame:
     """Resize with the contract's kernel."""
     kernel = pixel.kernel
+    if kernel == "halve-linear":
+        frame, kernel = halve(frame, new_hw), "linear"
     if kernel == "area-linear":
         kernel = "area" if new_hw[0] * new_hw[1] < frame.shape[0] * frame.shape[1] else "linear"
     flag = {"area": cv2.INTER_AREA, "linear": cv2.INTER_LINEAR, "cubic": cv2.INTER_CUBIC}[kernel]
     return cv2.resize(frame, (new_hw[1], new_hw[0]), interpolation=flag)  # type: ignore[return-value]
+
+
+def halve(frame: Frame, least_hw: tuple[int, int]) -> Frame:
+    """Halve each side as long as it stays at `least_hw` or above: rounded means of 2 x 2 pixels, an odd last one cut.
+
+    OpenCV has that kernel in integers: 1080p to 270 px takes 0.5 ms, one step of INTER_AREA to 224 px 9 ms.
+    """
+    while True:
+        height, width = frame.shape[:2]
+        by_y, by_x = (2 if side >= 2 * least else 1 for side, least in zip((height, width), least_hw, strict=True))
+        if by_y == by_x == 1:
+            return frame
+        new_hw = height // by_y, width // by_x
+        frame = cv2.resize(
+            frame[: by_y * new_hw[0], : by_x * new_hw[1]], (new_hw[1], new_hw[0]), interpolation=cv2.INTER_AREA
+        )  # type: ignore[assignment]
 
 
 def recolor(frame_bgr: Frame, pixel: PixelContract) -> Frame:
@@ -129,19 +161,25 @@ def recolor(frame_bgr: Frame, pixel: PixelContract) -> Frame:
 
 def normalise(picture: Frame, pixel: PixelContract) -> NDArray[np.float32]:
     """Return an (H, W, C) uint8 picture as a contiguous (1, C, H, W) float32 tensor: (x / 255 - mean) / std."""
-    # One multiply-add per value: 0.15 ms at 224 px where the textbook order takes 0.6 ms.
+    # One multiplication and one subtraction a value, on planes that lie in one piece: 0.10 ms at 224 px, where strided
+    # channels take 0.15 ms, the textbook order 0.6 ms and blobFromImage, whose rounding is another, 0.8 ms.
     scale = np.float32(1.0) / (np.float32(255.0) * np.asarray(pixel.std, np.float32))
     shift = np.asarray(pixel.mean, np.float32) / np.asarray(pixel.std, np.float32)
     planes = np.empty((1, pixel.channels, *picture.shape[:2]), np.float32)
-    for c in range(pixel.channels):
-        np.multiply(picture[:, :, c], scale[c], out=planes[0, c])
-        planes[0, c] -= shift[c]
+    for plane, values, factor, offset in zip(planes[0], cv2.split(picture), scale, shift, strict=True):
+        plane[...] = values
+        plane *= factor
+        plane -= offset
     return planes
 
 
-def preprocess(frame_bgr: Frame, pixel: PixelContract) -> NDArray[np.float32]:
-    """Return one BGR uint8 frame as the (1, C, H, W) float32 input of the graph."""
-    return normalise(crop(frame_bgr, pixel), pixel)
+def preprocess(frame_bgr: Frame, pixel: PixelContract, dtype: str = "float32") -> NDArray[Any]:
+    """Return one BGR uint8 frame as the graph's input: (1, C, H, W) float32.
+
+    A graph whose input is uint8 normalises by itself and takes the picture as it is, (1, H, W, C).
+    """
+    picture = crop(frame_bgr, pixel)
+    return np.ascontiguousarray(picture)[None] if dtype == "uint8" else normalise(picture, pixel)
 
 
 def read_frame(path: str, pixel: PixelContract) -> Frame:

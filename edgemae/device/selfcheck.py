@@ -48,7 +48,7 @@ def some_tokens(tokens: NDArray[Any]) -> NDArray[np.float64]:
 
 def golden_files(
     frames_bgr: Sequence[Frame], pixel: PixelContract, outputs: Mapping[str, NDArray[Any]],
-    tokens: Mapping[str, NDArray[Any]] | None = None,
+    tokens: Mapping[str, NDArray[Any]] | None = None, dtype: str = "float32",
 ) -> tuple[Golden, dict[str, bytes]]:  # fmt: skip
     """Return the golden set and its files: frames as PNG, their tensors, and outputs[rung id] of shape (frames, K).
 
@@ -64,7 +64,7 @@ def golden_files(
         frames.append(f"golden/frame-{i:02d}.png")
         tensors.append(f"golden/frame-{i:02d}.npy")
         files[frames[-1]] = png.tobytes()
-        files[tensors[-1]] = _dump(preprocess(frame_bgr, pixel))
+        files[tensors[-1]] = _dump(preprocess(frame_bgr, pixel, dtype))
     for part, references in (("", outputs), (TOKENS, tokens or {})):
         for rung_id, rows in references.items():
             if len(rows) != len(frames):
@@ -148,15 +148,15 @@ def _compare_tokens(found: NDArray[np.float64], reference: NDArray[Any], rung: R
         )
 
 
-def _golden_tensor(bundle: Bundle, frame_name: str, tensor_name: str) -> NDArray[np.float32]:
+def _golden_tensor(bundle: Bundle, frame_name: str, tensor_name: str) -> NDArray[Any]:
     """Return the tensor of a golden frame, after showing that this machine makes the very same one."""
     pixel = bundle.manifest.pixel
     frame = decode(bundle.read(frame_name), pixel)
     if frame is None:
         raise BundleCorruptError(f"'{frame_name}' is no image", expected="a PNG", fix="compile the bundle again")
-    tensor = preprocess(as_bgr(frame, bundle.manifest.golden.color), pixel)
+    tensor = preprocess(as_bgr(frame, bundle.manifest.golden.color), pixel, bundle.manifest.io.dtype)
     golden = _array(bundle, tensor_name)
-    if tensor.shape != golden.shape or not np.array_equal(tensor, golden):
+    if (tensor.shape, tensor.dtype) != (golden.shape, golden.dtype) or not np.array_equal(tensor, golden):
         moved = int((tensor != golden).sum()) if tensor.shape == golden.shape else tensor.size
         raise SelfCheckError(
             f"preprocessing differs on this machine: {moved} of {tensor.size} values of '{frame_name}', "

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edgemae.device.cores import on_cores
 from edgemae.device.operators import Operator
 from edgemae.spec.errors import EdgemaeError, EngineMissingError, EngineRuntimeError
 from edgemae.spec.target import Target
@@ -21,22 +22,23 @@ Tensors = dict[str, NDArray[Any]]
 
 
 class Session:
-    """Run one loaded network: (B, C, H, W) float32 -> {"logits": (B, K), "embedding": (B, D)}.
+    """Run one loaded network: {"logits": (B, K), "embedding": (B, D)} of pixels as its graph takes them.
 
-    Outputs are copies that stay valid after the next call. Raises EngineRuntimeError.
+    That is (B, C, H, W) float32, or (B, H, W, C) uint8. Outputs are copies that stay valid after the next call.
+    `cores`: those that the calling thread is kept to for the length of a call. Raises EngineRuntimeError.
     """
 
-    def __init__(self, engine: str, run: Callable[[NDArray[np.float32]], Tensors], release: Callable[[], None]) -> None:
-        self.engine = engine
-        self._run: Callable[[NDArray[np.float32]], Tensors] | None = run
+    def __init__(self, engine: str, run: Callable[[NDArray[Any]], Tensors], release: Callable[[], None]) -> None:
+        self.engine, self.cores = engine, tuple[int, ...]()
+        self._run: Callable[[NDArray[Any]], Tensors] | None = run
         self._release = release
 
-    def __call__(self, pixels: NDArray[np.float32]) -> Tensors:
+    def __call__(self, pixels: NDArray[Any]) -> Tensors:
         if self._run is None:
             raise EngineRuntimeError(
                 f"the {self.engine} session is closed", expected="an open session", fix="load the bundle again"
             )
-        with engine_errors(self.engine, "run the network"):
+        with engine_errors(self.engine, "run the network"), on_cores(self.cores):
             return self._run(pixels)
 
     def close(self) -> None:

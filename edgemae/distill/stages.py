@@ -215,7 +215,7 @@ def student_pixel(pixel: PixelContract, plan: Plan) -> PixelContract:
                 fix=f"correct --set data.{name}=..., or leave it out to take the teacher's",
             )
     return msgspec.structs.replace(
-        pixel, image_px=plan.student.image_px, resize=plan.data.resize,
+        pixel, image_px=plan.student.image_px, resize=plan.data.resize, kernel=plan.data.kernel or pixel.kernel,
         mean=plan.data.mean or pixel.mean, std=plan.data.std or pixel.std,
     )  # fmt: skip
 

@@ -147,9 +147,10 @@ def _fp32_island(v: View) -> Rows:
         for node in v.of(*WEIGHTED)[:1]:
             yield node.name, "the float side is fp32: int8 layers then run between slow ones; use to_fp16"
         return
+    inputs = {port.name for port in v.model.graph.input}  # what is cast there is the border: bytes to numbers
     for node in v.of("Cast"):
         to = next(a.i for a in node.attribute if a.name == "to")
-        if to == TensorProto.FLOAT and not v.outputs.intersection(node.output):
+        if to == TensorProto.FLOAT and node.input[0] not in inputs and not v.outputs.intersection(node.output):
             yield node.name, "casts to fp32 inside an fp16 graph: an island that engines cannot fuse across"
 
 

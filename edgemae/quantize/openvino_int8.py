@@ -21,6 +21,7 @@ from edgemae.device.engines.openvino import shared_core, silence_telemetry
 from edgemae.device.profiling.modules import module_of
 from edgemae.quantize.linear import find_linears
 from edgemae.spec.errors import EngineMissingError
+from edgemae.spec.graph import PixelContract
 
 Floats = NDArray[np.float32]
 
@@ -75,13 +76,32 @@ def ir_of(data: bytes) -> dict[str, bytes]:
         return _files(openvino, shared_core().read_model(data))
 
 
+def uint8_ir(files: dict[str, bytes], pixel: PixelContract) -> dict[str, bytes]:
+    """Return {"model.xml", "model.bin"} of IR bytes with the input (B, H, W, C) uint8, normalised as `pixel` says."""
+    openvino, _ = load_openvino()
+    preprocess = import_module("openvino.preprocess")
+    model = _read(openvino, files)
+    with _quiet():
+        steps = preprocess.PrePostProcessor(model)
+        port = steps.input()
+        port.tensor().set_element_type(openvino.Type.u8).set_layout(openvino.Layout("NHWC"))
+        port.model().set_layout(openvino.Layout("NCHW"))
+        mean, std = ([255 * value for value in part] for part in (pixel.mean, pixel.std))
+        port.preprocess().convert_element_type(openvino.Type.f32).mean(mean).scale(std)
+        return _files(openvino, steps.build())
+
+
+def _read(openvino: ModuleType, files: dict[str, bytes]) -> Any:
+    weights = openvino.Tensor(np.frombuffer(files["model.bin"], np.uint8))
+    return shared_core().read_model(files["model.xml"], weights)
+
+
 def openvino_session(files: dict[str, bytes]) -> Callable[[Floats], list[Any]]:
     """Return a function that runs IR bytes on this CPU, outputs in the order of the graph."""
     openvino, _ = load_openvino()
-    core = shared_core()
-    weights = openvino.Tensor(np.frombuffer(files["model.bin"], np.uint8))
-    model = core.read_model(files["model.xml"].decode().encode(), weights)
-    compiled = core.compile_model(model, "CPU", {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": 2})
+    compiled = shared_core().compile_model(
+        _read(openvino, files), "CPU", {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": 2}
+    )
     request = compiled.create_infer_request()
 
     def run(pixels: Floats) -> list[Any]:

@@ -172,6 +172,7 @@ class DataPlan(Section, frozen=True):
     calib: str = ""
     eval_fraction: float = 0.2  # of `train`, only when `eval` is not given
     resize: str = "short-side"
+    kernel: str = ""  # area-linear | halve-linear | linear | cubic | area; empty: the teacher's
     mean: tuple[float, ...] = ()  # empty: the teacher's
     std: tuple[float, ...] = ()
 
@@ -185,6 +186,7 @@ class Plan(Section, frozen=True):
     seed: int = 0
     workers: int = 2
     threads: int = 2  # of training; inference threads are the target's
+    graph_input: str = "float32"  # float32: normalised (B, C, H, W); or uint8: (B, H, W, C), the graph normalises
     teacher_heads: int = 0  # for weight files that cannot tell
     teacher_decoder_heads: int = 0  # likewise; unknown, the decoder is left out
     data: DataPlan = DataPlan()

@@ -6,11 +6,11 @@ import contextlib
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import Protocol
+from typing import Any, Protocol
 
 from edgemae.device.model import Model, Result, load
 from edgemae.device.stream import Stream
@@ -41,8 +41,7 @@ class Watch:
     policy: str | None = None
     limit: int = 0
     max_age_ms: float | None = None
-    engine: str = "auto"
-    target: str | None = None
+    loading: Mapping[str, Any] = field(default_factory=dict)  # keyword arguments of `load`
     json: bool = False
     window: bool = False
     save: Path | None = None
@@ -68,7 +67,7 @@ def run(bundle: Path, source: str, watch: Watch) -> int:
 
         must_have_windows()
     try:
-        with _signals() as got, load(bundle, watch.target, watch.engine) as model:
+        with _signals() as got, load(bundle, **watch.loading) as model:
             _watch(model, source, watch, got)
     except KeyboardInterrupt as error:
         return error.code if isinstance(error, EndedError) else 128 + signal.SIGINT

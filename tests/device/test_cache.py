@@ -236,3 +236,36 @@ def test_openvino_is_cached_and_onnx_runtime_is_not(
     blob.write_bytes(data)
     open_session("openvino", files, box).close()
     assert blob.read_bytes() != data
+
+
+def test_no_engine_sees_a_blob_with_a_flipped_bit(
+    folder: Path, block_onnx: Callable[..., bytes], box: Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A real blob of OpenVINO, which itself takes flipped bits without a word: 200 of its bits, 50 of its side file."""
+    monkeypatch.setattr(cache.os, "fsync", lambda _: None)
+    files = {"x.onnx": block_onnx()}
+    open_session("openvino", files, box).close()
+    blob, side = sorted(folder.iterdir())
+    good, rng = blob.read_bytes(), random.Random(0)
+    seen: list[bytes] = []
+    built: list[object] = []
+
+    def load(data: bytes, target: Target) -> Session:
+        seen.append(data)
+        return Session("openvino", lambda _: {}, lambda: None)
+
+    def compile_again(*given: object) -> bytes:
+        built.append(given)
+        return good
+
+    monkeypatch.setitem(ENGINES, "openvino", replace(ENGINES["openvino"], compile=compile_again, load=load))
+    open_session("openvino", files, box)
+    assert (seen, built) == ([good], []), "an intact blob is used"
+    flips = [(blob, bit) for bit in rng.sample(range(8 * len(good)), 200)]
+    flips += [(side, bit) for bit in rng.sample(range(8 * side.stat().st_size), 50)]
+    for count, (path, bit) in enumerate(flips, start=1):
+        data = bytearray(path.read_bytes())
+        data[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(data)
+        open_session("openvino", files, box)
+        assert (seen[-1] == good, len(built)) == (True, count), f"bit {bit} of {path.suffix} was believed"

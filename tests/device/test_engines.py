@@ -378,6 +378,7 @@ class FakeDriver:
     def __init__(self, capability: tuple[int, int] = (8, 7), devices: int = 1, fail: str = "") -> None:
         self.capability, self.devices, self.fail = capability, devices, fail
         self.memory: dict[int, Any] = {}
+        self.pinned: dict[int, Any] = {}  # page-locked memory of the host
         self.contexts = self.streams = 0
 
     def __getattr__(self, call: str) -> Any:
@@ -430,10 +431,25 @@ class FakeDriver:
     def do_cuMemFree_v2(self, pointer: Any) -> None:  # noqa: N802
         del self.memory[pointer.value]
 
-    def do_cuMemcpyHtoDAsync_v2(self, sink: Any, source: Any, size: Any, _: Any) -> None:  # noqa: N802
-        ctypes.memmove(sink.value, source.value, size.value)
+    def do_cuMemAllocHost_v2(self, pointer: Any, size: Any) -> None:  # noqa: N802
+        buffer = ctypes.create_string_buffer(size.value)
+        pointer.value = ctypes.addressof(buffer)
+        self.pinned[pointer.value] = buffer
 
-    do_cuMemcpyDtoHAsync_v2 = do_cuMemcpyHtoDAsync_v2  # noqa: N815
+    def do_cuMemFreeHost(self, pointer: Any) -> None:  # noqa: N802
+        del self.pinned[pointer.value]
+
+    def do_cuMemcpyHtoDAsync_v2(self, sink: Any, source: Any, size: Any, stream: Any) -> None:  # noqa: N802
+        self.copy(sink, source, size, stream, self.memory, self.pinned)
+
+    def do_cuMemcpyDtoHAsync_v2(self, sink: Any, source: Any, size: Any, stream: Any) -> None:  # noqa: N802
+        self.copy(sink, source, size, stream, self.pinned, self.memory)
+
+    @staticmethod
+    def copy(sink: Any, source: Any, size: Any, stream: Any, to: dict[int, Any], of: dict[int, Any]) -> None:
+        assert stream.value == 77, "copies run on the session's stream"
+        assert len(of[source.value]) >= size.value <= len(to[sink.value])
+        ctypes.memmove(sink.value, source.value, size.value)
 
 
 class FakeContext:
@@ -546,7 +562,8 @@ def jetson(gpu: Target, monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleNames
     monkeypatch.setitem(sys.modules, "tensorrt", module)
     monkeypatch.setattr(tensorrt, "driver", lambda: fake.driver)
     yield fake
-    assert (fake.driver.memory, fake.driver.contexts, fake.driver.streams) == ({}, 0, 0), "GPU memory was leaked"
+    left = fake.driver.memory, fake.driver.pinned, fake.driver.contexts, fake.driver.streams
+    assert left == ({}, {}, 0, 0), "memory of the GPU, or for it, was leaked"
 
 
 def test_a_plan_runs_and_gives_everything_back(jetson: SimpleNamespace, block_onnx: Callable[..., bytes]) -> None:
@@ -558,7 +575,8 @@ def test_a_plan_runs_and_gives_everything_back(jetson: SimpleNamespace, block_on
             logits = session(pixels)["logits"]
             assert logits.dtype == np.float32
             np.testing.assert_allclose(logits, 2 * pixels[:, 0, 0, :5], rtol=2e-3)
-            assert len(jetson.driver.memory) == 2, "one buffer a tensor, whatever came before"
+            both = len(jetson.driver.memory), len(jetson.driver.pinned)
+            assert both == (2, 2), "one buffer a tensor on either side, whatever came before"
     assert ENGINES["tensorrt"].facts() == {"gpu": "Orin", "capability": "8.7", "driver": "12060"}
     assert ENGINES["tensorrt"].version() == "tensorrt 10.3.0"
 
@@ -591,6 +609,31 @@ def test_the_real_profiler_takes_what_a_context_reports(gpu: Target, block_onnx:
     network.add_input("pixels", trt.float32, (1, 3, 32, 32))
     config = tensorrt._config(trt, builder, network, gpu)
     assert config.profiling_verbosity == trt.ProfilingVerbosity.DETAILED
+
+
+def test_results_outlive_the_buffers_that_they_came_through(jetson: SimpleNamespace) -> None:
+    with ENGINES["tensorrt"].load(b"plan", jetson.target) as session:
+        first = session(PIXELS)["logits"]
+        kept = first.copy()
+        session(2 * PIXELS)
+        np.testing.assert_array_equal(first, kept)
+    np.testing.assert_array_equal(first, kept)
+
+
+def test_the_real_library_has_every_name_that_running_uses() -> None:
+    """What the stand-ins stand in for, asked of the real classes: no GPU is needed to see that a name is there."""
+    trt = needs_rtx()
+    for owner, names in {
+        trt.ICudaEngine: ("create_execution_context", "num_io_tensors", "get_tensor_name", "get_tensor_mode",
+                          "get_tensor_dtype", "get_tensor_shape", "create_engine_inspector"),
+        trt.IExecutionContext: ("set_input_shape", "get_tensor_shape", "set_tensor_address", "execute_async_v3",
+                                "profiler"),
+        trt.Runtime: ("deserialize_cuda_engine",),
+    }.items():  # fmt: skip
+        assert [name for name in names if not hasattr(owner, name)] == []
+    dtypes = {trt.float32: np.float32, trt.float16: np.float16, trt.uint8: np.uint8, trt.int64: np.int64}
+    assert {dtype: trt.nptype(dtype) for dtype in dtypes} == dtypes
+    assert {"INPUT", "OUTPUT"} <= set(trt.TensorIOMode.__members__)
 
 
 def test_a_plan_of_another_shape_or_a_failing_run_is_an_error(jetson: SimpleNamespace) -> None:

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import cv2
 import msgspec
@@ -87,6 +88,16 @@ def test_scores_do_not_overflow() -> None:
     logits = np.array([1e4, -1e4, 0, 0, 0], np.float32)
     assert top_classes(logits, ("ant", "bee"), 2) == [("ant", 1.0), ("bee", 0.0)]
     assert top_classes(logits, ("ant",), 2)[1][0] == "1"  # a class without a name goes by its number
+
+
+def test_the_best_are_those_of_a_full_sort_and_ties_go_by_number() -> None:
+    rng = np.random.default_rng(0)
+    for classes in (1, 2, 7, 1000):
+        logits = rng.integers(0, 9, classes).astype(np.float32)  # ties everywhere
+        order = [str(i) for i in np.argsort(-logits, kind="stable")]
+        for top in (1, 5, 2000):
+            assert [label for label, _ in top_classes(logits, (), top)] == order[:top]
+    assert len(top_classes(np.full(4, np.nan, np.float32), (), 2)) == 2
 
 
 def test_without_a_head_there_is_an_embedding_only(make_bundle: Callable[..., Path]) -> None:
@@ -210,10 +221,10 @@ def test_an_engine_that_cannot_build_is_skipped_and_the_reasons_are_listed(
 ) -> None:
     real = model.open_session
 
-    def failing(engine: str, files: dict[str, bytes], target: Target) -> Session:
+    def failing(engine: str, *rest: Any) -> Session:
         if engine == "openvino":
             raise EngineRuntimeError("no such device", expected="x", fix="y")
-        return real(engine, files, target)
+        return real(engine, *rest)
 
     monkeypatch.setattr(model, "open_session", failing)
     with load(path) as loaded:
@@ -223,6 +234,30 @@ def test_an_engine_that_cannot_build_is_skipped_and_the_reasons_are_listed(
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(EngineRuntimeError, match="no engine can run"):
         load(path)
+
+
+@pytest.mark.parametrize(("fallback", "level"), [("warn", logging.WARNING), ("auto", logging.INFO)])
+def test_a_step_down_is_told_as_loudly_as_was_asked_for(
+    path: Path, fallback: str, level: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    with caplog.at_level(logging.INFO, "edgemae.device"), load(path, fallback=fallback) as loaded:
+        info = loaded.info
+    (told,) = [record for record in caplog.records if "is skipped" in record.message]
+    assert told.levelno == level
+    assert info["skipped"] == [{"rung": "openvino-fp32", "reason": "the engine 'openvino' is not installed"}]
+
+
+def test_never_means_the_first_rung_or_its_error(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with load(path, fallback="never") as loaded:
+        assert loaded.rung.engine == "openvino"
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    monkeypatch.setattr(model, "check", lambda *_: pytest.fail("a second engine was tried"))
+    with pytest.raises(EngineMissingError, match="'openvino' is not installed") as error:
+        load(path, fallback="never")
+    assert "edgemae[openvino]" in error.value.fix
+    with pytest.raises(InputError, match="Did you mean 'never'"):
+        load(path, fallback="nevr")
 
 
 def test_an_engine_that_computes_something_else_is_never_skipped_over(

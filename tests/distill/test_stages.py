@@ -251,6 +251,7 @@ def test_the_students_pixels_are_the_teachers_at_its_own_size(plan_with: MakePla
     assert (found.image_px, found.mean, found.crop_fraction, found.kernel) == (32, own.mean, 0.875, "cubic")
     other = student_pixel(own, plan_with(data__mean=(0.1, 0.2, 0.3), data__resize="stretch"))
     assert (other.mean, other.std, other.resize) == ((0.1, 0.2, 0.3), own.std, "stretch")
+    assert student_pixel(own, plan_with(data__kernel="halve-linear")).kernel == "halve-linear"
 
 
 def test_teacher_and_student_of_different_sizes(plan_with: MakePlan, teacher_with: MakeTeacher, images: Images) -> None:

@@ -8,7 +8,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from edgemae.device.cache import compiled
+from edgemae.device.cores import on_cores
 from edgemae.device.engines import onnxruntime, openvino, tensorrt
+from edgemae.device.memory import trim_heap
 from edgemae.device.session import Engine, Session
 from edgemae.spec.errors import InputError, nearest
 from edgemae.spec.target import Target
@@ -33,11 +35,16 @@ def find_engine(name: str) -> Engine:
     return ENGINES[name]
 
 
-def open_session(engine: str, files: Mapping[str, bytes], target: Target) -> Session:
+def open_session(engine: str, files: Mapping[str, bytes], target: Target, cores: tuple[int, ...] = ()) -> Session:
     """Return a running session for graph files such as {"int8.onnx": ...} or {"int8.xml": ..., "int8.bin": ...}.
 
+    `cores`: where it computes, see `edgemae.device.cores`; none: where the system puts it.
     Raises EngineMissingError when the engine is not installed, EngineRuntimeError when it cannot build or load.
     """
     chosen = find_engine(engine)
-    blob = compiled(chosen, files, target) if chosen.cached else chosen.compile(files, target)
-    return chosen.load(blob, target)
+    with on_cores(cores):
+        blob = compiled(chosen, files, target) if chosen.cached else chosen.compile(files, target)
+        trim_heap()  # what compiling took, before loading takes its own
+        session = chosen.load(blob, target)
+    session.cores = cores
+    return session

@@ -121,7 +121,7 @@ def facts() -> dict[str, str]:
 
 
 class _Runner:
-    """Run one execution context; device memory is allocated once for each batch size."""
+    """Run one execution context on a stream of its own; memory on both sides is allocated once for each batch size."""
 
     def __init__(self, trt: Any, cuda: Cuda, engine: Any) -> None:
         self.trt, self._cuda, self.engine = trt, cuda, engine
@@ -157,12 +157,13 @@ class _Runner:
             )
         for name in (*self._inputs, *self._outputs):
             dtype = self.trt.nptype(self.engine.get_tensor_dtype(name))
-            self._host[name] = np.zeros(tuple(self.context.get_tensor_shape(name)), dtype)
+            self._host[name] = self._cuda.pinned(tuple(self.context.get_tensor_shape(name)), dtype)
             self._device[name] = self._cuda.allocate(self._host[name].nbytes)
             self.context.set_tensor_address(name, self._device[name])
 
     def _free(self) -> None:
-        self._host.clear()
+        while self._host:
+            self._cuda.free_pinned(self._host.popitem()[1])
         while self._device:
             self._cuda.free(self._device.popitem()[1])
 

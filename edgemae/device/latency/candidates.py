@@ -17,6 +17,7 @@ from typing import Any
 import msgspec
 import numpy as np
 from msgspec.structs import replace
+from numpy.typing import NDArray
 
 from edgemae.device.engines import ENGINES, open_session
 from edgemae.device.isa import isa_class
@@ -66,11 +67,12 @@ class Latencies(Record, frozen=True):
 
 
 class Job(Record, frozen=True):
-    """What is to be measured: graphs that take one float32 tensor of `shape`, with the settings of a target."""
+    """What is to be measured: graphs that take one tensor of `shape` and `dtype`, with the settings of a target."""
 
     target: Target
     shape: tuple[int, ...]
     graphs: tuple[Entry, ...]
+    dtype: str = "float32"
 
 
 def this_machine() -> Machine:
@@ -94,7 +96,10 @@ def measure(
 
     Ratios are those to the reference, and absent without one. Raises EngineRuntimeError.
     """
-    pixels = np.random.default_rng(0).standard_normal(job.shape, np.float32)
+    rng = np.random.default_rng(0)
+    pixels: NDArray[Any] = rng.standard_normal(job.shape, np.float32)
+    if job.dtype == "uint8":
+        pixels = rng.integers(0, 256, job.shape, np.uint8)
     entries = {entry.name: entry for entry in job.graphs}
     if reference:
         entries = {reference[0]: Entry(name="", engine=reference[0], precision="fp32", scheme="", files=()), **entries}

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,7 @@ from edgemae.device.engines import find_engine, open_session
 from edgemae.device.latency.interference import VERDICTS
 from edgemae.device.latency.timing import LEAD_RUNS, interleave, park
 from edgemae.device.operators import Operator
+from edgemae.device.preprocess import preprocess
 from edgemae.device.profiling.limits import Limits, measured_limits, roofline
 from edgemae.device.profiling.modules import modules_of
 from edgemae.device.profiling.record import Layer, Layers
@@ -39,14 +40,15 @@ def layers_of(model: Model, *, limits: bool = True) -> Layers:
     from edgemae.spec.bundle import open_bundle
 
     files = open_bundle(model.path).rung_files(model.rung)
-    shape = (1, model.pixel.channels, model.pixel.image_px, model.pixel.image_px)
     # What a picture shows does not change the time: no engine here skips zeros, and noise has no denormals.
-    pixels = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+    size = (model.pixel.image_px, model.pixel.image_px, 3)
+    noise = np.random.default_rng(0).integers(0, 256, size, dtype=np.uint8)
+    pixels = preprocess(noise, model.pixel, model.manifest.io.dtype)
     return profile_layers(model.rung.engine, files, model.target, pixels, limits=limits)
 
 
 def profile_layers(
-    engine: str, files: Mapping[str, bytes], target: Target, pixels: NDArray[np.float32], *, limits: bool = True,
+    engine: str, files: Mapping[str, bytes], target: Target, pixels: NDArray[Any], *, limits: bool = True,
     rounds: int = ROUNDS,
 ) -> Layers:  # fmt: skip
     """Return the layers of graph files on an engine; every round takes 6 timed runs of either session.
