@@ -80,7 +80,9 @@ Slo = Annotated[
 ]
 Soak = Annotated[str | None, typer.Option(help="Run for so long, e.g. 10m; first against last minute.")]
 Fps = Annotated[float | None, typer.Option(help="Rate of the camera in --scenario camera; default: 25.")]
-Runs = Annotated[int | None, typer.Option(help="Steady runs; default: at least 100 and 3 s, more for --slo.")]
+Runs = Annotated[
+    int | None, typer.Option(help="Steady runs; default: at least 100 (offline: 600) and 3 s, more for --slo.")
+]
 Measure = Annotated[bool, typer.Option("--profile/--no-profile", help="Also profile, and keep that in the bundle.")]
 PerLayer = Annotated[bool, typer.Option("--per-layer", help="Also where an inference spends its time.")]
 TraceFile = Annotated[Path | None, typer.Option(help="Write a timeline for chrome://tracing or ui.perfetto.dev.")]

@@ -11,7 +11,7 @@ import typer
 
 from edgemae.cli import app
 from edgemae.options import PlanFlags, ProfileFlags, RunFlags, TeacherFlags, default_target, find_targets, given, unfold
-from edgemae.spec.errors import InputError, PlanError, TargetError
+from edgemae.spec.errors import InputError, PlanError, StorageError, TargetError
 from edgemae.spec.target import list_targets
 from tests.tiny import write_target
 
@@ -104,3 +104,11 @@ def test_what_was_given_can_be_passed_on_to_another_machine() -> None:
 def test_what_cannot_be_done_elsewhere_is_told(flags: ProfileFlags, said: str) -> None:
     with pytest.raises(InputError, match=said):
         flags.elsewhere(Path("b.edgemae"), None)  # type: ignore[arg-type]
+
+
+def test_a_page_without_a_place_is_refused_before_anything_is_measured(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(StorageError, match="cannot be written"):
+        ProfileFlags(html=tmp_path / "file" / "page.html").check()
+    ProfileFlags(html=tmp_path / "page.html").check()
+    assert not (tmp_path / "page.html").exists()

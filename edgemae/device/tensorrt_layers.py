@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from edgemae.device.operators import PRECISION, Operator, bytes_of
+from edgemae.device.operators import PRECISION, Operator, bytes_of, macs_of
+
+_NODE = re.compile(r"\[ONNX Layer: ([^\]]*)\]")
 
 
 class Watch:
-    """Keep the time of every layer of every run of an execution context."""
+    """Keep the time of every layer of every run of an execution context; `products` are those of `products_of`."""
 
-    def __init__(self, trt: Any, context: Any) -> None:
-        self._trt, self._profiler = trt, _profiler(trt)
+    def __init__(self, trt: Any, context: Any, products: Mapping[str, int]) -> None:
+        self._trt, self._profiler, self._products = trt, _profiler(trt), products
         self._times: list[dict[str, float]] = []
         context.profiler = self._profiler  # the context reports at the end of every run: enqueue_emits_profile is set
 
@@ -29,21 +33,39 @@ class Watch:
         told = json.loads(inspector.get_engine_information(self._trt.LayerInformationFormat.JSON))
         facts = {layer["Name"]: layer for layer in told.get("Layers", ()) if isinstance(layer, dict)}
         return [
-            _operator(name, facts.get(name, {}), np.array([run.get(name, 0.0) for run in self._times]))
+            _operator(name, facts.get(name, {}), np.array([run.get(name, 0.0) for run in self._times]), self._products)
             for name in (self._times[-1] if self._times else ())
         ]
 
 
-def _operator(name: str, facts: dict[str, Any], ms: Any) -> Operator:
+def products_of(trt: Any, network: Any) -> dict[str, int]:
+    """Return the multiply-accumulates of each layer of a network as it was read, by the name of its ONNX node."""
+    found = {}
+    for layer in map(network.get_layer, range(network.num_layers)):
+        kind = {trt.LayerType.CONVOLUTION: "Conv", trt.LayerType.MATRIX_MULTIPLY: "MatMul"}.get(layer.type)
+        if kind is None:
+            continue
+        inputs = [tuple(layer.get_input(i).shape) for i in range(layer.num_inputs)]
+        if kind == "Conv":  # its weights are no input, unless they are quantized
+            layer.__class__ = trt.IConvolutionLayer
+            channels = inputs[0][1] // layer.num_groups
+            inputs = [inputs[0], (layer.num_output_maps, channels, *layer.kernel_size_nd)]
+        macs = macs_of(kind, inputs, [tuple(layer.get_output(0).shape)])
+        if macs and macs > 0:  # a size that is not known before the run is -1
+            found[layer.name] = macs
+    return found
+
+
+def _operator(name: str, facts: dict[str, Any], ms: Any, products: Mapping[str, int]) -> Operator:
     """Return one layer; its metadata reads "[ONNX Layer: blocks.0.norm1]" for every node that went into it."""
     ports = [*facts.get("Inputs", ()), *facts.get("Outputs", ())]
     # "Datatype" since TensorRT 10; before, and beside it, "Format/Datatype": "Row major linear FP16 format".
     tensors = [(str(port.get("Datatype", "")), tuple(port.get("Dimensions", ()))) for port in ports]
     types = [PRECISION.get(dtype, "") for dtype, _ in tensors]
     precision = next((kind for kind in ("int8", "fp16", "fp32") if kind in types), "")
-    return Operator(
-        name, facts.get("Metadata") or name, facts.get("LayerType", ""), precision, ms, None, bytes_of(tensors) or None
-    )
+    origin = facts.get("Metadata") or name
+    macs = sum(products.get(node, 0) for node in dict.fromkeys(_NODE.findall(origin))) or None
+    return Operator(name, origin, facts.get("LayerType", ""), precision, ms, macs, bytes_of(tensors) or None)
 
 
 def _profiler(trt: Any) -> Any:

@@ -25,7 +25,7 @@ from edgemae.device.engines import ENGINES, Engine, Session, find_engine, onnxru
 from edgemae.device.isa import cpu_flags, machine_facts, u8s8_saturates
 from edgemae.device.onnx_scan import refuse_external_data
 from edgemae.device.profiling.modules import module_of
-from edgemae.device.tensorrt_layers import Watch
+from edgemae.device.tensorrt_layers import Watch, products_of
 from edgemae.spec.errors import EngineMissingError, EngineRuntimeError, InputError
 from edgemae.spec.target import ENGINE_NAMES, Target
 
@@ -523,7 +523,11 @@ def jetson(gpu: Target, monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleNames
 
         def create_network(self, flags: int) -> Any:
             fake.flags = flags
-            return SimpleNamespace(get_input=lambda i: SimpleNamespace(name="pixels", shape=(1, 3, 32, 32)))
+            ports = [SimpleNamespace(shape=shape) for shape in ((16, 64), (64, 256), (16, 256))]
+            layer = SimpleNamespace(type="product", name="blocks.0.mlp.fc1", num_inputs=2, get_input=ports.__getitem__,
+                                    get_output=lambda i: ports[2])  # fmt: skip
+            return SimpleNamespace(get_input=lambda i: SimpleNamespace(name="pixels", shape=(1, 3, 32, 32)),
+                                   num_layers=1, get_layer=lambda i: layer)  # fmt: skip
 
         def create_builder_config(self) -> Any:
             return SimpleNamespace(set_memory_pool_limit=lambda pool, size: setattr(fake, "pool", size))
@@ -550,6 +554,7 @@ def jetson(gpu: Target, monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleNames
         IProfiler=IProfiler,
         LayerInformationFormat=SimpleNamespace(JSON="json"),
         ProfilingVerbosity=SimpleNamespace(DETAILED="detailed"),
+        LayerType=SimpleNamespace(CONVOLUTION="convolution", MATRIX_MULTIPLY="product"),
         BuilderFlag=SimpleNamespace(),
         MemoryPoolType=SimpleNamespace(WORKSPACE=0),
         NetworkDefinitionCreationFlag=SimpleNamespace(STRONGLY_TYPED=2),
@@ -588,6 +593,7 @@ def test_the_layers_of_a_plan_are_told_apart(jetson: SimpleNamespace, block_onnx
     fc, norm = watched.finish()
     assert (fc.name, fc.kind, fc.precision, fc.bytes) == ("fc", "gemm", "fp16", 2 * 16 * 64 * 2)
     assert (module_of(fc.origin), module_of(norm.origin), norm.bytes) == ("blocks.0.mlp.fc1", "", None)
+    assert (fc.macs, norm.macs) == (16 * 64 * 256, None)
     np.testing.assert_allclose([*fc.ms, *norm.ms], [1.0] * 3 + [0.25] * 3)
     assert len(watched.walls_ns) == 3
 
@@ -596,7 +602,7 @@ def test_the_real_profiler_takes_what_a_context_reports(gpu: Target, block_onnx:
     """The real base class and the real builder setting; only the context and the plan are stand-ins."""
     trt = needs_rtx()
     context = SimpleNamespace()
-    watch = Watch(trt, context)
+    watch = Watch(trt, context, {})
     assert isinstance(context.profiler, trt.IProfiler)
     for ms in (1.0, 3.0):
         context.profiler.report_layer_time("fc", ms)
@@ -634,6 +640,32 @@ def test_the_real_library_has_every_name_that_running_uses() -> None:
     dtypes = {trt.float32: np.float32, trt.float16: np.float16, trt.uint8: np.uint8, trt.int64: np.int64}
     assert {dtype: trt.nptype(dtype) for dtype in dtypes} == dtypes
     assert {"INPUT", "OUTPUT"} <= set(trt.TensorIOMode.__members__)
+
+
+@pytest.mark.parametrize("scheme", ["", "tensorrt-qdq"])
+def test_the_real_parser_tells_what_a_student_multiplies(scheme: str) -> None:
+    import torch
+
+    from edgemae.export.to_onnx import to_onnx
+    from edgemae.model.vit import ViT, ViTShape, count_macs
+    from edgemae.quantize.calibrate import Calibration
+    from edgemae.quantize.schemes import SCHEMES
+    from edgemae.spec.graph import PixelContract
+    from edgemae.spec.sections import QuantizePlan
+
+    trt = needs_rtx()
+    torch.manual_seed(0)
+    shape = ViTShape.uniform(image_px=32, patch_px=8, width=64, depth=2, heads=2, classes=3)
+    graph = to_onnx(ViT(shape).eval(), PixelContract(image_px=32))
+    if scheme:
+        soft = np.cumsum(np.cumsum(np.random.default_rng(1).standard_normal((32, 3, 32, 32)), 2), 3)
+        calibration = Calibration.of((soft / 16).astype(np.float32))
+        graph = SCHEMES[scheme](graph, calibration, QuantizePlan(smooth_alphas=(-1.0,)))
+    logger = tensorrt._logger(trt)
+    builder = trt.Builder(logger)
+    found = products_of(trt, tensorrt._read(trt, builder, graph.onnx, logger))
+    assert sum(found.values()) == pytest.approx(count_macs(shape), rel=0.01)
+    assert found["blocks.1.mlp.fc1"] == 16 * 64 * 256
 
 
 def test_a_plan_of_another_shape_or_a_failing_run_is_an_error(jetson: SimpleNamespace) -> None:

@@ -21,7 +21,7 @@ from edgemae.device.cuda import Cuda, driver
 from edgemae.device.onnx_scan import refuse_external_data
 from edgemae.device.operators import Operator
 from edgemae.device.session import Engine, Instrumented, Session, Tensors, engine_errors, library, only_file
-from edgemae.device.tensorrt_layers import Watch
+from edgemae.device.tensorrt_layers import Watch, products_of
 from edgemae.spec.errors import EngineRuntimeError
 from edgemae.spec.target import Target
 
@@ -57,10 +57,7 @@ def build(files: Mapping[str, bytes], target: Target) -> bytes:
     with engine_errors(NAME, "build the plan"):
         logger = _logger(trt)
         builder = trt.Builder(logger)
-        network = builder.create_network(_network_flags(trt))
-        parser = trt.OnnxParser(network, logger)
-        if not parser.parse(graph):
-            raise _failure("read the graph", [_quote(parser.get_error(i)) for i in range(parser.num_errors)])
+        network = _read(trt, builder, graph, logger)
         config = _config(trt, builder, network, target)
         if ahead is not None:
             config.num_compute_capabilities = 1
@@ -71,6 +68,15 @@ def build(files: Mapping[str, bytes], target: Target) -> bytes:
         return bytes(plan)
 
 
+def _read(trt: Any, builder: Any, graph: bytes, logger: Any) -> Any:
+    """Return the network of an ONNX file. Raises EngineRuntimeError with the parser's own words."""
+    network = builder.create_network(_network_flags(trt))
+    parser = trt.OnnxParser(network, logger)
+    if not parser.parse(graph):
+        raise _failure("read the graph", [_quote(parser.get_error(i)) for i in range(parser.num_errors)])
+    return network
+
+
 def load(blob: bytes, target: Target) -> Session:
     """Return a session on the first GPU. Raises EngineRuntimeError when there is no driver, no GPU or another GPU."""
     runner = _runner(blob, target)
@@ -78,9 +84,13 @@ def load(blob: bytes, target: Target) -> Session:
 
 
 def instrument(files: Mapping[str, bytes], target: Target) -> Instrumented:
-    """Return a session whose context reports the time of every layer. MACs are not known: a kernel holds many nodes."""
+    """Return a session whose context reports the time of every layer; a kernel's MACs are those of all nodes in it."""
     runner = _runner(compiled(ENGINE, files, target), target)
-    watch = Watch(runner.trt, runner.context)
+    with engine_errors(NAME, "read the graph"):
+        logger = _logger(runner.trt)
+        builder = runner.trt.Builder(logger)
+        products = products_of(runner.trt, _read(runner.trt, builder, only_file(NAME, files, ".onnx"), logger))
+    watch = Watch(runner.trt, runner.context, products)
 
     def finish() -> list[Operator]:
         try:

@@ -72,7 +72,7 @@ def profile_layers(
     infer_ms, watched_ms = float(np.median(taken["plain"].ns)) / 1e6, float(np.median(_timed(walls, rounds)))
     multiplying = [op.precision for op in operators if op.macs and op.precision]
     found = None
-    if limits and multiplying:  # TensorRT does not tell what its kernels multiply: no place under a roof is known
+    if limits and multiplying and engine != "tensorrt":  # what is measured here are the limits of the processor
         park()
         found = measured_limits(engine, target, multiplying)
     rows = _rows(operators, infer_ms, rounds, found)

@@ -317,6 +317,16 @@ def test_limits_are_measured_once(engine: str, box: Target, monkeypatch: pytest.
     assert both.gbytes == copy_gbytes(box.threads)
 
 
+def test_a_gpu_is_not_held_against_the_limits_of_the_processor(box: Target, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise AssertionError("measured all the same")
+
+    monkeypatch.setattr(room, "measured_limits", refuse)
+    stand_in(monkeypatch, 0.001, 0.001, [operator("a", np.ones(21), precision="fp16", macs=10**9, bytes=10**6)])
+    found = profile_layers("tensorrt", {}, box, PIXELS, rounds=2)
+    assert (found.rows[0].macs, found.rows[0].limit_share, found.peak_gmacs) == (10**9, None, {})
+
+
 def test_the_last_level_cache_is_the_largest(tmp_path: Path) -> None:
     for i, size in enumerate(("32K", "1024K", "32M", "odd")):
         (tmp_path / f"index{i}").mkdir()

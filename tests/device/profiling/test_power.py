@@ -227,6 +227,12 @@ def test_a_machine_without_sensors_says_what_was_looked_for(tmp_path: Path) -> N
         assert any(line.startswith(f"{what}: no") for line in found.absent), what
 
 
+def test_a_card_that_nothing_is_read_of_is_said_to_be_there(tmp_path: Path) -> None:
+    put(tmp_path, {"proc/driver/nvidia/version": "NVRM version: NVIDIA UNIX x86_64 Kernel Module  570.00"})
+    absent = drive(tmp_path, 2, still).result().absent
+    assert "NVIDIA GPU on a card: its power, clock and load are not read" in absent
+
+
 def test_this_machine_whatever_it_has_is_read(tmp_path: Path) -> None:
     with PowerSampler() as sampler:
         time.sleep(0.3)
