@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from hypothesis import settings
 
+from tests.differences import explain
+
 if TYPE_CHECKING:
     from edgemae.model.vit import ViT
     from tests.tiny import Job, Ran
@@ -25,6 +27,11 @@ os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1", MPLBACKEND="Agg"
 # The same examples on every run, and no deadline: a busy machine is not a bug.
 settings.register_profile("edgemae", derandomize=True, deadline=None, database=None)
 settings.load_profile("edgemae")
+
+
+def pytest_assertrepr_compare(op: str, left: object, right: object) -> list[str] | None:
+    """Say how long byte strings differ in one line, so that the log of a failed run can be read."""
+    return explain(op, left, right)
 
 
 @pytest.fixture(scope="session", autouse=True)
