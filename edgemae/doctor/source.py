@@ -19,19 +19,28 @@ from edgemae.spec.errors import EdgemaeError, nearest
 LOOK_S = 1.0  # how long a source is watched
 LOOK_FRAMES = 30
 HEAD_BYTES = 4096
+ARGUS = "/tmp/argus_socket"  # of nvargus-daemon
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 Opener = Callable[[str], Any]
 
 
 def examine_source(source: str, root: Path, opener: Opener | None = None) -> Finding:
     """Return whether a source hands over frames, and else why not and what to do. `opener` stands for Camera."""
-    if source.startswith("csi://") or "nvarguscamerasrc" in source:
-        return _csi(source, root) or _watched(source, root, opener)
-    if "://" in source or " ! " in source:
+    if _is_csi(source) or " ! " in source:
+        return _pipeline(source, root) or _watched(source, root, opener)
+    if "://" in source:
         return _watched(source, root, opener)
-    if source.isdecimal() or source.startswith("/dev/"):
+    if _is_device(source):
         return _device(source, root) or _watched(source, root, opener)
     return _file(Path(source)) or _watched(source, root, opener)
+
+
+def _is_csi(source: str) -> bool:
+    return source.startswith("csi://") or "nvarguscamerasrc" in source
+
+
+def _is_device(source: str) -> bool:
+    return source.isdecimal() or source.startswith("/dev/")
 
 
 def _bad(source: str, found: str, fix: str) -> Finding:
@@ -46,19 +55,18 @@ def without_password(source: str) -> str:
 # ---------------------------------------------------------------- without opening it
 
 
-def _csi(source: str, root: Path) -> Finding | None:
+def _pipeline(source: str, root: Path) -> Finding | None:
+    """CSI cameras and pipelines need GStreamer; the former also a Jetson and its camera service."""
     if not opencv()[1].get("GStreamer"):
-        where = (
-            SYSTEM_OPENCV if is_jetson(root) else "run it on the Jetson; here, give a /dev/video*, a file or a stream"
-        )
-        return _bad(source, "a CSI camera comes through GStreamer, and this OpenCV was built without (no wheel has it)",
-                    where)  # fmt: skip
-    if not is_jetson(root):
+        elsewhere = "run it on the device; here, give a /dev/video*, a file or a stream"
+        return _bad(source, "this comes through GStreamer, and this OpenCV was built without (no wheel has it)",
+                    SYSTEM_OPENCV if is_jetson(root) else elsewhere)  # fmt: skip
+    if _is_csi(source) and not is_jetson(root):
         return _bad(source, "nvarguscamerasrc is a part of Jetson Linux, and this is no Jetson",
                     "give a /dev/video*, a file or a stream; on a Raspberry Pi start it under libcamerify")  # fmt: skip
-    if not (root / "tmp/argus_socket").exists():
-        return _bad(source, "the camera service of Jetson Linux does not answer: no /tmp/argus_socket",
-                    "sudo systemctl restart nvargus-daemon; in a container: -v /tmp/argus_socket")  # fmt: skip
+    if _is_csi(source) and not (root / ARGUS.lstrip("/")).exists():
+        return _bad(source, f"the camera service of Jetson Linux does not answer: no {ARGUS}",
+                    f"sudo systemctl restart nvargus-daemon; in a container: -v {ARGUS}:{ARGUS}")  # fmt: skip
     return None
 
 
@@ -98,11 +106,8 @@ def _file(path: Path) -> Finding | None:
     if not os.path.exists(text):  # unlike Path.exists it survives a name that is too long
         beside = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
         said = nearest(path.name, beside) if beside else f" Neither does its folder '{path.parent}'."
-        return _bad(
-            text,
-            f"does not exist{'.' if said else ''}{said}",
-            "correct the path; a relative one counts from this folder",
-        )
+        fix = "correct the path; a relative one counts from this folder"
+        return _bad(text, f"does not exist{'.' if said else ''}{said}", fix)
     if not os.access(text, os.R_OK):
         return _bad(text, "this user may not read it", f"chmod a+r '{text}', or run as its owner")
     if path.is_dir() or path.suffix.lower() in PICTURES:
@@ -165,6 +170,8 @@ def _watched(source: str, root: Path, opener: Opener | None) -> Finding:
 
 def _in_use(source: str, root: Path) -> str:
     """Return who holds a camera open: it may be opened twice, but only one program gets its frames."""
+    if not _is_device(source):
+        return ""
     path = f"/dev/video{source}" if source.isdecimal() else f"/dev/{(root / source.lstrip('/')).resolve().name}"
     found = next((device for device in devices(root) if device.path == path), None)
     return f"; it is in use by {', '.join(found.holders)}" if found is not None and found.holders else ""

@@ -99,6 +99,7 @@ def test_a_busy_camera_names_who_has_it(tmp_path: Path) -> None:
     def refuse(text: str) -> object:
         raise CameraError(f"'{text}' cannot be opened", expected="a camera", fix="stop it")
 
+    assert "in use" not in examine_source("rtsp://camera/video0", tmp_path, refuse).found
     for name in ("0", "/dev/video0", "/dev/v4l/by-id/usb-HD_Webcam-index0"):
         red(examine_source(name, tmp_path, refuse), "cannot be opened; it is in use by cheese (process 77)", "stop it")
 
@@ -110,13 +111,25 @@ def test_a_busy_camera_names_who_has_it(tmp_path: Path) -> None:
 def test_csi_is_refused_step_by_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
     built = {"GStreamer": False}
     monkeypatch.setattr(source, "opencv", lambda: ("4.8", built, ""))
-    red(examine_source(text, tmp_path, never), "this OpenCV was built without", "run it on the Jetson")
+    red(examine_source(text, tmp_path, never), "this OpenCV was built without", "run it on the device")
     put(tmp_path, {"etc/nv_tegra_release": "# R36"})
     red(examine_source(text, tmp_path, never), "this OpenCV was built without", "apt install python3-opencv")
     built["GStreamer"] = True
     red(examine_source(text, tmp_path, never), "no /tmp/argus_socket", "restart nvargus-daemon")
+    (tmp_path / "tmp").mkdir()
+    (tmp_path / "tmp/argus_socket").touch()
+    assert examine_source(text, tmp_path, Frames).state == "green"
     (tmp_path / "etc/nv_tegra_release").unlink()
     red(examine_source(text, tmp_path, never), "this is no Jetson", "libcamerify")
+
+
+def test_another_pipeline_needs_gstreamer_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    built = {"GStreamer": False}
+    monkeypatch.setattr(source, "opencv", lambda: ("4.8", built, ""))
+    text = "rtspsrc location=rtsp://camera/live ! decodebin ! appsink"
+    red(examine_source(text, tmp_path, never), "this OpenCV was built without", "run it on the device")
+    built["GStreamer"] = True
+    assert examine_source(text, tmp_path, Frames).state == "green"
 
 
 # ---------------------------------------------------------------- streams
