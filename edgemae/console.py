@@ -184,7 +184,7 @@ def write_json(value: Any) -> None:
     sys.stdout.write(json_library.dumps(to_builtins(value), indent=1) + "\n")
 
 
-def _console() -> Console:
+def screen() -> Console:
     from rich.console import Console
 
     wide = None if sys.stdout.isatty() or "COLUMNS" in os.environ else WIDTH
@@ -204,7 +204,7 @@ def print_built(built: Sequence[Built], *, json: bool) -> None:
         from edgemae.measure.report import console_table
 
         for b in built:
-            _console().print(console_table(b.report))
+            screen().print(console_table(b.report))
             sys.stdout.write(
                 f"\nbundle: {b.bundle}\nreport: {b.bundle.parent / 'report.html'}\nnext:\n"
                 f"  edgemae verify {b.bundle}\n  edgemae profile {b.bundle}\n  edgemae run {b.bundle} SOURCE\n"
@@ -295,4 +295,4 @@ def print_targets(targets: Sequence[Target], *, json: bool) -> None:
         table.add_column(column, no_wrap=column == "name")
     for t in targets:
         table.add_row(t.name, ", ".join(t.engines), ", ".join(t.precisions), str(t.threads), t.title)
-    _console().print(table)
+    screen().print(table)

@@ -21,14 +21,14 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("spec",),
     ("device",),
     ("door",),
-    ("model", "data"),
+    ("model", "data", "doctor"),
     ("distill", "prune", "export", "quantize", "measure"),
     ("build", "watch"),
     ("cli",),
 )
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 TERMINAL = ("cli", "console", "made", "options", "__main__")
-ON_DEVICE = ("spec", "device", "door", "watch")
+ON_DEVICE = ("spec", "device", "door", "doctor", "watch")
 BUILD_SIDE = {
     "dill", "jinja2", "joblib", "matplotlib", "nncf", "onnx", "onnxscript", "pandas", "pickle", "safetensors", "scipy",
     "shelve", "sklearn", "torch", "torch_pruning", "torchvision", "transformers",
@@ -275,6 +275,7 @@ SOUND = {
     "device/engines/one.py": "def load():\n    import openvino\n",
     "model/mae.py": "import torch\nimport edgemae.spec.errors\ndef _random(): ...\nMASKS = {'random': _random}\n",
     "data/images.py": "from edgemae.device import engines\n",
+    "doctor/machine.py": "from edgemae.device import engines\n",
     "distill/recipes/__init__.py": "from edgemae.distill.recipes import logit\nRECIPES: D = {'logit': logit.Logit}\n",
     "distill/recipes/logit.py": "from edgemae.model.mae import MASKS\n",
     "prune/criteria.py": "def taylor(): ...\nCRITERIA = {'taylor': taylor}\n",

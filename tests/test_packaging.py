@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib.metadata
 import json
+import os
 import re
 import subprocess
 import sys
@@ -363,3 +364,37 @@ def colour_graph() -> bytes:
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9)
     checker.check_model(model)
     return model.SerializeToString()
+
+
+# ---------------------------------------------------------------- continuous integration
+
+LOG = f"""\
+E       AssertionError: assert b'{"x" * 300}' == b''
+=========================== short test summary info ============================
+FAILED tests/test_a.py::test_bytes[é-1] - AssertionError: assert b'{"é" * 3000}
+  second line of the message
+ERROR tests/test_b.py - ImportError: no module named x
+SKIPPED [1] tests/test_c.py:3: no camera
+=================== 1 failed, 7 passed, 1 error in 1.00s ====================
+make: *** [Makefile:33: test] Error 1
+"""
+
+
+@pytest.mark.parametrize("status", [0, 2])
+def test_ci_ends_with_the_failed_tests_and_the_counts(tmp_path: Path, status: int) -> None:
+    log = LOG if status else "==== 7 passed in 1.00s ====\n"
+    (tmp_path / "log").write_text(log)
+    for name, does in {"make": f"cat {tmp_path}/log; exit {status}", "id": "echo 1000"}.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{does}\n")
+        (tmp_path / name).chmod(0o755)
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    done = subprocess.run([ROOT / ".ci/run"], capture_output=True, text=True, check=False, env={"PATH": path})
+    assert (done.returncode, done.stderr) == (status, "")
+    assert done.stdout.startswith(log)
+    said = done.stdout[len(log) :].splitlines()
+    if not status:
+        assert said == []
+        return
+    assert said[0].startswith("FAILED tests/test_a.py::test_bytes[é-1] - AssertionError")
+    assert len(said[0]) == 200
+    assert said[1:] == ["ERROR tests/test_b.py - ImportError: no module named x", LOG.splitlines()[-2]]

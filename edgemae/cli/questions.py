@@ -24,6 +24,7 @@ from edgemae.options import (
     find_targets,
     unfold,
 )
+from edgemae.spec.errors import MachineError
 
 
 @app.command(name="eval")
@@ -105,12 +106,21 @@ def finalize(bundle: BundlePath, target: TargetName = None, measure: Measure = T
 
 
 @app.command()
-def doctor(json: Json = False) -> None:
-    """Show what this machine has: processor, engines, OpenCV back-ends, and what is missing for what."""
+def doctor(
+    source: Annotated[
+        str | None, typer.Argument(help="Also say why this one does not open.", metavar="[SOURCE]")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Examine this machine: engines, OpenCV, cameras, cache, a fix for each fault; exit 5 when one is in the way."""
     from edgemae.doctor import diagnose
+    from edgemae.doctor.page import table
 
     start_logging(False)
-    console.print_rows("this machine", diagnose(), json=json)
+    found = diagnose(source)
+    console.write_json(found) if json else console.screen().print(table(found["findings"]))
+    if found["state"] == "red":
+        raise typer.Exit(MachineError.exit_code)
 
 
 @app.command()

@@ -11,7 +11,7 @@ import logging
 import os
 import secrets
 import stat
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import msgspec
@@ -72,11 +72,18 @@ def compiled(engine: Engine, files: Mapping[str, bytes], target: Target) -> byte
     return blob
 
 
+def kept(folder: Path) -> Iterator[tuple[Path, bool]]:
+    """Yield every blob under a cache folder, and whether its side file agrees with it. Raises OSError."""
+    for path in sorted((folder / "engines").glob("*.blob")):
+        side = path.with_suffix(".sha256")
+        yield path, side.is_file() and _bytes(side) == _digest_line(path, _bytes(path))
+
+
 def _read(path: Path) -> bytes | None:
     """Return a blob whose side file agrees with it; one that does not is deleted. None: not there."""
     if not path.parent.is_dir():
         return None
-    _check_private(path.parent)
+    check_private(path.parent)
     side = path.with_suffix(".sha256")
     try:
         blob, line = _bytes(path), _bytes(side)
@@ -92,7 +99,7 @@ def _read(path: Path) -> bytes | None:
 
 def _write(path: Path, blob: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    _check_private(path.parent)
+    check_private(path.parent)
     _replace(path, blob)
     _replace(path.with_suffix(".sha256"), _digest_line(path, blob))  # last: without it the blob does not count
     for old in sorted(path.parent.glob("*.blob"), key=lambda p: p.stat().st_mtime_ns, reverse=True)[KEEP:]:
@@ -121,7 +128,7 @@ def _digest_line(path: Path, blob: bytes) -> bytes:
     return f"{hashlib.sha256(blob).hexdigest()}  {path.name}\n".encode("ascii")
 
 
-def _check_private(folder: Path) -> None:
+def check_private(folder: Path) -> None:
     """Refuse a folder in which someone else may write: whoever can write a blob can write its digest too."""
     facts = folder.lstat()
     if os.name == "posix" and (

@@ -29,30 +29,29 @@ def write_model(path: Path, tensors: dict[str, Tensor], header: dict[str, Any], 
     if half:
         tensors = {k: v.half() if v.is_floating_point() else v for k, v in tensors.items()}
     tensors, raw = {k: v.contiguous() for k, v in tensors.items()}, json.dumps(header)
-    write_atomic(path, _in_order(save(tensors, metadata={HEADER_KEY: raw, DIGEST_KEY: _digest(tensors, raw)})))
+    write_atomic(path, *_in_order(save(tensors, metadata={HEADER_KEY: raw, DIGEST_KEY: _digest(tensors, raw)})))
 
 
-def _in_order(data: bytes) -> bytes:
-    """Return a safetensors file with its metadata sorted: the library writes two entries in an order drawn by chance.
+def _in_order(data: bytes) -> tuple[bytes, memoryview]:
+    """Return a safetensors file in two parts, its metadata sorted.
 
-    https://github.com/huggingface/safetensors#format: 8 bytes of length, JSON padded with spaces, then the tensors,
-    whose offsets count from the end of the JSON.
+    The library writes metadata in a random order: of two equal models, two in five files differed.
     """
     end = 8 + int.from_bytes(data[:8], "little")
-    tree = json.loads(data[8:end])
-    tree["__metadata__"] = dict(sorted(tree["__metadata__"].items()))
-    head = json.dumps(tree, separators=(",", ":"), ensure_ascii=False).encode()
-    head += b" " * (-len(head) % 8)
-    return len(head).to_bytes(8, "little") + head + data[end:]
+    header = json.loads(data[8:end])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # tensors begin at a multiple of 8
+    return len(text).to_bytes(8, "little") + text, memoryview(data)[end:]
 
 
-def write_atomic(path: Path, data: bytes) -> None:
+def write_atomic(path: Path, *parts: bytes | memoryview) -> None:
     """Write bytes so that a reader sees the old file or the whole new one, also after a kill or a full disk."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(temporary, "wb") as file:
-            file.write(data)
+            file.writelines(parts)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -61,7 +60,7 @@ def write_atomic(path: Path, data: bytes) -> None:
             temporary.unlink()
         raise StorageError(
             f"'{path}' could not be written: {error.strerror}",
-            expected=f"a writable folder with {len(data) / 2**20:.1f} MiB free",
+            expected=f"a writable folder with {sum(map(len, parts)) / 2**20:.1f} MiB free",
             fix="free some space or choose another --output; finished stages are kept",
         ) from error
 

@@ -28,7 +28,7 @@ from edgemae.quantize.openvino_int8 import openvino_session
 from edgemae.quantize.schemes import SCHEMES
 from edgemae.quantize.search import starting_scales
 from edgemae.spec.errors import CheckpointError, InputError
-from edgemae.spec.graph import Grid, PixelContract, Scales
+from edgemae.spec.graph import Graph, Grid, PixelContract, Scales
 from edgemae.spec.sections import FinetunePlan, Plan, PrunePlan, QuantizePlan
 from edgemae.trials import calibration_of
 
@@ -74,17 +74,27 @@ def loud(student: Student, factor: float, channels: int) -> Student:
     return replace(student, vit=vit)
 
 
-def tuned(student: Student, calibration: Calibration, plan: Plan, images: Images, *, symmetric: bool) -> Student:
-    start, divisors = starting_scales(to_onnx(student.vit, PIXEL), calibration, plan.quantize, symmetric)
-    return train_aware(student, start, divisors, plan, images, None)[0]
+@pytest.fixture(scope="module")
+def graph(student: Student) -> Graph:
+    return to_onnx(student.vit, PIXEL)
 
 
 @pytest.fixture(scope="module")
-def trained(student: Student, calibration: Calibration, pictures: ImageSet) -> dict[bool, Student]:
+def trained(student: Student, graph: Graph, calibration: Calibration, pictures: ImageSet) -> dict[bool, Student]:
     """The student after the tail, by whether its scales are symmetric."""
     plan = Plan(workers=0, threads=1, quantize=QuantizePlan(aware=FinetunePlan(epochs=2, batch=8, lr=0.01)))
     images = Images(pictures.unlabelled(), pictures)
-    return {kind: tuned(student, calibration, plan, images, symmetric=kind) for kind in (False, True)}
+
+    def tuned(symmetric: bool) -> Student:
+        start, divisors = starting_scales(graph, calibration, plan.quantize, symmetric)
+        return train_aware(student, start, divisors, plan, images, None)[0]
+
+    return {kind: tuned(kind) for kind in (False, True)}
+
+
+@pytest.fixture(scope="module")
+def trained_graph(trained: dict[bool, Student]) -> Graph:
+    return to_onnx(trained[False].vit, PIXEL)
 
 
 # ---------------------------------------------------------------- handing over
@@ -117,16 +127,15 @@ def test_the_graph_uses_exactly_the_trained_scales(
 
 @pytest.mark.parametrize("scheme", ["ort-static", "openvino-static"])
 def test_int8_kernels_compute_what_was_trained(
-    scheme: str, trained: dict[bool, Student], calibration: Calibration
+    scheme: str, trained: dict[bool, Student], trained_graph: Graph, calibration: Calibration
 ) -> None:
     """What is left is the last rounding of float sums and the bias as int32; PTQ of the same weights is far off."""
     student = trained[False]
     assert student.scales is not None
     rounded = round_linears(student.vit, student.scales)
-    float_graph = to_onnx(student.vit, PIXEL)
     graphs = {
-        "aware": SCHEMES[scheme](float_graph, replace(calibration, scales=student.scales), PLAIN),
-        "ptq": SCHEMES[scheme](float_graph, calibration, PLAIN),
+        "aware": SCHEMES[scheme](trained_graph, replace(calibration, scales=student.scales), PLAIN),
+        "ptq": SCHEMES[scheme](trained_graph, calibration, PLAIN),
     }
     error = {}
     for name, graph in graphs.items():
@@ -144,9 +153,8 @@ def test_int8_kernels_compute_what_was_trained(
 
 
 def test_scales_of_another_kind_or_model_are_not_taken(
-    trained: dict[bool, Student], student: Student, calibration: Calibration
+    trained: dict[bool, Student], graph: Graph, calibration: Calibration
 ) -> None:
-    graph = to_onnx(student.vit, PIXEL)
     assert "aware" not in SCHEMES["ort-static"](graph, replace(calibration, scales=trained[True].scales), PLAIN).scheme
     linears = dict(trained[False].scales.linears)  # type: ignore[union-attr]
     del linears["blocks.1.mlp.fc2"]
@@ -192,8 +200,8 @@ def test_other_weights_drop_the_scales(trained: dict[bool, Student], pictures: I
 # ---------------------------------------------------------------- training
 
 
-def test_there_and_back_changes_nothing(student: Student, calibration: Calibration) -> None:
-    start, _ = starting_scales(to_onnx(student.vit, PIXEL), calibration, PLAIN, False)
+def test_there_and_back_changes_nothing(student: Student, graph: Graph, calibration: Calibration) -> None:
+    start, _ = starting_scales(graph, calibration, PLAIN, False)
     plain, scales = plain_linears(round_linears(student.vit, start), False)
     assert all(torch.equal(value, plain.state_dict()[name]) for name, value in student.vit.state_dict().items())
     assert [grid.zero for grid in scales.linears.values()] == [grid.zero for grid in start.linears.values()]
@@ -218,10 +226,10 @@ def test_the_gradient_passes_inside_the_range_and_widens_it_from_outside() -> No
 
 
 def test_without_labels_the_embedding_comes_nearer(
-    student: Student, calibration: Calibration, pictures: ImageSet, plan_with: MakePlan
+    student: Student, graph: Graph, calibration: Calibration, pictures: ImageSet, plan_with: MakePlan
 ) -> None:
     plan = plan_with(**TAIL | {"quantize__aware__epochs": 4})
-    start, divisors = starting_scales(to_onnx(student.vit, PIXEL), calibration, plan.quantize, False)
+    start, divisors = starting_scales(graph, calibration, plan.quantize, False)
     after, curve = train_aware(student, start, divisors, plan, Images(pictures.unlabelled()), None)
     assert after.scales is not None
     assert curve[-1]["embedding"] < 0.9 * curve[0]["embedding"]
@@ -243,17 +251,18 @@ def test_the_tail_wins_back_most_of_what_rounding_costs(tmp_path: Path) -> None:
     plan = Plan(workers=0, threads=1, quantize=QuantizePlan(aware=FinetunePlan(epochs=8, **common)))
     calibration = calibration_of(sample(train, 64, 0), pixel, 0)
 
-    def int8(student: Student) -> float:
-        scales = replace(calibration, scales=student.scales)
-        graph = SCHEMES["ort-static"](to_onnx(student.vit, pixel), scales, PLAIN)
+    def int8(float_graph: Graph, scales: Scales | None) -> float:
+        graph = SCHEMES["ort-static"](float_graph, replace(calibration, scales=scales), PLAIN)
         run, pixels = session(graph.onnx), calibration_of(test, pixel, 0).images
         said = [int(run(image[None])[0].argmax()) for image in pixels]
         return float(np.mean(np.array(said) == np.array(test.labels)))
 
     judge = Run(train, pixel, evaluation=test)
-    start, divisors = starting_scales(to_onnx(student.vit, pixel), calibration, plan.quantize, False)
+    first = to_onnx(student.vit, pixel)
+    start, divisors = starting_scales(first, calibration, plan.quantize, False)
     after, _ = train_aware(student, start, divisors, plan, Images(train.unlabelled(), train), None)
-    before, ptq, tail = top1(student.vit, judge), int8(student), int8(after)
+    before, ptq = top1(student.vit, judge), int8(first, student.scales)
+    tail = int8(to_onnx(after.vit, pixel), after.scales)
     print(f"float {before:.4f}, PTQ {ptq:.4f}, tail {tail:.4f}")
     assert before - ptq > 0.02
     assert before - tail < 0.5 * (before - ptq)

@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 import os
 import random
+import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -19,9 +22,13 @@ from edgemae.distill.ranks import Ranks, lost_process
 from edgemae.spec.errors import MachineError, PlanError
 
 SCRIPT = '''
-"""All three trainings of a student with everything on that is random; may be told to die at a step."""
+"""All three trainings of a student with everything on that is random; may be told to die at a step.
 
-import json, os, signal, sys
+A server: torch is imported once, and every process of a run is forked from here. A run comes as a line of JSON on stdin
+and its exit codes go back; as torchrun does, the other processes are ended when one dies.
+"""
+
+import json, os, signal, sys, traceback
 from pathlib import Path
 
 import torch
@@ -33,66 +40,100 @@ from edgemae.distill.stages import Images, distill, finetune, pretrain
 from edgemae.spec.graph import PixelContract
 from edgemae.spec.plan import load_plan
 
-torch.set_num_threads(1)
-folder, out, parts, shard, die_rank, die_step = sys.argv[1], Path(sys.argv[2]), *map(int, sys.argv[3:])
-train.CHECKPOINT_EVERY_S = 0.0
-step, taken = train._Run._step, 0
-seen, spread = [], view._shard
-view._shard = lambda vit, device: (seen.append(vit), spread(vit, device))
+
+def run(folder, out, parts, shard, die_rank, die_step):
+    torch.set_num_threads(1)
+    train.CHECKPOINT_EVERY_S = 0.0
+    step, spread, seen, taken = train._Run._step, view._shard, [], 0
+    view._shard = lambda vit, device: (seen.append(vit), spread(vit, device))
+
+    def counted(run, batch, number):
+        nonlocal taken
+        if run.ranks.rank == die_rank and taken == die_step:
+            os.kill(os.getpid(), signal.SIGKILL)
+        taken += 1
+        return step(run, batch, number)
+
+    train._Run._step = counted
+    small = {"image_px": 32, "patch_px": 8, "width": 32, "depth": 2, "heads": 2, "head_dim": 16}
+    sizes = {f"{who}.{name}": value for who in ("teacher", "student") for name, value in small.items()}
+    epochs = {f"{part}.{name}": value for part in ("pretrain", "finetune", "distill", "distill.finetune")
+              for name, value in {"epochs": 3, "batch": 8, "lr": 0.01}.items()}
+    light = {f"{part}.{name}": value for part in ("pretrain", "distill")
+             for name, value in {"decoder_width": 16, "decoder_heads": 2}.items()}
+    noisy = {f"{part}.{name}": value for part in ("finetune", "distill.finetune")
+             for name, value in {"mixup": 0.4, "cutmix": 0.5, "drop_path": 0.2, "token_keep": 0.5, "ema": 0.9}.items()}
+    scale = {"scale.accumulate": parts, "scale.shard_teacher": shard}
+    plan = load_plan(None, (), {"workers": 0, **scale, **sizes, **epochs, **light, **noisy})
+    found = scan(folder)
+    images = Images(found.unlabelled(), found, found)
+    teacher, _ = pretrain(plan, images.unlabelled, PixelContract(image_px=32), checkpoint=out / "teacher.ckpt")
+    tuned, _ = finetune(teacher, plan, images, out / "tuned.ckpt")
+    student, curves = distill(teacher, plan, images, out / "student.ckpt", tuned)
+    rank = os.environ.get("RANK", "0")
+    local = lambda p: p.to_local() if isinstance(p, DTensor) else p
+    held = [sum(local(p).numel() for p in vit.blocks.parameters()) for vit in seen]
+    (out / f"held-{rank}.json").write_text(json.dumps(held))
+    models = {"teacher": teacher.vit, "tuned": tuned.vit, "student": student.vit}
+    torch.save({name: vit.state_dict() for name, vit in models.items()}, out / f"weights-{rank}.pt")
 
 
-def counted(run, batch, number):
-    global taken
-    if run.ranks.rank == die_rank and taken == die_step:
-        os.kill(os.getpid(), signal.SIGKILL)
-    taken += 1
-    return step(run, batch, number)
+def fork(rank, world, port, order):
+    child = os.fork()
+    if child:
+        return child
+    try:
+        if world > 1:
+            os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world), MASTER_ADDR="127.0.0.1",
+                              MASTER_PORT=str(port))
+        run(order["folder"], Path(order["out"]), order["parts"], order["shard"], *order["die"])
+        os._exit(0)
+    except BaseException:
+        traceback.print_exc()
+    os._exit(1)
 
 
-train._Run._step = counted
-small = {"image_px": 32, "patch_px": 8, "width": 32, "depth": 2, "heads": 2, "head_dim": 16}
-sizes = {f"{who}.{name}": value for who in ("teacher", "student") for name, value in small.items()}
-epochs = {f"{part}.{name}": value for part in ("pretrain", "finetune", "distill", "distill.finetune")
-          for name, value in {"epochs": 3, "batch": 8, "lr": 0.01}.items()}
-light = {f"{part}.{name}": value for part in ("pretrain", "distill")
-         for name, value in {"decoder_width": 16, "decoder_heads": 2}.items()}
-noisy = {f"{part}.{name}": value for part in ("finetune", "distill.finetune")
-         for name, value in {"mixup": 0.4, "cutmix": 0.5, "drop_path": 0.2, "token_keep": 0.5, "ema": 0.9}.items()}
-scale = {"scale.accumulate": parts, "scale.shard_teacher": bool(shard)}
-plan = load_plan(None, (), {"workers": 0, **scale, **sizes, **epochs, **light, **noisy})
-found = scan(folder)
-images = Images(found.unlabelled(), found, found)
-teacher, _ = pretrain(plan, images.unlabelled, PixelContract(image_px=32), checkpoint=out / "teacher.ckpt")
-tuned, _ = finetune(teacher, plan, images, out / "tuned.ckpt")
-student, curves = distill(teacher, plan, images, out / "student.ckpt", tuned)
-rank = os.environ.get("RANK", "0")
-local = lambda p: p.to_local() if isinstance(p, DTensor) else p
-held = [sum(local(p).numel() for p in vit.blocks.parameters()) for vit in seen]
-(out / f"held-{rank}.json").write_text(json.dumps(held))
-models = {"teacher": teacher.vit, "tuned": tuned.vit, "student": student.vit}
-torch.save({name: vit.state_dict() for name, vit in models.items()}, out / f"weights-{rank}.pt")
+for line in sys.stdin:
+    order = json.loads(line)
+    world = order["processes"]
+    left, codes = {fork(rank, world, order["port"], order) for rank in range(world)}, []
+    while left:
+        child, status = os.wait()
+        left.discard(child)
+        codes.append(os.waitstatus_to_exitcode(status))
+        if codes[-1]:
+            for other in left:
+                os.kill(other, signal.SIGTERM)
+    print(json.dumps(codes), flush=True)
 '''
 
 
-def start(
-    script: Path,
-    folder: Path,
-    out: Path,
-    *,
-    processes: int = 1,
-    parts: int = 1,
-    shard: bool = False,
-    die: tuple[int, int] = (-1, 0),
-) -> subprocess.CompletedProcess[str]:
-    """Run the script in its own processes and return how it ended."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    launch = ["-m", "torch.distributed.run", "--nproc_per_node", str(processes), "--master_port", str(port)]
-    out.mkdir(exist_ok=True)
-    command = [sys.executable, *(launch if processes > 1 else []), script, folder, out, parts, int(shard), *die]
-    where = os.environ | {"PYTHONPATH": str(Path(edgemae.__file__).parent.parent)}
-    return subprocess.run([str(part) for part in command], env=where, capture_output=True, text=True, timeout=240)
+@dataclass(frozen=True)
+class Trainer:
+    """Runs trainings in their own processes; `errors` is what they wrote on stderr."""
+
+    server: subprocess.Popen[str]
+    errors: Path
+
+    def start(
+        self, folder: Path, out: Path, *, processes: int = 1, parts: int = 1, shard: bool = False,
+        die: tuple[int, int] = (-1, 0),
+    ) -> list[int]:  # fmt: skip
+        """Run it once and return the exit codes in the order in which the processes ended."""
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        out.mkdir(exist_ok=True)
+        order = {"folder": str(folder), "out": str(out), "processes": processes, "parts": parts, "shard": shard,
+                 "die": die, "port": port}  # fmt: skip
+        assert self.server.stdin is not None
+        assert self.server.stdout is not None
+        self.server.stdin.write(json.dumps(order) + "\n")
+        self.server.stdin.flush()
+        line = self.server.stdout.readline()
+        assert line, self.errors.read_text()
+        codes: list[int] = json.loads(line)
+        return codes
 
 
 def weights(out: Path, rank: int = 0) -> dict[str, Tensor]:
@@ -107,25 +148,32 @@ def apart(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
 
 
 @pytest.fixture(scope="module")
-def script(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("script") / "script.py"
-    path.write_text(SCRIPT)
-    return path
+def trainer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trainer]:
+    folder = tmp_path_factory.mktemp("script")
+    (folder / "script.py").write_text(SCRIPT)
+    where = os.environ | {"PYTHONPATH": str(Path(edgemae.__file__).parent.parent)}
+    with (folder / "errors").open("w") as errors:
+        command = [sys.executable, folder / "script.py"]
+        with subprocess.Popen(
+            command, env=where, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True
+        ) as server:
+            yield Trainer(server, folder / "errors")  # leaving closes its stdin, which ends it
 
 
 @pytest.fixture(scope="module")
-def two(script: Path, picture_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def two(trainer: Trainer, picture_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return what an undisturbed run in two processes left."""
     out = tmp_path_factory.mktemp("two")
-    ran = start(script, picture_folder, out, processes=2)
-    assert ran.returncode == 0, ran.stderr
+    assert trainer.start(picture_folder, out, processes=2) == [0, 0], trainer.errors.read_text()
     return out
 
 
-def test_two_processes_and_two_parts_end_as_one(script: Path, picture_folder: Path, two: Path, tmp_path: Path) -> None:
+def test_two_processes_and_two_parts_end_as_one(
+    trainer: Trainer, picture_folder: Path, two: Path, tmp_path: Path
+) -> None:
     for parts in (1, 2):
-        ran = start(script, picture_folder, tmp_path / str(parts), parts=parts)
-        assert ran.returncode == 0, ran.stderr
+        codes = trainer.start(picture_folder, tmp_path / str(parts), parts=parts)
+        assert codes == [0], trainer.errors.read_text()
     one = weights(tmp_path / "1")
     assert apart(one, weights(two)) < 1e-5
     assert apart(one, weights(tmp_path / "2")) < 1e-5
@@ -134,24 +182,23 @@ def test_two_processes_and_two_parts_end_as_one(script: Path, picture_folder: Pa
     assert moved.abs().mean() > 1e-4  # biases began at 0: the difference is small beside what was learnt
 
 
-def test_a_killed_process_loses_nothing(script: Path, picture_folder: Path, two: Path, tmp_path: Path) -> None:
+def test_a_killed_process_loses_nothing(trainer: Trainer, picture_folder: Path, two: Path, tmp_path: Path) -> None:
     chance = random.SystemRandom()
     die = (chance.randrange(2), chance.randrange(1, 35))  # of 4 trainings with 9 steps each
-    ran = start(script, picture_folder, tmp_path, processes=2, die=die)
-    assert ran.returncode != 0, die
+    codes = trainer.start(picture_folder, tmp_path, processes=2, die=die)
+    assert codes[0] == -signal.SIGKILL, die
+    assert codes[1] != 0, die
     assert not (tmp_path / "weights-0.pt").exists()
     newest = max(tmp_path.glob("*.ckpt"), key=lambda path: path.stat().st_mtime_ns)
     assert torch.load(newest, weights_only=True)["done"] == (die[1] - 1) % 9 + 1, die
-    ran = start(script, picture_folder, tmp_path, processes=2)
-    assert ran.returncode == 0, ran.stderr
+    assert trainer.start(picture_folder, tmp_path, processes=2) == [0, 0], trainer.errors.read_text()
     assert apart(weights(tmp_path), weights(two)) == 0, die
 
 
 def test_a_teacher_spread_over_processes_says_the_same(
-    script: Path, picture_folder: Path, two: Path, tmp_path: Path
+    trainer: Trainer, picture_folder: Path, two: Path, tmp_path: Path
 ) -> None:
-    ran = start(script, picture_folder, tmp_path, processes=2, shard=True)
-    assert ran.returncode == 0, ran.stderr
+    assert trainer.start(picture_folder, tmp_path, processes=2, shard=True) == [0, 0], trainer.errors.read_text()
     assert apart(weights(tmp_path), weights(two)) < 1e-6
     block = 32 * (4 * 32 + 8 * 32) + 4 * 32 + 32 + 4 * 32 + 32 + 4 * 32  # weights, biases, two norms
     for rank in (0, 1):

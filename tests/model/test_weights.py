@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 import os
 import resource
@@ -32,6 +31,15 @@ def test_round_trip(tmp_path, tensors) -> None:
     assert back.keys() == tensors.keys()
     assert all(torch.equal(back[k], tensors[k]) for k in tensors)
     assert [p.name for p in (tmp_path / "new").iterdir()] == ["m.safetensors"]
+
+
+def test_the_same_model_is_the_same_bytes(tmp_path, tensors) -> None:
+    """safetensors alone writes its metadata in a random order: 20 files would be alike once in 500,000 runs."""
+    for i in range(20):
+        write_model(tmp_path / f"{i}", tensors | {"größer": torch.zeros(1)}, HEADER)
+    first = (tmp_path / "0").read_bytes()
+    assert all((tmp_path / f"{i}").read_bytes() == first for i in range(20))
+    assert int.from_bytes(first[:8], "little") % 8 == 0
 
 
 def test_half_is_half_the_size_and_reads_back_as_float(tmp_path, tensors) -> None:
@@ -90,18 +98,6 @@ def test_a_damaged_header_is_refused(tmp_path, raw: str, message: str) -> None:
     save_file({"a": torch.zeros(2)}, tmp_path / "m", metadata={HEADER_KEY: raw})
     with pytest.raises(CheckpointError, match=message):
         read_model(tmp_path / "m")
-
-
-def test_the_same_model_is_the_same_file_every_time(tmp_path) -> None:
-    """The library draws the order of its metadata anew for every file; 12 files in one order by chance: 1 in 2,048."""
-    digests = set()
-    for _ in range(12):
-        write_model(tmp_path / "m", {"b": torch.ones(3), "a": torch.zeros(2)}, {"format": 1, "über": "ñ"})
-        digests.add(hashlib.sha256((tmp_path / "m").read_bytes()).hexdigest())
-    assert len(digests) == 1
-    tensors, header = read_model(tmp_path / "m")
-    assert header == {"format": 1, "über": "ñ"}
-    assert torch.equal(tensors["b"], torch.ones(3))
 
 
 def test_a_missing_file_is_refused(tmp_path) -> None:

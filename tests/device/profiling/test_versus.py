@@ -21,10 +21,7 @@ from edgemae.spec.graph import PixelContract
 PLANTED = """
 import os, sys, time
 from edgemae.device.profiling.contender import serve
-from edgemae.model.student import Student
-from edgemae.model.vit import ViT, ViTShape
-from edgemae.spec.bundle import open_bundle
-from edgemae.spec.errors import BundleError, CheckpointError
+from edgemae.spec.errors import BundleError
 
 def hold(order):
     print("a library that prints")
