@@ -20,11 +20,11 @@ from edgemae.data.augment import Augment
 from edgemae.data.loader import Loader
 from edgemae.distill.elastic import curve as elastic_curve
 from edgemae.distill.elastic import extract
+from edgemae.distill.job import Curve
 from edgemae.distill.losses import distillation
 from edgemae.distill.ranks import Ranks
 from edgemae.distill.recipes import choose_recipe
 from edgemae.distill.stages import Images, distill, finetune, heal_embedding, pretrain, supervise, train_further
-from edgemae.distill.train import Curve
 from edgemae.distill.view import TeacherView
 from edgemae.inputs import Inputs, gather
 from edgemae.model.checkpoint import load_teacher

@@ -43,6 +43,22 @@ def require_labels(images: ImageSet, purpose: str) -> None:
         )
 
 
+def require_classes(who: str, labels: tuple[str, ...], images: ImageSet) -> None:
+    """Raise DataError unless a model's labels are the classes of the set, in order."""
+    if labels != images.classes:
+        raise DataError(
+            f"{who} knows {_shown(labels)}, '{images.folder}' has {_shown(images.classes)}",
+            expected="the same classes in the same order",
+            fix=f"fine-tune {who} on these images first, or pass the images it was trained on",
+        )
+
+
+def _shown(labels: tuple[str, ...]) -> str:
+    if not labels:
+        return "no named classes"
+    return f"{len(labels)} classes ({', '.join(labels[:5])}{', ...' if len(labels) > 5 else ''})"
+
+
 def require_disjoint(calibration: ImageSet, evaluation: ImageSet) -> None:
     """Raise DataError when an image of the evaluation set, by content, is also used for calibration or training."""
     shared = _shared(calibration, evaluation)

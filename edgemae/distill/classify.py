@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,10 +15,11 @@ from edgemae.data.augment import Augment
 from edgemae.data.images import ImageSet
 from edgemae.data.loader import Batch, Loader
 from edgemae.distill.cache import kept_views
+from edgemae.distill.job import Curve, Job
 from edgemae.distill.losses import distillation, mix, smooth_targets, soft_cross_entropy
 from edgemae.distill.moment import Moment
 from edgemae.distill.schedule import layer_decay_groups
-from edgemae.distill.train import Curve, Job, fit
+from edgemae.distill.train import fit
 from edgemae.distill.view import TeacherView
 from edgemae.model.vit import ViT
 from edgemae.spec.graph import PixelContract
@@ -38,6 +40,7 @@ class Run:
     checkpoint: Path | None = None
     evaluation: ImageSet | None = None  # scored for the curve only; nothing is chosen by it
     views_root: Path | None = None  # where teacher outputs of fixed views are kept
+    made_from: dict[str, Any] = field(default_factory=dict)  # what else its checkpoint must have been made with
 
 
 Learn = Callable[[Tensor], dict[str, Tensor]]  # logits -> what they cost
@@ -85,7 +88,9 @@ def train_classifier(
         name=name, module=vit, groups=layer_decay_groups(vit, plan.weight_decay, plan.layer_decay), loss=loss,
         loader=loader, epochs=plan.epochs, lr=plan.lr, warmup_fraction=plan.warmup_fraction, seed=run.seed,
         bf16=plan.bf16, betas=(0.9, 0.999), ema=plan.ema, scale=run.scale, checkpoint=run.checkpoint,
-        validate=(lambda: top1(vit, run)) if run.evaluation is not None else None,
+        validate=(lambda: top1(vit, run)) if run.evaluation is not None else None, made_from=run.made_from,
+        off=tuple(name for name, weight in (("teacher", plan.teacher_weight), ("label", 1 - plan.teacher_weight))
+                  if teacher is not None and weight == 0),
     )  # fmt: skip
     with kept_views(run.views_root, teacher, loader) as cache:
         return fit(job)

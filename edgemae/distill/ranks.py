@@ -59,6 +59,10 @@ class Ranks:
         reduced: Tensor = self._accelerator.reduce(values, "mean")
         return reduced
 
+    def any(self, flag: bool) -> bool:
+        """Tell whether a flag is set in any process."""
+        return float(self.mean(torch.tensor(float(flag), device=self.device))) > 0
+
     def gather(self, values: list[Any]) -> list[Any]:
         """Return the lists of all processes as one."""
         return list(gather_object(values)) if self.world > 1 else values

@@ -48,19 +48,19 @@ def _block(batch: int, grid: int, ratio: float, generator: torch.Generator) -> T
     """Hide rectangles, each 1/16 of the picture or more, until `ratio` is hidden (BEiT, 2022, algorithm 1)."""
     scores = torch.rand(batch, grid * grid, generator=generator)
     goal = grid * grid - keep_count(grid * grid, ratio)
-    for b in range(batch):
-        hidden = torch.zeros(grid, grid, dtype=torch.bool)
-        while int(hidden.sum()) < goal:
-            left = max(1, goal - int(hidden.sum()))
-            area = min(left, max(1, grid * grid // 16)) + float(torch.rand((), generator=generator)) * left / 2
-            aspect = 0.3 * (1 / 0.09) ** float(torch.rand((), generator=generator))  # log-uniform in 0.3 .. 3.3
-            h = min(grid, max(1, round((area * aspect) ** 0.5)))
-            w = min(grid, max(1, round((area / aspect) ** 0.5)))
-            top = int(torch.randint(0, grid - h + 1, (), generator=generator))
-            side = int(torch.randint(0, grid - w + 1, (), generator=generator))
-            hidden[top : top + h, side : side + w] = True
-        scores[b] += hidden.flatten().float()  # hidden ones rank last; an overshoot is trimmed at random
-    return scores
+    hidden = torch.zeros(batch, grid, grid, dtype=torch.bool)
+    place = torch.arange(grid)
+    # A rectangle in every picture that needs one, together: one after the other, 4,096 pictures took seconds a step.
+    while len(short := (hidden.sum(dim=(1, 2)) < goal).nonzero()[:, 0]):
+        left = goal - hidden[short].sum(dim=(1, 2))
+        size, shape, down, right = torch.rand(4, len(short), generator=generator)
+        area = left.clamp(max=max(1, grid * grid // 16)) + size * left / 2
+        aspect = 0.3 * (1 / 0.09) ** shape  # log-uniform in 0.3 .. 3.3
+        h, w = ((area * a).sqrt().round().clamp(1, grid)[:, None] for a in (aspect, 1 / aspect))
+        top, side = (down[:, None] * (grid - h + 1)).floor(), (right[:, None] * (grid - w + 1)).floor()
+        rows, columns = (place >= top) & (place < top + h), (place >= side) & (place < side + w)
+        hidden[short] |= rows[:, :, None] & columns[:, None, :]
+    return scores + hidden.flatten(1).float()  # hidden ones rank last; an overshoot is trimmed at random
 
 
 def _grid(batch: int, grid: int, ratio: float, generator: torch.Generator) -> Tensor:
