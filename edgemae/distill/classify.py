@@ -18,6 +18,7 @@ from edgemae.distill.cache import kept_views
 from edgemae.distill.job import Curve, Job
 from edgemae.distill.losses import distillation, mix, smooth_targets, soft_cross_entropy
 from edgemae.distill.moment import Moment
+from edgemae.distill.ranks import Ranks
 from edgemae.distill.schedule import layer_decay_groups
 from edgemae.distill.train import fit
 from edgemae.distill.view import TeacherView
@@ -55,7 +56,7 @@ def train_classifier(
     `inner(pixels, logits, learn, moment)` adds the terms of sub-networks, which may `learn` the same and from `vit`.
     """
     loader = Loader(
-        run.images, run.pixel, fitting(plan.batch, run.images),
+        run.images, run.pixel, fitting(plan.batch, run.images, run.scale),
         Augment(crop_min=plan.crop_min, flip=plan.flip, randaug=plan.randaug), run.seed, run.workers,
         views=plan.views if teacher is not None else 0,  # nothing to keep
     )  # fmt: skip
@@ -96,12 +97,14 @@ def train_classifier(
         return fit(job)
 
 
-def fitting(batch: int, images: ImageSet) -> int:
-    """Return the plan's batch, or all images where they are fewer, which is said."""
-    if batch > len(images):
-        log.warning("a batch of %d is more than the %d images: all of them make one, and the rate goes by its size",
-                    batch, len(images))  # fmt: skip
-    return min(batch, len(images))
+def fitting(batch: int, images: ImageSet, scale: ScalePlan) -> int:
+    """Return the plan's batch, or about all images where they are fewer, which is said."""
+    ranks = Ranks()
+    found = ranks.fitting(batch, len(images), scale.accumulate)
+    if found != batch and ranks.first:
+        log.warning("a batch of %d is more than the %d images: %d of them make one, and the rate goes by its size",
+                    batch, len(images), found)  # fmt: skip
+    return found
 
 
 @torch.inference_mode()

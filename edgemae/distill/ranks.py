@@ -78,19 +78,25 @@ class Ranks:
         """Wait until all processes are here."""
         self._accelerator.wait_for_everyone()
 
-    def rows(self, batch: int, parts: int) -> list[slice]:
+    def fitting(self, batch: int, images: int, parts: int) -> int:
+        """Return the batch, or as many of the images as divide among all processes and parts where they are fewer."""
+        pieces = self.world * parts
+        return batch if batch <= images else images // (2 * pieces) * 2 * pieces if pieces > 1 else images
+
+    def rows(self, batch: int, parts: int, name: str = "a batch") -> list[slice]:
         """Return the rows of a batch that this process sees, one slice for each of `parts`.
 
         Raises PlanError when the batch does not divide evenly. A part holds an even number of images, because mixing
         pairs each image with its neighbour.
         """
         pieces = self.world * parts
-        if pieces > 1 and batch % (2 * pieces):
+        if pieces > 1 and (batch % (2 * pieces) or not batch):
             raise PlanError(
-                f"a batch of {batch} does not divide among {self.world} processes with {parts} parts each",
+                f"{name} of {batch} images does not divide among {self.world} process(es) with "
+                f"scale.accumulate={parts} parts each",
                 expected=f"a multiple of {2 * pieces}",
-                fix=f"set the batch to {max(1, round(batch / (2 * pieces))) * 2 * pieces}, or change --set "
-                "scale.accumulate or the number of processes",
+                fix=f"set the batch to {max(1, round(batch / (2 * pieces))) * 2 * pieces} (as many images are needed), "
+                "or change --set scale.accumulate or the number of processes",
             )
         size = batch // pieces
         starts = range(self.rank * size * parts, (self.rank + 1) * size * parts, size)

@@ -168,7 +168,9 @@ def train_further(student: Student, settings: FinetunePlan, plan: Plan, images: 
         view.shard = plan.scale.shard_teacher
     decisive = plan_tree(settings) | ({} if space is None else {"elastic": plan_tree(plan.elastic)})
     # Its blocks: a new head's random numbers may differ in the last bit on another kind of processor.
-    origin = made_from(checkpoint, decisive, student=student.vit.blocks, teacher=guide.vit if guide else None)
+    origin = made_from(
+        checkpoint, decisive, student=student.vit.get_submodule("blocks"), teacher=guide.vit if guide else None
+    )
     run = Run(labelled, student.pixel, plan.seed, plan.workers, plan.scale, checkpoint, images.evaluation,
               views_root(plan, checkpoint), origin)  # fmt: skip
     inner = None if space is None else sandwich(vit, space, plan.elastic)
@@ -201,7 +203,9 @@ def heal_embedding(student: Student, original: Student, settings: FinetunePlan, 
         epochs=settings.epochs, lr=settings.lr, warmup_fraction=settings.warmup_fraction, seed=plan.seed,
         bf16=settings.bf16, ema=settings.ema, checkpoint=checkpoint, scale=plan.scale,
         all_used=False,  # a head learns nothing here
-        made_from=made_from(checkpoint, plan_tree(settings), student=student.vit.blocks, teacher=original.vit),
+        made_from=made_from(
+            checkpoint, plan_tree(settings), student=student.vit.get_submodule("blocks"), teacher=original.vit
+        ),
     ))  # fmt: skip
     step = _step(name, plan, plan_tree(settings), images, curve)
     return replace(student, vit=vit, history=(*student.history, step), scales=None), curve
@@ -256,7 +260,7 @@ def views_root(plan: Plan, checkpoint: Path | None) -> Path | None:
 
 
 def _loader(plan: Plan, images: ImageSet, pixel: PixelContract, batch: int, augment: Augment) -> Loader:
-    return Loader(images, pixel, fitting(batch, images), augment, plan.seed, plan.workers)
+    return Loader(images, pixel, fitting(batch, images, plan.scale), augment, plan.seed, plan.workers)
 
 
 def _without_head(vit: ViT) -> ViT:

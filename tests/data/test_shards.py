@@ -490,7 +490,7 @@ def test_fingerprints_are_of_contents_and_labels(shards: Path, tmp_path: Path) -
 def test_labels_are_required_of_shards_too(tmp_path: Path) -> None:
     one, two = pictures(2)
     rows = [{"jpg": one, "cls": 0}, {"jpg": two, "cls": 0}, {"jpg": one, "cls": 1}, {"jpg": one, "cls": 1}]
-    with pytest.raises(DataError, match=r"class '1' in .* has 1 readable"):
+    with pytest.raises(DataError, match=r"class '1' in .* has 1 different image"):
         require_labels(images_at(str(write(tmp_path / "a.tar", rows))), "training")
     with pytest.raises(DataError, match=r"one class only \(0\)"):
         require_labels(images_at(str(write(tmp_path / "b.tar", rows[:2]))), "training")

@@ -177,10 +177,25 @@ def test_rows_of_two_processes(rank: int, rows: list[tuple[int, int]]) -> None:
 def test_a_batch_that_does_not_divide_is_refused() -> None:
     ranks = Ranks()
     ranks.world = 3
-    with pytest.raises(PlanError, match="a batch of 64 does not divide among 3 processes with 2 parts") as caught:
+    said = r"a batch of 64 images does not divide among 3 process\(es\) with scale.accumulate=2"
+    with pytest.raises(PlanError, match=said) as caught:
         ranks.rows(64, 2)
     assert caught.value.expected == "a multiple of 12"
     assert "set the batch to 60" in caught.value.fix
+
+
+@pytest.mark.parametrize(
+    ("images", "parts", "batch"),
+    [(100, 2, 64), (64, 2, 64), (14, 1, 14), (15, 1, 15), (14, 2, 12), (15, 3, 12), (3, 2, 0)],
+)
+def test_a_batch_of_all_images_divides_too(images: int, parts: int, batch: int) -> None:
+    ranks = Ranks()
+    assert ranks.fitting(64, images, parts) == batch
+    if batch:
+        assert ranks.rows(batch, parts)
+    else:
+        with pytest.raises(PlanError, match="a batch of 0 images"):
+            ranks.rows(batch, parts)
 
 
 def test_a_lost_process_is_said_in_words() -> None:

@@ -31,7 +31,7 @@ class Relation(Recipe):
     def __init__(self, student: ViT, teacher: Teacher, pixel: PixelContract, plan: DistillPlan) -> None:
         super().__init__(student, teacher, pixel, plan)
         shape = student.shape
-        self.masking = masking(plan, "distill", shape.patches)
+        self.masking = masking(plan, "distill", shape.patches, least=2)
         self.read_at = max(1, round(shape.depth * 2 / 3))
         self.read_norm = nn.LayerNorm(shape.width, eps=LAYER_NORM_EPS)
         decoder = DecoderShape(plan.decoder_width, 1, plan.decoder_heads)
