@@ -100,7 +100,9 @@ def _trainings(plan: Plan) -> Iterator[Rule]:
         yield f"{table}.views", views, views >= 0, ">= 0"
         together = not (views and plan.scale.shard_teacher)
         yield f"{table}.views", views, together, "0 with scale.shard_teacher: all processes ask such a teacher together"
-        yield f"{table}.views", views, not (views and mixes), "0 with mixup or cutmix: what is mixed does not repeat"
+        by = f" (preset '{plan.preset}' may have switched them on)" if plan.preset not in ("none", "auto") else ""
+        alone = f"0 with mixup or cutmix{by}: what is mixed does not repeat; both have to be 0 for views"
+        yield f"{table}.views", views, not (views and mixes), alone
         for name in ("layer_decay", "token_keep", "teacher_temperature"):
             factor = getattr(t, name, 1.0)
             limit = 1 if name == "token_keep" else 100

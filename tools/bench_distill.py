@@ -113,8 +113,8 @@ def quick(args: argparse.Namespace) -> dict[str, Any]:
         args.output, args.seeds = Path(folder), 1
         write_digits(args.output / "images")
         train, test = (args.output / "images" / part for part in ("train", "test"))
-        overrides = tuple(f"{key}={value}" for key, value in (PLAN | fewer).items())
-        plan = load_plan(None, (*overrides, *args.set), {"data.train": str(train), "data.eval": str(test)})
+        folders = {"data.train": str(train), "data.eval": str(test)}
+        plan = load_plan(None, tuple(args.set), PLAN | fewer | folders)
         images = images_of(plan)
         teacher, _ = pretrain(plan, images.unlabelled, teacher_pixel(plan))
         args.teacher = args.output / "teacher.safetensors"

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
+from functools import cache
 from typing import Any
 
 import torch
@@ -38,6 +40,8 @@ class Ranks:
         self.device: torch.device = self._accelerator.device
         self.rank: int = self._accelerator.process_index
         self.world: int = self._accelerator.num_processes
+        if self.world == 1 and asked_for_more(os.environ):
+            _tell_alone()
 
     @property
     def first(self) -> bool:
@@ -101,6 +105,21 @@ class Ranks:
         size = batch // pieces
         starts = range(self.rank * size * parts, (self.rank + 1) * size * parts, size)
         return [slice(start, start + size) for start in starts]
+
+
+def asked_for_more(environment: Mapping[str, str]) -> bool:
+    """Tell whether a launcher was asked for several processes.
+
+    `accelerate launch --cpu --num_processes 2` says where they are to meet, and starts one.
+    """
+    alone = "MASTER_ADDR" in environment and "RANK" not in environment and "ACCELERATE_USE_CPU" in environment
+    return alone or environment.get("WORLD_SIZE", "1") not in ("", "0", "1")
+
+
+@cache
+def _tell_alone() -> None:
+    log.warning("the launcher was asked for several processes, and this one is alone: on CPUs start them with "
+                "torchrun --nproc_per_node N -m edgemae ...")  # fmt: skip
 
 
 def _refuse_wrapping(kind: str) -> None:

@@ -54,9 +54,9 @@ def fit(job: Job) -> Curve:
             fix="add images or lower the batch size in the plan",
         )
     run = _Run(job)
-    with lost_process(job.name), progress(job.name, job.steps, run.done, shown=run.ranks.first) as shown:
+    with progress(job.name, job.steps, run.done, shown=run.ranks.first) as shown:
         try:
-            with asked_to_end(job.name) as asked:
+            with lost_process(job.name), asked_to_end(job.name) as asked:
                 run.train(shown, asked)
         except BaseException as error:
             run.events.write("stop", step=run.done, why=str(error) or type(error).__name__, **run.about_stop)

@@ -157,6 +157,22 @@ class Decoder(nn.Module):
         return self.pred(self.norm(x))
 
 
+def patch_loss(pred: Tensor, pixels: Tensor, keep: Tensor, patch_px: int, kind: str = "norm-pixel") -> Tensor:
+    """Return the loss of predictions for the hidden patches of `pixels`; `pred` may hold all patches or only those.
+
+    Only hidden patches are cut out and compared, each in one pass of torch's. With embedding only what is visible, this
+    makes a step of a small MAE 1.12 times as fast as doing both for all patches (1.09 times for 192 x 8).
+    """
+    hidden = hidden_index(keep, (pixels.shape[-1] // patch_px) ** 2)
+    if pred.shape[1] != hidden.shape[1]:
+        pred = pred.gather(1, hidden[:, :, None].expand(-1, -1, pred.shape[2]))
+    pred = pred.float()
+    target = take_patches(pixels, hidden, patch_px).permute(0, 1, 3, 4, 2).flatten(2)
+    if kind == "bce":
+        return F.binary_cross_entropy_with_logits(pred, target)
+    return F.mse_loss(pred, normalise_patches(target) if kind == "norm-pixel" else target)
+
+
 class MAE(nn.Module):
     """Tie an encoder and a decoder together. `loss_kind`: norm-pixel (per-patch normalised MSE), pixel, or bce."""
 
@@ -185,21 +201,10 @@ class MAE(nn.Module):
         return self.patch_loss(self.decoder(tokens, keep, hidden_only=True), pixels, keep)
 
     def patch_loss(self, pred: Tensor, pixels: Tensor, keep: Tensor) -> Tensor:
-        """Return the loss of predictions for the hidden patches of `pixels`; `pred` may hold all patches or only those.
-
-        Only hidden patches are cut out and compared, each in one pass of torch's. With embedding only what is visible,
-        this makes a step of a small MAE 1.12 times as fast as doing both for all patches (1.09 times for 192 x 8).
-        """
-        hidden = hidden_index(keep, self.encoder.shape.patches)
-        if pred.shape[1] != hidden.shape[1]:
-            pred = pred.gather(1, hidden[:, :, None].expand(-1, -1, pred.shape[2]))
-        pred = pred.float()
+        """Return the loss of predictions for the hidden patches of `pixels`, see `patch_loss`."""
         if self.loss_kind == "bce":
             pixels = (pixels * self.std + self.mean).clamp(0, 1)
-        target = take_patches(pixels, hidden, self.encoder.shape.patch_px).permute(0, 1, 3, 4, 2).flatten(2)
-        if self.loss_kind == "bce":
-            return F.binary_cross_entropy_with_logits(pred, target)
-        return F.mse_loss(pred, normalise_patches(target) if self.loss_kind == "norm-pixel" else target)
+        return patch_loss(pred, pixels, keep, self.encoder.shape.patch_px, self.loss_kind)
 
     @torch.no_grad()
     def reconstruct(self, pixels: Tensor, keep: Tensor) -> tuple[Tensor, Tensor]:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 import edgemae
+from edgemae.distill import ranks
 from edgemae.distill.ranks import Ranks, lost_process
 from edgemae.spec.errors import MachineError, PlanError
 
@@ -160,6 +161,27 @@ def test_a_teacher_spread_over_processes_says_the_same(
 
 
 # ---------------------------------------------------------------- alone
+
+
+@pytest.mark.parametrize(
+    ("environment", "told"),
+    [
+        ({}, False),
+        ({"ACCELERATE_USE_CPU": "True", "MASTER_ADDR": "127.0.0.1"}, True),  # accelerate launch --cpu --num_processes 2
+        ({"ACCELERATE_USE_CPU": "True"}, False),
+        ({"MASTER_ADDR": "127.0.0.1", "RANK": "0", "WORLD_SIZE": "1", "ACCELERATE_USE_CPU": "True"}, False),
+        ({"WORLD_SIZE": "2"}, True),
+    ],
+)
+def test_a_launcher_that_starts_fewer_than_it_was_asked_for_is_told_of(
+    environment: dict[str, str], told: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert ranks.asked_for_more(environment) is told
+    monkeypatch.setattr(ranks, "asked_for_more", lambda _: told)
+    ranks._tell_alone.cache_clear()
+    for _ in range(2):
+        Ranks()
+    assert caplog.text.count("this one is alone") == told
 
 
 @pytest.mark.parametrize(("batch", "parts", "rows"), [(8, 1, [(0, 8)]), (8, 2, [(0, 4), (4, 8)]), (7, 1, [(0, 7)])])

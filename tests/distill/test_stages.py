@@ -29,6 +29,7 @@ from edgemae.distill.view import TeacherView
 from edgemae.model.student import Student, load_student
 from edgemae.model.teacher import Teacher
 from edgemae.model.vit import ViT
+from edgemae.rules import check_plan
 from edgemae.spec.errors import CheckpointError, DataError, PlanError
 from edgemae.spec.graph import PixelContract
 from edgemae.spec.plan import plan_tree
@@ -395,6 +396,13 @@ def test_a_teacher_is_asked_once_for_each_fixed_view(
     again, _ = distill(teacher, plan, images)
     assert sum(asked) == once  # a second run asks for nothing
     assert equal(first.vit, again.vit)
+
+
+def test_a_preset_that_mixes_is_named_where_views_are_asked_for(plan_with: MakePlan) -> None:
+    plan = plan_with(preset="base-millions", distill__finetune__views=3)
+    with pytest.raises(PlanError, match=r"distill\.finetune\.views is 3") as caught:
+        check_plan(plan)
+    assert "preset 'base-millions'" in caught.value.expected
 
 
 def test_fixed_views_that_would_not_repeat_are_refused(

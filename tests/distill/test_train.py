@@ -31,7 +31,7 @@ from edgemae.distill.moment import Moment
 from edgemae.distill.ranks import bf16_is_fast
 from edgemae.distill.train import fit
 from edgemae.spec import progress
-from edgemae.spec.errors import CheckpointError, DataError, InputError
+from edgemae.spec.errors import CheckpointError, DataError, InputError, MachineError
 from edgemae.spec.graph import PixelContract
 from edgemae.spec.sections import ScalePlan
 
@@ -343,6 +343,17 @@ def test_events_lie_beside_the_checkpoint(job_with: Callable[..., Job], tmp_path
     step = next(line for line in lines if line["event"] == "step")
     assert {"near", "noise", "loss", "rate", "gradient_norm", "images_s", "data_wait_pct"} <= set(step)
     assert [line["validation"] for line in lines if line["event"] == "epoch"] == [0.25] * 4
+
+
+def test_a_lost_process_is_an_event_in_words(job_with: Callable[..., Job], tmp_path: Path) -> None:
+    def loss(batch: Batch, now: Moment) -> dict[str, Tensor]:
+        raise RuntimeError("[gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:7")
+
+    with pytest.raises(MachineError):
+        fit(job_with(checkpoint=tmp_path / "train.ckpt", loss=loss))
+    last = json.loads((tmp_path / "train.events.jsonl").read_text().splitlines()[-1])
+    assert last["event"] == "stop"
+    assert last["why"].startswith("toy: another process of this training is gone")
 
 
 # ---------------------------------------------------------------- checkpoints
