@@ -3,30 +3,25 @@
 from __future__ import annotations
 
 import logging
-import re
-from collections.abc import Iterator
 from importlib.util import find_spec
-from itertools import chain
 from pathlib import Path
-from typing import Any
 
 from edgemae.bench import HERE, Bench
 from edgemae.device.engines import ENGINES
 from edgemae.distill.elastic import sizes_of, space_of
-from edgemae.distill.masking import masking
-from edgemae.distill.recipes import RECIPES, choose_recipe
+from edgemae.distill.ranks import Ranks
+from edgemae.distill.recipes import choose_recipe
 from edgemae.distill.stages import shape_of, student_pixel
 from edgemae.flow import is_student, read_teacher, teacher_pixel, tell_import
 from edgemae.inputs import Inputs
 from edgemae.model.student import Student, load_student
 from edgemae.model.teacher import Teacher
 from edgemae.model.vit import ViT, ViTShape
-from edgemae.prune import CRITERIA
 from edgemae.prune.budget import check_budget
 from edgemae.quantize.calibrate import check_calibration
 from edgemae.quantize.schemes import candidates
-from edgemae.spec.errors import CheckpointError, DataError, EngineMissingError, PlanError, check_named
-from edgemae.spec.graph import KERNELS
+from edgemae.rules import check_plan, training_tables
+from edgemae.spec.errors import CheckpointError, DataError, EngineMissingError, PlanError
 from edgemae.spec.sections import Plan, ShapePlan
 from edgemae.spec.target import Target
 from edgemae.trials import calibration_of
@@ -86,9 +81,15 @@ def check_recipe(plan: Plan, teacher: Teacher) -> ViTShape:
     return shape
 
 
-def check_images(plan: Plan, targets: list[Target], begin: Teacher | Student, inputs: Inputs, bench: Bench) -> None:
-    """Refuse images that do not fit the model or cannot calibrate int8. Raises DataError."""
+def check_images(
+    plan: Plan, targets: list[Target], begin: Teacher | Student, inputs: Inputs, bench: Bench, *, scratch: bool = False
+) -> None:
+    """Refuse images that do not fit the model or cannot calibrate int8; with `scratch` a teacher is pretrained too.
+
+    Raises DataError and PlanError.
+    """
     check_elastic(plan, inputs)
+    check_batches(plan, inputs, *(["pretrain"] if scratch else []), *_trained(plan, begin, inputs))
     if isinstance(begin, Student):
         check_labels(begin, inputs)
     elif inputs.labelled is None and begin.vit.head is None:
@@ -101,6 +102,30 @@ def check_images(plan: Plan, targets: list[Target], begin: Teacher | Student, in
     for target in targets:
         if plan.gates.p90_ms and (unlike := bench.machine.mismatch(target)):
             log.warning("gate p90_ms will be missed for %s: %s", target.name, unlike)
+
+
+def _trained(plan: Plan, begin: Teacher | Student, inputs: Inputs) -> list[str]:
+    """Return the tables of what a compile trains."""
+    tables = ["quantize.aware"] + (["prune.heal"] if plan.prune.keep_macs < 1 else [])
+    if isinstance(begin, Student):
+        return tables
+    if inputs.labelled is not None:
+        tables += ["distill.finetune"] + (["finetune"] if begin.labels != inputs.classes else [])
+    return ["distill", *tables]
+
+
+def check_batches(plan: Plan, inputs: Inputs, *tables: str) -> None:
+    """Raise PlanError for a table whose batch does not divide among processes and parts: not after hours of others.
+
+    A batch of more images than there are is one of all that divide.
+    """
+    ranks, found = Ranks(), training_tables(plan)
+    for name in tables:
+        if not found[name].epochs:
+            continue
+        images = inputs.unlabelled if name in ("pretrain", "distill") else inputs.labelled or inputs.unlabelled
+        batch = ranks.fitting(found[name].batch, len(images), plan.scale.accumulate)
+        ranks.rows(batch, plan.scale.accumulate, f"{name}.batch")
 
 
 def check_bench(bench: Bench, targets: list[Target]) -> None:
@@ -147,97 +172,6 @@ def read_guide(path: Path, plan: Plan, inputs: Inputs) -> Teacher:
         )
     check_labels(teacher, inputs)
     return teacher
-
-
-def check_plan(plan: Plan) -> None:
-    """Raise PlanError for names that nothing answers to and for numbers that no stage can work with."""
-    choices: tuple[tuple[str, str, Any], ...] = (
-        ("distill.recipe", plan.distill.recipe, RECIPES),
-        ("pretrain.loss", plan.pretrain.loss, ("norm-pixel", "pixel", "bce")),
-        ("prune.criterion", plan.prune.criterion, CRITERIA),
-        ("quantize.aware_when", plan.quantize.aware_when, ("hurt", "always")),
-        ("data.resize", plan.data.resize, ("short-side", "stretch")),
-        ("data.kernel", plan.data.kernel or KERNELS[0], KERNELS),
-        ("graph_input", plan.graph_input, ("float32", "uint8")),
-    )
-    for name, value, known in choices:
-        check_named(name, value, known)
-    masking(plan.pretrain, "pretrain")
-    masking(plan.distill, "distill")
-    for name, value, fine, expected in chain(_numbers(plan), _trainings(plan)):
-        if not fine:
-            raise PlanError(
-                f"{name} is {value!r}", expected=expected, fix=f"correct {name} in the plan file, the flag or in --set"
-            )
-
-
-LIMITS = (
-    ("mixup", 100), ("cutmix", 100), ("label_smoothing", 0.99), ("drop_path", 0.99), ("teacher_weight", 1),
-    ("ema", 0.99999), ("randaug", 10),
-)  # fmt: skip
-Rule = tuple[str, Any, bool, str]
-
-
-def _numbers(plan: Plan) -> Iterator[Rule]:
-    """Yield (field, value, whether it can work, what can)."""
-    named = re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", plan.name) is not None
-    yield "name", plan.name, named, "letters, digits, dots, dashes and underscores: it names the bundle's file"
-    for name, values in (("data.mean", plan.data.mean), ("data.std", plan.data.std)):
-        counts = len(values) in (0, plan.student.channels) and len(plan.data.mean) == len(plan.data.std)
-        yield name, values, counts, "mean and std of each channel, or neither"
-    yield "data.std", plan.data.std, all(value > 0 for value in plan.data.std), "values above 0"
-    elastic = plan.elastic
-    sizes = (elastic.depths, elastic.heads, elastic.mlp_ratios, elastic.image_pxs, elastic.shape)
-    yield "elastic.on", elastic.on, elastic.on or not any(sizes), "true, for the other fields of [elastic] to count"
-    yield "scale.accumulate", plan.scale.accumulate, plan.scale.accumulate >= 1, ">= 1"
-    yield "version", plan.version, plan.version >= 0, ">= 0"
-    yield "elastic.lr_scale", plan.elastic.lr_scale, plan.elastic.lr_scale > 0, "above 0"
-    share = plan.elastic.largest_weight
-    yield "elastic.largest_weight", share, 0 <= share <= 1, "0 to 1"
-    yield "elastic.samples", plan.elastic.samples, plan.elastic.samples >= 0, ">= 0"
-    yield "elastic.shape", plan.elastic.shape, len(plan.elastic.shape) in (0, 4), "depth, heads, MLP units, image_px"
-    yield "prune.steps", plan.prune.steps, plan.prune.steps >= 1, ">= 1"
-    yield "prune.score_batches", plan.prune.score_batches, plan.prune.score_batches >= 1, ">= 1"
-    quantize = plan.quantize
-    yield "quantize.percentile", quantize.percentile, 50 < quantize.percentile <= 100, "above 50 and at most 100"
-    alphas = bool(quantize.smooth_alphas) and all(a == -1 or 0 <= a <= 1 for a in quantize.smooth_alphas)
-    yield "quantize.smooth_alphas", quantize.smooth_alphas, alphas, "some of -1 (off) and 0 to 1"
-
-
-def _trainings(plan: Plan) -> Iterator[Rule]:
-    """Yield the rules of everything that trains."""
-    tables: dict[str, Any] = {
-        "pretrain": plan.pretrain, "finetune": plan.finetune, "distill": plan.distill,
-        "distill.finetune": plan.distill.finetune, "prune.heal": plan.prune.heal,
-        "quantize.aware": plan.quantize.aware,
-    }  # fmt: skip
-    for table, t in tables.items():
-        least = 0 if table in ("prune.heal", "quantize.aware") else 1
-        yield f"{table}.epochs", t.epochs, t.epochs >= least, f">= {least}"
-        yield f"{table}.batch", t.batch, t.batch >= 1, ">= 1"
-        yield f"{table}.lr", t.lr, 0 < t.lr < 100, "above 0, and below 100"
-        yield f"{table}.weight_decay", t.weight_decay, t.weight_decay >= 0, ">= 0"
-        yield f"{table}.warmup_fraction", t.warmup_fraction, 0 <= t.warmup_fraction < 1, "0 or more, below 1"
-        yield f"{table}.crop_min", t.crop_min, 0 < t.crop_min <= 1, "above 0 and at most 1"
-        for name in ("decoder_width", "decoder_heads", "decoder_depth"):
-            size, step = getattr(t, name, None), 4 if name == "decoder_width" else 1
-            if size is not None:
-                yield f"{table}.{name}", size, size >= 1 and size % step == 0, f"a multiple of {step}, above 0"
-        if hasattr(t, "decoder_heads"):
-            fits = t.decoder_width % t.decoder_heads == 0
-            yield f"{table}.decoder_heads", t.decoder_heads, fits, f"a divisor of decoder_width, {t.decoder_width}"
-        for name, most in LIMITS:
-            share = getattr(t, name, 0.0)
-            yield f"{table}.{name}", share, 0 <= share <= most, f"0 to {most}"
-        views, mixes = getattr(t, "views", 0), bool(getattr(t, "mixup", 0.0) or getattr(t, "cutmix", 0.0))
-        yield f"{table}.views", views, views >= 0, ">= 0"
-        together = not (views and plan.scale.shard_teacher)
-        yield f"{table}.views", views, together, "0 with scale.shard_teacher: all processes ask such a teacher together"
-        yield f"{table}.views", views, not (views and mixes), "0 with mixup or cutmix: what is mixed does not repeat"
-        for name in ("layer_decay", "token_keep", "teacher_temperature"):
-            factor = getattr(t, name, 1.0)
-            limit = 1 if name == "token_keep" else 100
-            yield f"{table}.{name}", factor, 0 < factor <= limit, f"above 0 and at most {limit}"
 
 
 def _check_engines(plan: Plan, target: Target) -> None:

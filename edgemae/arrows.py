@@ -7,7 +7,14 @@ from typing import Any
 
 import msgspec
 
-from edgemae.ahead import blank_teacher, check_elastic, check_labels, check_plan, check_recipe, read_guide
+from edgemae.ahead import (
+    blank_teacher,
+    check_batches,
+    check_elastic,
+    check_labels,
+    check_recipe,
+    read_guide,
+)
 from edgemae.distill.elastic import SIZES, sizes_of
 from edgemae.distill.elastic import extract as take_out
 from edgemae.flow import Flow, distilled, finetuned, open_flow, pretrained, pruned, read_teacher, tell_import
@@ -18,6 +25,7 @@ from edgemae.model.vit import count_macs, count_params
 from edgemae.model.weights import write_atomic
 from edgemae.quantize.schemes import STATIC_SCHEMES, candidates
 from edgemae.quantize.search import AWARE
+from edgemae.rules import check_plan
 from edgemae.spec.errors import InputError
 from edgemae.spec.report import StageScore
 from edgemae.spec.sections import Plan
@@ -29,18 +37,22 @@ from edgemae.trials import Candidate, engine_predictions, graphs, int8_candidate
 def pretrain(plan: Plan, start: Path | None, **at: Any) -> Path:
     """Pretrain an MAE, from scratch or onwards from `start`; return its file. `at`: output, overwrite, resume."""
     check_plan(plan)
-    if start is None:
-        blank_teacher(plan)  # its shape is refused here or never
-    else:
-        tell_import(read_teacher(start, plan))
-    return pretrained(open_flow(plan, together=True, labels=False, **at), start)
+    teacher = blank_teacher(plan) if start is None else read_teacher(start, plan)
+    if start is not None:
+        tell_import(teacher)
+    flow = open_flow(plan, together=True, labels=False, reads=teacher.vit.shape, **at)
+    check_batches(plan, flow.inputs, "pretrain")
+    return pretrained(flow, start)
 
 
 def finetune(plan: Plan, teacher: Path, **at: Any) -> Path:
     """Train a teacher with a head on labels; return its file."""
     check_plan(plan)
-    tell_import(read_teacher(teacher, plan))
-    return finetuned(open_flow(plan, together=True, **at), teacher)
+    begin = read_teacher(teacher, plan)
+    tell_import(begin)
+    flow = open_flow(plan, together=True, reads=begin.vit.shape, **at)
+    check_batches(plan, flow.inputs, "finetune")
+    return finetuned(flow, teacher)
 
 
 def distill(plan: Plan, teacher: Path, guide: Path | None, **at: Any) -> Path:
@@ -51,10 +63,12 @@ def distill(plan: Plan, teacher: Path, guide: Path | None, **at: Any) -> Path:
     tell_import(begin)
     flow = open_flow(plan, together=True, **at)
     check_elastic(plan, flow.inputs)
+    has_head = begin.vit.head is not None and begin.labels == flow.inputs.classes
+    labels = ["distill.finetune"] + ([] if guide or has_head else ["finetune"]) if flow.inputs.labelled else []
+    check_batches(plan, flow.inputs, "distill", *labels)
     if guide is not None:
         read_guide(guide, plan, flow.inputs)
     elif flow.inputs.labelled is not None:
-        has_head = begin.vit.head is not None and begin.labels == flow.inputs.classes
         guide = teacher if has_head else finetuned(flow, teacher)
     return distilled(flow, teacher, guide)
 
@@ -72,7 +86,7 @@ def extract(source: Path, wanted: dict[str, int | None], output: Path) -> dict[s
 def prune(plan: Plan, student: Path, guide: Path | None, width_multiple: int, **at: Any) -> Path:
     """Prune a student and heal it; return its file."""
     check_plan(plan)
-    flow = _with_student(plan, load_student(student), **at)
+    flow = _with_student(plan, load_student(student), "prune.heal", **at)
     if guide is not None:
         read_guide(guide, plan, flow.inputs)
     return pruned(flow, student, guide, width_multiple)
@@ -91,7 +105,7 @@ def quantize(plan: Plan, student: Path, guide: Path | None, target: Target, **at
             expected=f"one of {', '.join(STATIC_SCHEMES)}",
             fix="leave --scheme or --aware out",
         )
-    flow = _with_student(plan, load_student(student), **at)
+    flow = _with_student(plan, load_student(student), "quantize.aware", **at)
     if guide is not None:
         read_guide(guide, plan, flow.inputs)
     float_graph = graphs(flow, student)["explicit"]
@@ -124,7 +138,8 @@ def _scores(flow: Flow, target: Target, path: Path, found: list[Candidate]) -> d
     }  # fmt: skip
 
 
-def _with_student(plan: Plan, student: Student, **at: Any) -> Flow:
-    flow = open_flow(plan, **at)
+def _with_student(plan: Plan, student: Student, table: str, **at: Any) -> Flow:
+    flow = open_flow(plan, reads=student.vit.shape, **at)
     check_labels(student, flow.inputs)
+    check_batches(plan, flow.inputs, table)
     return flow

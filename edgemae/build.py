@@ -30,7 +30,8 @@ from edgemae.ladder import choose, table, unmeasured
 from edgemae.measure.accuracy import Predictions, cosine, judge, score
 from edgemae.measure.report import write_report
 from edgemae.model.student import Student, load_student
-from edgemae.model.vit import ViT, count_macs, count_params
+from edgemae.model.teacher import Teacher
+from edgemae.model.vit import ViT, ViTShape, count_macs, count_params
 from edgemae.pack import baseline_stats, bundle_readme, now, pack, report_files
 from edgemae.pictures import pictures
 from edgemae.spec.bundle import Manifest, write_bundle
@@ -91,8 +92,8 @@ def build(
     """
     begin = check_ahead(plan, targets, source)
     check_bench(bench, targets)
-    flow = open_flow(plan, output, overwrite=overwrite, resume=resume)
-    check_images(plan, targets, begin, flow.inputs, bench)
+    flow = open_flow(plan, output, overwrite=overwrite, resume=resume, reads=_read(begin))
+    check_images(plan, targets, begin, flow.inputs, bench, scratch=source is None)
     models = train(flow, source, max(target.width_multiple for target in targets))
     return [finish(flow, models, target, output, bench, alone=len(targets) == 1) for target in targets]
 
@@ -104,9 +105,14 @@ def dry_run(
     begin = check_ahead(plan, targets, source)
     check_bench(bench, targets)
     check_output(output, **flags)
-    inputs = gather(plan)
-    check_images(plan, targets, begin, inputs, bench)
+    inputs = gather(plan, reads=_read(begin))
+    check_images(plan, targets, begin, inputs, bench, scratch=source is None)
     return {"plan": plan_tree(plan), "targets": [target.name for target in targets], "data": inputs.summary()}
+
+
+def _read(begin: Teacher | Student) -> ViTShape | None:
+    """Return the shape of the student that is compiled, where it is there already."""
+    return begin.vit.shape if isinstance(begin, Student) else None
 
 
 def train(flow: Flow, source: Path | None, width_multiple: int) -> Models:

@@ -20,17 +20,17 @@ from edgemae.data.augment import Augment
 from edgemae.data.loader import Loader
 from edgemae.distill.elastic import curve as elastic_curve
 from edgemae.distill.elastic import extract
+from edgemae.distill.job import Curve
 from edgemae.distill.losses import distillation
 from edgemae.distill.ranks import Ranks
 from edgemae.distill.recipes import choose_recipe
 from edgemae.distill.stages import Images, distill, finetune, heal_embedding, pretrain, supervise, train_further
-from edgemae.distill.train import Curve
 from edgemae.distill.view import TeacherView
 from edgemae.inputs import Inputs, gather
 from edgemae.model.checkpoint import load_teacher
 from edgemae.model.student import Student, load_student
 from edgemae.model.teacher import Teacher
-from edgemae.model.vit import ViT
+from edgemae.model.vit import ViT, ViTShape
 from edgemae.model.weights import read_model, write_atomic
 from edgemae.prune import prune
 from edgemae.spec.errors import CheckpointError, InputError
@@ -57,14 +57,13 @@ class Flow:
 
     def key(self, **more: Any) -> dict[str, Any]:
         """Return what decides any training stage: seed, data, versions, and `more`."""
-        return {
-            "seed": self.plan.seed,
-            "data": self.inputs.unlabelled.fingerprint,
-            "labels": self.inputs.labelled.fingerprint if self.inputs.labelled else "",
-            "evaluation": self.inputs.evaluation.fingerprint,  # scored along the way, for the curve
-            "tools": {"edgemae": edgemae.__version__, "torch": str(torch.__version__)},
-            **more,
-        }
+        tools = {"edgemae": edgemae.__version__, "torch": str(torch.__version__)}
+        return {"seed": self.plan.seed, "data": self.inputs.unlabelled.fingerprint, "tools": tools, **more}
+
+    def key_with_labels(self, **more: Any) -> dict[str, Any]:
+        """Return what decides a stage that learns from labels; the evaluation set is scored along the way."""
+        labels = self.inputs.labelled.fingerprint if self.inputs.labelled else ""
+        return self.key(labels=labels, evaluation=self.inputs.evaluation.fingerprint, **more)
 
     def keep(self, path: Path, model: Teacher | Student, curves: dict[str, Curve]) -> None:
         """Write a model with its loss curves beside it; of several processes only the first does."""
@@ -75,12 +74,12 @@ class Flow:
 
 def open_flow(
     plan: Plan, output: Path, *, overwrite: bool = False, resume: bool = False, together: bool = False,
-    labels: bool = True,
+    labels: bool = True, reads: ViTShape | None = None,
 ) -> Flow:  # fmt: skip
     """Read the images, then open the output folder: a mistyped --data leaves no folder behind.
 
-    `together` allows several processes; without `labels` class folders are not looked at. Raises InputError for more
-    processes than allowed.
+    `together` allows several processes; without `labels` class folders are not looked at; `reads` is the shape of the
+    model that is trained, by default the plan's student. Raises InputError for more processes than allowed.
     """
     if Ranks().world > 1 and not together:
         raise InputError(
@@ -89,10 +88,8 @@ def open_flow(
             fix="distill in many processes, then run this verb on the result in one",
         )
     torch.set_num_threads(plan.threads)
-    for training in (plan.pretrain, plan.finetune, plan.distill, plan.distill.finetune) if together else ():
-        Ranks().rows(training.batch, plan.scale.accumulate)
     check_output(output, overwrite=overwrite, resume=resume)
-    inputs = gather(plan, labels=labels)
+    inputs = gather(plan, labels=labels, reads=reads)
     work = Workdir(output, overwrite=overwrite, resume=resume)
     work.keep_plan(plan)
     return Flow(plan, work, inputs)
@@ -161,7 +158,7 @@ def finetuned(flow: Flow, source: Path) -> Path:
         flow.keep(folder / TEACHER, tuned, {"finetune": curve})
 
     key = {"finetune": plan_tree(flow.plan.finetune), "from": file_digest(source), "heads": flow.plan.teacher_heads}
-    return flow.work.run("finetune", flow.key(**key), make) / TEACHER
+    return flow.work.run("finetune", flow.key_with_labels(**key), make) / TEACHER
 
 
 def distilled(flow: Flow, source: Path, guide: Path | None) -> Path:
@@ -183,7 +180,7 @@ def distilled(flow: Flow, source: Path, guide: Path | None) -> Path:
            "guide": file_digest(guide) if guide else "", "heads": plan.teacher_heads}  # fmt: skip
     if plan.elastic.on:
         key["elastic"] = plan_tree(msgspec.structs.replace(plan.elastic, shape=()))
-    return flow.work.run("student", flow.key(**key), make) / STUDENT
+    return flow.work.run("student", flow.key_with_labels(**key), make) / STUDENT
 
 
 def _stage_one(flow: Flow, source: Path, guide: Path | None, name: str) -> Path:
@@ -247,7 +244,7 @@ def pruned(flow: Flow, source: Path, guide: Path | None, width_multiple: int) ->
 
     key = {"heads": plan.teacher_heads, "prune": plan_tree(plan.prune), "from": file_digest(source),
            "multiple": width_multiple, "guide": file_digest(guide) if guide else ""}  # fmt: skip
-    return flow.work.run("pruned", flow.key(**key), make) / STUDENT
+    return flow.work.run("pruned", flow.key_with_labels(**key), make) / STUDENT
 
 
 def teacher_pixel(plan: Plan) -> PixelContract:

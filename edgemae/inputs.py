@@ -9,6 +9,7 @@ from typing import Any
 from edgemae.data.images import ImageSet, sample, sift, split
 from edgemae.data.requirements import require_disjoint, require_labels, require_size, same_classes
 from edgemae.data.shards import images_at
+from edgemae.model.vit import ViTShape
 from edgemae.spec.errors import DataError
 from edgemae.spec.sections import Plan
 
@@ -51,10 +52,11 @@ class Inputs:
         return summary
 
 
-def gather(plan: Plan, *, labels: bool = True) -> Inputs:
+def gather(plan: Plan, *, labels: bool = True, reads: ViTShape | None = None) -> Inputs:
     """Scan the plan's folders, split where none is given, and refuse overlap between judging and everything else.
 
-    Without `labels` class folders are images like any others.
+    Without `labels` class folders are images like any others. `reads` is the shape of the model that is trained on
+    them, by default the plan's student.
     """
     if not plan.data.train:
         raise DataError("no images were given", expected="--data DIR", fix="pass a folder of images")
@@ -83,8 +85,8 @@ def gather(plan: Plan, *, labels: bool = True) -> Inputs:
     unlabelled = train.unlabelled()
     if plan.data.unlabelled:
         unlabelled = unlabelled.joined(images_at(plan.data.unlabelled).unlabelled())
-    # By the smaller input: which of the two models is trained is not known here.
-    require_size(unlabelled, min(plan.student.image_px, plan.teacher.image_px), plan.seed)
+    read = reads or plan.student
+    require_size(unlabelled, read.image_px, plan.seed, read.patch_px)
     require_disjoint(unlabelled, evaluation)
     return Inputs(
         unlabelled=unlabelled,

@@ -64,7 +64,7 @@ def aware(flow: Flow, source: Path, guide: Path | None, symmetric: bool) -> Path
     settings = {name: plan_tree(plan.quantize)[name] for name in ("aware", "smooth_alphas", "percentile")}
     key = {"heads": plan.teacher_heads, "quantize": settings, "from": file_digest(source), "symmetric": symmetric,
            "guide": file_digest(guide) if guide else "", "calibration": inputs.calibration.fingerprint}  # fmt: skip
-    return flow.work.run("aware", flow.key(**key), make) / STUDENT
+    return flow.work.run("aware", flow.key_with_labels(**key), make) / STUDENT
 
 
 def before_tail(found: list[Candidate], scores: Mapping[str, StageScore]) -> StageScore:

@@ -7,16 +7,21 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
+from edgemae.build import dry_run
 from edgemae.flow import Flow, _score_loss, open_flow, pretrained, teacher_pixel
 from edgemae.inputs import gather
 from edgemae.model.student import Student
+from edgemae.model.teacher import Teacher
+from edgemae.spec.errors import PlanError
 from edgemae.spec.graph import PixelContract
 from edgemae.spec.plan import load_plan
+from edgemae.spec.target import find_target
 from edgemae.workdir import Workdir
 from tests.tiny import Job, Ran, edgemae, stage
 
@@ -101,6 +106,43 @@ def test_what_decides_a_stage_is_in_its_key(job: Job, tmp_path: Path) -> None:
         made.append(pretrained(flow, None).parent.name)
         assert len(set(made)) == i + 1
     assert len(list((tmp_path / "out" / "stages").glob("pretrain-*"))) == 4
+
+
+def test_what_only_judges_does_not_decide_pretraining_and_stage_1(job: Job, tmp_path: Path) -> None:
+    plan = load_plan(job.plan, (), {"data.train": str(job.train), "data.eval": str(job.val)})
+    flow = Flow(plan, Workdir(tmp_path / "out"), gather(plan))
+    inputs = replace(flow.inputs, evaluation=flow.inputs.calibration)
+    other = replace(flow, inputs=inputs)
+    assert flow.key() == other.key()
+    assert flow.key_with_labels() != other.key_with_labels()
+    assert replace(flow, inputs=replace(inputs, labelled=None)).key() == flow.key()
+
+
+@pytest.mark.parametrize(
+    ("table", "fine"),
+    [("prune.heal", False), ("quantize.aware", False), ("distill", False), ("finetune", False), ("pretrain", True)],
+)
+def test_a_batch_that_does_not_divide_is_found_ahead(
+    job: Job,
+    tiny_vit,
+    tmp_path: Path,
+    table: str,
+    fine: bool,  # type: ignore[no-untyped-def]
+) -> None:
+    """Also one of the last stage, and only one that is trained: `pretrain` has no part in a compile from a teacher."""
+    Teacher(tiny_vit(classes=0), PixelContract(image_px=32)).save(tmp_path / "mae.safetensors")
+    sizes = {name.removesuffix(".batch"): 12 for name in (
+        "distill", "distill.finetune", "finetune", "prune.heal", "quantize.aware", "pretrain")}  # fmt: skip
+    batches = [f"{name}.batch={10 if name == table else size}" for name, size in sizes.items()]
+    flags = {"data.train": str(job.train), "data.eval": str(job.val)}
+    plan = load_plan(None, ("scale.accumulate=3", "student.image_px=32", *batches), flags)
+    target = [find_target("cpu-onnxruntime")]
+    if fine:
+        dry_run(plan, target, tmp_path / "mae.safetensors", tmp_path / "out")
+        return
+    with pytest.raises(PlanError, match=rf"{table}.batch of 10 images does not divide") as caught:
+        dry_run(plan, target, tmp_path / "mae.safetensors", tmp_path / "out")
+    assert "scale.accumulate" in caught.value.fix
 
 
 def test_a_mistyped_folder_leaves_no_output_behind(job: Job, tmp_path: Path) -> None:

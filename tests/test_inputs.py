@@ -138,7 +138,7 @@ def test_a_class_with_one_image_stops_every_verb_before_anything_is_written(
     ran = edgemae(verb, *source, "--data", train, "--output", tmp_path / "out")
     assert ran.code == 2
     assert "class 'lonely'" in ran.err
-    assert "has 1 readable image" in ran.err
+    assert "has 1 different image" in ran.err
     assert not (tmp_path / "out").exists()
 
 

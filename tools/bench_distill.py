@@ -5,8 +5,9 @@
 
 All rows have the same student, stage 1 sees the same number of images (none for `scratch`), stage 2 takes the same
 optimiser steps. `scratch` and `mae` learn from labels alone, the others from labels and the fine-tuned teacher. Every
-run is a process of its own (its peak memory is its own) and is kept in `--output`, and in `--json` where that has the
-same plan and teacher: the same command goes on, and one with other methods or seeds adds to the table. `--data`
+run is a process of its own (its peak memory is its own) and is kept in `--output` and in `--json` with a digest of its
+plan, images and teachers: the same command goes on, one with other methods or seeds adds to the table, and a row that
+was made from anything else is made again. `--data`
 holds train/<class>/*, val/<class>/* and unlabelled/*; `--quick` takes scikit-learn's digits, one seed and few epochs.
 `--readme FILE` rewrites the table between its marks from `--json`.
 """
@@ -22,15 +23,17 @@ import shlex
 import subprocess
 import sys
 import tempfile
-import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import numpy as np
 import torch
+from distill_rows import adopt, alike, counts, digest, finish, finished, kept, plan_for, trained_s
 from distill_tables import margins, table
 
 from edgemae.data.images import ImageSet
@@ -51,6 +54,7 @@ from edgemae.model.weights import write_atomic
 from edgemae.spec.errors import EdgemaeError
 from edgemae.spec.plan import load_plan, plan_from, plan_tree
 from edgemae.spec.sections import Plan
+from edgemae.workdir import digest_of, file_digest
 
 ROOT = Path(__file__).resolve().parent.parent
 METHODS = ("scratch", "mae", *(name for name in RECIPES if name != "relation"), "relation")
@@ -109,8 +113,8 @@ def quick(args: argparse.Namespace) -> dict[str, Any]:
         args.output, args.seeds = Path(folder), 1
         write_digits(args.output / "images")
         train, test = (args.output / "images" / part for part in ("train", "test"))
-        overrides = tuple(f"{key}={value}" for key, value in (PLAN | fewer).items())
-        plan = load_plan(None, (*overrides, *args.set), {"data.train": str(train), "data.eval": str(test)})
+        folders = {"data.train": str(train), "data.eval": str(test)}
+        plan = load_plan(None, tuple(args.set), PLAN | fewer | folders)
         images = images_of(plan)
         teacher, _ = pretrain(plan, images.unlabelled, teacher_pixel(plan))
         args.teacher = args.output / "teacher.safetensors"
@@ -123,57 +127,65 @@ def bench(args: argparse.Namespace, plan: Plan) -> dict[str, Any]:
     torch.set_num_threads(plan.threads)
     args.output.mkdir(parents=True, exist_ok=True)
     images = images_of(plan)
+    before = args.output / "plan.json"
+    same_plan = before.exists() and alike(json.loads(before.read_bytes()), plan_tree(plan), "finetune")
     if args.tuned is None:
-        args.tuned = args.output / "tuned.safetensors"
-        if not args.tuned.exists():
-            tuned, _ = finetune(load_teacher(args.teacher), plan, images, args.output / "tuned.ckpt")
-            tuned.save(args.tuned)
-    write_atomic(args.output / "plan.json", msgspec.json.encode(plan_tree(plan)))
+        args.tuned = tuned_here(args, plan, images, trusted=same_plan)
+    write_atomic(before, msgspec.json.encode(plan_tree(plan)))
     tuned = load_teacher(args.tuned)
     right = correct(tuned.vit, Loader(evaluation(images), tuned.pixel, 64, train=False))
+    wanted = partial(digest, plan, images, args.teacher, args.tuned)
     runs = [(method, seed) for seed in range(args.seeds) for method in args.methods]
-    earlier = kept(args, plan, right_text(right))
-    for row in earlier:
-        folder = args.output / f"{row['method']}-{row['seed']}"
-        folder.mkdir(exist_ok=True)
-        write_atomic(folder / "row.json", json.dumps(row).encode())
+    earlier = kept(args.json, plan, images, right_text(right), wanted)
+    adopt(args.output, earlier, wanted, trusted=same_plan)
     with ThreadPoolExecutor(args.jobs) as pool:
-        rows = list(pool.map(lambda run: row_of(args, *run), runs))
+        rows = list(pool.map(lambda run: row_of(args, *run, wanted(*run)), runs))
     rows += [row for row in earlier if (row["method"], row["seed"]) not in runs]
     rows.sort(key=lambda row: (row["seed"], METHODS.index(row["method"])))
     shape = shape_of(plan.student, classes=len(evaluation(images).classes))
     return {
-        "command": shlex.join(["python", "tools/bench_distill.py", *sys.argv[1:]]), "plan": plan_tree(plan),
+        "command": command_of(rows), "plan": plan_tree(plan_for(plan_tree(plan), "relation", plan.seed)),
         "machine": msgspec.to_builtins(fingerprint()),
-        "data": {"train": len(images.labelled or ()), "stage 1": len(images.unlabelled), "val": len(right)},
+        "data": counts(images),
         "teacher": {"top1": float(np.mean(right)), "macs": count_macs(tuned.vit.shape), "right": right_text(right)},
         "student": {"macs": count_macs(shape), "params": count_params(ViT(shape))}, "rows": rows,
         "margins": margins(rows),
     }  # fmt: skip
 
 
-def kept(args: argparse.Namespace, plan: Plan, teacher: str) -> list[dict[str, Any]]:
-    """Return the rows of an earlier result that had the same plan and the same teacher."""
-    if args.json is None or not args.json.exists():
-        return []
-    old = json.loads(args.json.read_bytes())
-    here = json.loads(json.dumps(plan_tree(plan)))
-    same = old["teacher"]["right"] == teacher and all(
-        old["plan"][part] == here[part] for part in ("distill", "student", "seed")
-    )
-    return old["rows"] if same else []
+def tuned_here(args: argparse.Namespace, plan: Plan, images: Images, *, trusted: bool) -> Path:
+    """Return the fine-tuned teacher, made again where plan, images or teacher are not those of the one that is there.
+
+    One without a mark, of an earlier version, is taken where it is `trusted`.
+    """
+    file, mark = args.output / "tuned.safetensors", args.output / "tuned.digest"
+    assert images.labelled is not None
+    made_from = digest_of({
+        "finetune": plan_tree(plan.finetune), "seed": plan.seed, "labels": images.labelled.fingerprint,
+        "teacher": file_digest(args.teacher),
+    })  # fmt: skip
+    if file.exists() and (mark.read_text() == made_from if mark.exists() else trusted):
+        mark.write_text(made_from)
+        return file
+    if not mark.exists() or mark.read_text() != made_from:  # nor can its checkpoint be gone on from
+        (args.output / "tuned.ckpt").unlink(missing_ok=True)
+    mark.write_text(made_from)
+    file.unlink(missing_ok=True)
+    tuned, _ = finetune(load_teacher(args.teacher), plan, images, args.output / "tuned.ckpt")
+    tuned.save(file)
+    return file
 
 
-def row_of(args: argparse.Namespace, method: str, seed: int) -> dict[str, Any]:
-    """Return one finished row, running it in a process of its own when it is missing."""
-    file = args.output / f"{method}-{seed}" / "row.json"
-    if not file.exists():
-        file.parent.mkdir(exist_ok=True)
+def row_of(args: argparse.Namespace, method: str, seed: int, made_from: str) -> dict[str, Any]:
+    """Return one finished row, running it in a process of its own when there is none that was made from the same."""
+    folder = args.output / f"{method}-{seed}"
+    row = finished(folder, made_from)
+    if row is None:
         command = [sys.executable, __file__, "--teacher", args.teacher, "--tuned", args.tuned, "--output", args.output,
                    "--data", args.data or args.output, "--one", method, seed]  # fmt: skip
-        with open(file.parent / "log.txt", "a") as log:
+        with open(folder / "log.txt", "a") as log:
             subprocess.run([str(part) for part in command], check=True, stderr=log)
-    row: dict[str, Any] = json.loads(file.read_bytes())
+        row = finish(folder, made_from)
     logging.info("%s, seed %d: %.1f %%", method, seed, 100 * row["top1"])
     return row
 
@@ -193,35 +205,21 @@ def evaluation(images: Images) -> ImageSet:
 
 def one(args: argparse.Namespace, method: str, seed: int) -> None:
     """Train one student, score it, and write its row."""
-    tree = json.loads((args.output / "plan.json").read_bytes())
-    tree["seed"] = seed
-    tree["scale"]["views_folder"] = str(args.output / "views")
-    # Every epoch has views of its own: nothing repeats within a run, and the runs of a seed ask the teacher once.
-    tree["distill"]["finetune"]["views"] = tree["distill"]["finetune"]["epochs"]
-    if method in RECIPES:
-        tree["distill"]["recipe"] = method
-    if method in RECIPES and not RECIPES[method].whole_views:
-        tree["distill"]["views"] = 0
-    plan = plan_from(tree)
+    plan = plan_for(json.loads((args.output / "plan.json").read_bytes()), method, seed, str(args.output / "views"))
     torch.set_num_threads(plan.threads)
     images, folder = images_of(plan), args.output / f"{method}-{seed}"
     teacher, tuned = load_teacher(args.teacher), load_teacher(args.tuned)
-    began = time.perf_counter()
     student = stage_one(method, plan, images, teacher, tuned, folder / "train.ckpt")
-    middle = time.perf_counter()
     frozen = probes(student, images)
-    after = time.perf_counter()
     guide = tuned if method in RECIPES else None
     student, curve = supervise(student, plan, images, guide, folder / "train-2.ckpt")
-    ended = time.perf_counter()
     student.save(folder / "student.safetensors")
     right = correct(student.vit, Loader(evaluation(images), student.pixel, 64, train=False))
     seen = len(images.unlabelled) // plan.distill.batch * plan.distill.batch * plan.distill.epochs
     steps = len(images.labelled or ()) // plan.distill.finetune.batch * plan.distill.finetune.epochs
     row = {
         "method": method, "seed": seed, "top1": float(np.mean(right)), "interval": wilson(sum(right), len(right)),
-        **frozen, "stage1_ms_image": 1e3 * (middle - began) / seen if method != "scratch" else 0.0,
-        "stage2_ms_image": 1e3 * (ended - after) / (steps * plan.distill.finetune.batch), "steps": steps,
+        **frozen, "stage1_ms_image": 1e3 * trained_s(folder) / seen if method != "scratch" else None, "steps": steps,
         "validation": [[line["epoch"], line["validation"]] for line in curve if "validation" in line],
         "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, "right": right_text(right),
     }  # fmt: skip
@@ -271,6 +269,18 @@ def correct(vit: ViT, loader: Loader) -> list[bool]:
 
 def right_text(right: list[bool]) -> str:
     return "".join("1" if ok else "0" for ok in right)
+
+
+def command_of(rows: list[dict[str, Any]]) -> str:
+    """Return the command that makes all rows: this one, with the methods of those that were kept."""
+    words, given = sys.argv[1:], []
+    if "--methods" in words:
+        at = words.index("--methods")
+        given = list(takewhile(lambda word: not word.startswith("--"), words[at + 1 :]))
+        words = words[:at] + words[at + 1 + len(given) :]
+    methods = [name for name in METHODS if name in {row["method"] for row in rows} | set(given)]
+    asked = ["--methods", *methods] if len(methods) < len(METHODS) else []
+    return shlex.join(["python", "tools/bench_distill.py", *words, *asked])
 
 
 def rewrite(readme: Path, results: Path) -> None:

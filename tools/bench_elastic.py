@@ -185,7 +185,7 @@ def decisive(plan: Plan) -> dict[str, Any]:
 
 
 def table(result: dict[str, Any]) -> str:
-    head = "| Depth | Heads | MLP | Px | MACs | Elastic | Alone | Loss (points) |\n| ---: " * 1 + "| ---: " * 7 + "|"
+    head = "| Depth | Heads | MLP | Px | MACs | Elastic | Alone | Loss (points) |\n" + "| ---: " * 8 + "|"
     body = "\n".join(line(r) for r in result["shapes"])
     return (
         f"{head}\n{body}\n\nOne elastic run costs {result['cost_ratio_seconds']:.2f}x a plain run in seconds and "

@@ -45,6 +45,8 @@ from train_contenders import (
     recipe,
 )
 from train_files import from_files, pictures
+from train_goals import judge, lines
+from train_tables import TABLES
 
 from edgemae.data.loader import Batch
 from edgemae.device.latency import Blocks, Samples, fingerprint, interleave, ratio, summarise, worst
@@ -57,7 +59,6 @@ from edgemae.distill.schedule import param_groups
 from edgemae.spec.errors import EdgemaeError
 
 SCHEMA = "edgemae.bench-train/1"
-GOALS = {"bare ratio at least": 1.0, "relation cost at most": 1.6, "wait share under": 0.03, "large GiB at most": 24.0}
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="the smallest shapes only, within 5 minutes")
     parser.add_argument("--large", action="store_true", help="also one step of every recipe, ViT-Large to ViT-Tiny")
+    parser.add_argument("--only-large", action="store_true", help="nothing but those steps")
+    parser.add_argument("--check", action="store_true", help="exit 1 when a goal is missed")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the results there")
     parser.add_argument("--data", type=Path, help="folder of images; made up ones otherwise")
     parser.add_argument("--threads", type=int, default=len(usable_cpus()), help="of torch")
@@ -103,14 +106,16 @@ def main() -> int:
     result = {
         "schema": SCHEMA, "command": command, "threads": args.threads, "note": args.note,
         "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "machine": fingerprint() | {"torch": torch.__version__}, "goals": GOALS,
+        "machine": fingerprint() | {"torch": torch.__version__},
     }  # fmt: skip
     for part, value in measure(args):
         result[part] = value
+        result["goals"] = judge(result)
         print("\n".join(TABLES[part](value)), flush=True)
         if args.json is not None:  # after every part: a long run that is stopped keeps what it has
             args.json.write_text(json.dumps(result, indent=1) + "\n")
-    return 0
+    print("\n".join(lines(result["goals"])))
+    return int(args.check and not all(goal["met"] for goal in result["goals"]))
 
 
 def shown(arguments: Sequence[str]) -> list[str]:
@@ -121,6 +126,15 @@ def shown(arguments: Sequence[str]) -> list[str]:
 def measure(args: argparse.Namespace) -> Any:
     """Yield (part, its result) as they come."""
     effort = QUICK if args.quick else FULL
+    if not args.only_large:
+        yield from usual(args, effort)
+    large = []
+    for name in RECIPES if args.large or args.only_large else ():
+        large.append(spawn(args, "large", name))
+        yield "large", large
+
+
+def usual(args: argparse.Namespace, effort: Effort) -> Any:
     yield "gemm_peak_gmacs_s", (peak := gemm_peak()) / 1e9
     yield "parity", {case.name: parity(case) for case, names in effort.bare if names == MAE_PAIR}
     precisions = (False, True) if bf16_is_fast(torch.device("cpu")) else (False,)
@@ -135,11 +149,6 @@ def measure(args: argparse.Namespace) -> Any:
         for name, case in effort.files:
             rows.append(spawn(args, "files", name, case.name, str(folder), str(effort.steps)))
             yield "files", rows
-    if args.large:
-        large = []
-        for name in RECIPES:
-            large.append(spawn(args, "large", name))
-            yield "large", large
 
 
 # ---------------------------------------------------------------- children
@@ -245,51 +254,6 @@ def row(name: str, taken: dict[str, Samples], steps: dict[str, Step], batch: int
         "wall_ratio": msgspec.to_builtins(ratio(taken[reference], samples)),
         "interference": msgspec.to_builtins(samples.interference),
     }  # fmt: skip
-
-
-# ---------------------------------------------------------------- tables
-
-
-def bare_table(groups: list[dict[str, Any]]) -> list[str]:
-    """Return the newest comparison as Markdown."""
-    group = groups[-1]
-    lines = [
-        f"\n{group['title']}: machine {group['verdict']}; MACs {group['macs_ratio']:.2f} times the reference's\n",
-        f"| bare step | busy ms | wall p50 ms | images/s | MFU | times as fast as {group['reference']} | 95 % |",
-        "| --- | ---: | ---: | ---: | ---: | ---: | --- |",
-    ]
-    for r in group["rows"]:
-        lines.append(
-            f"| {r['name']} | {r['busy_ms']:.1f} | {r['wall']['p50_ms']:.1f} | {r['images_s']:.0f} | {r['mfu']:.0%} | "
-            f"{r['ratio']:.3f} | {r['ratio_low']:.3f} to {r['ratio_high']:.3f} |"
-        )
-    return lines
-
-
-def files_table(rows: list[dict[str, Any]]) -> list[str]:
-    r = rows[-1]
-    line = (
-        f"from files: {r['name']}, {r['case']}, batch {r['batch']}: {r['images_s']:.0f} images/s, waiting "
-        f"{r['wait_share']:.1%}, first batch {r['first_batch_s']:.1f} s, peak {r['peak_mib']:.0f} MiB "
-        f"({r['imports_mib']:.0f} before)"
-    )
-    return [line]
-
-
-def large_table(rows: list[dict[str, Any]]) -> list[str]:
-    r = rows[-1]
-    line = (
-        f"large: {r['name']}, {r['case']}, batch {r['batch']}: one step {r['seconds']:.1f} s, "
-        f"peak {r['peak_mib'] / 1024:.2f} GiB, {r['tensors_moved']} tensors moved"
-    )
-    return [line]
-
-
-TABLES: dict[str, Any] = {
-    "gemm_peak_gmacs_s": lambda value: [f"GEMM peak: {value:.1f} GMAC/s"],
-    "parity": lambda value: [f"parity of the loss: {value}"],
-    "bare": bare_table, "files": files_table, "large": large_table,
-}  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from collections.abc import Iterable
 from typing import Any
 
 from edgemae.measure.intervals import paired_interval
@@ -31,18 +32,18 @@ def margins(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def table(result: dict[str, Any]) -> str:
     """Return the result as Markdown: a row for each method, seeds side by side."""
     rows, teacher = result["rows"], result["teacher"]
-    head = ["Method", "Top-1 by seed", "Mean", "Over logit", "Over scratch", "Steps to scratch", "Linear", "k-NN",
-            "Stage 1", "Peak"]  # fmt: skip
+    head = ["Method", "Top-1 by seed (95 %)", "Mean", "Over logit", "Over scratch", "Steps to scratch (goal 33 %)",
+            "Linear", "k-NN", "Stage 1", "Peak"]  # fmt: skip
     lines = ["| " + " | ".join(head) + " |", "| --- |" + " ---: |" * (len(head) - 1)]
     for method in dict.fromkeys(row["method"] for row in rows):
         mine = [row for row in rows if row["method"] == method]
         top1 = [100 * row["top1"] for row in mine]
         cells = [
-            method, " / ".join(f"{value:.1f}" for value in top1), f"{statistics.mean(top1):.1f} %",
+            method, " / ".join(scored_text(row) for row in mine), f"{statistics.mean(top1):.1f} %",
             *(gain_text(result["margins"], method, over) for over in BASELINES),
             steps_to(rows, mine),
             *(f"{100 * statistics.mean(row[name] for row in mine):.1f} %" for name in ("linear", "knn")),
-            f"{statistics.median(row['stage1_ms_image'] for row in mine):.1f} ms",
+            time_text(row["stage1_ms_image"] for row in mine),
             f"{max(row['peak_mib'] for row in mine):.0f} MiB",
         ]  # fmt: skip
         lines.append("| " + " | ".join(cells) + " |")
@@ -56,6 +57,17 @@ def table(result: dict[str, Any]) -> str:
         "as right as training from scratch is at its end. Linear and k-NN are of the frozen features after stage 1."
     )
     return "\n".join(lines)
+
+
+def scored_text(row: dict[str, Any]) -> str:
+    low, high = row["interval"]
+    return f"{100 * row['top1']:.1f} ({100 * low:.0f} to {100 * high:.0f})"
+
+
+def time_text(found_ms: Iterable[float | None]) -> str:
+    """Return the median of the runs whose time is known and not 0."""
+    known = [ms for ms in found_ms if ms]
+    return f"{statistics.median(known):.1f} ms" if known else "–"
 
 
 def steps_to(rows: list[dict[str, Any]], mine: list[dict[str, Any]]) -> str:

@@ -17,9 +17,10 @@ from train_contenders import MAKERS, THEIRS, Case, Contender
 from edgemae.data.augment import Augment, crop_box
 from edgemae.data.images import ImageSet, scan
 from edgemae.data.loader import Batch, Loader
+from edgemae.distill.job import Job
 from edgemae.distill.moment import whole
 from edgemae.distill.schedule import param_groups
-from edgemae.distill.train import Job, fit
+from edgemae.distill.train import fit
 from edgemae.spec.graph import PixelContract
 
 WORKERS = 2

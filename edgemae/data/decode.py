@@ -37,12 +37,31 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     augment: Augment
     go_on: bool = False
 
+    def divided(self, parts: int) -> list[Request]:
+        """Return up to that many requests, in order, that ask for the same."""
+        size = max(1, -(-len(self.paths) // parts))
+        return [
+            msgspec.structs.replace(self, paths=self.paths[at : at + size], keys=self.keys[at : at + size])
+            for at in range(0, max(1, len(self.paths)), size)
+        ]
+
 
 class Views(NamedTuple):
     """Hold views (B, H, W, C) uint8 and the rows whose pictures are broken."""
 
     pictures: NDArray[np.uint8]
     broken: tuple[int, ...] = ()
+
+
+def joined(parts: list[Views]) -> Views:
+    """Return the views of a batch that was decoded in parts."""
+    if len(parts) == 1:
+        return parts[0]
+    broken, before = list[int](), 0
+    for part in parts:
+        broken += [before + row for row in part.broken]
+        before += len(part.pictures)
+    return Views(np.concatenate([part.pictures for part in parts]), tuple(broken))
 
 
 def decode(request: Request) -> Views:

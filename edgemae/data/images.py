@@ -101,6 +101,13 @@ class ImageSet:
         )  # fmt: skip
 
 
+def only_local(where: str) -> str:
+    """Return what to do about a place that is not on this machine's disks; "" for a path."""
+    if "://" not in where and not where.startswith("pipe:"):
+        return ""
+    return "only local paths are read: copy the files, or mount their store, and pass that path"
+
+
 def scan(folder: str | Path) -> ImageSet:
     """Return the images of a folder; broken files are skipped, counted and named in the log.
 
@@ -112,7 +119,7 @@ def scan(folder: str | Path) -> ImageSet:
         raise DataError(
             f"'{root}' is a file, not a folder" if os.path.isfile(root) else f"image folder '{root}' does not exist",
             expected="a folder with one sub-folder a class, or a flat folder of images",
-            fix="check the path",
+            fix=only_local(str(folder)) or "check the path",
         )
     loose, by_class = _list(root)
     _refuse_layout(root, loose, by_class)

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from edgemae.data.augment import Augment
 from edgemae.data.content import shown
-from edgemae.data.decode import Request, Views, decode, start
+from edgemae.data.decode import Request, Views, decode, joined, start
 from edgemae.data.images import ImageSet
 from edgemae.device.preprocess import normalise
 from edgemae.spec.errors import DataError, MachineError, PlanError
@@ -28,6 +28,7 @@ from edgemae.spec.graph import PixelContract
 log = logging.getLogger("edgemae.data")
 LOST_FEW = 10  # broken pictures in shards that are put up with in any case
 AHEAD = 4  # batches that each worker may be ahead: 3.5 MB each at 128 x 96 px
+AHEAD_BYTES = 2 << 30  # and all of them together: 4,096 x 224 px are 616 MB
 
 
 @dataclass(frozen=True)
@@ -91,6 +92,12 @@ class Loader:
             return max(1, len(self.images) // self.batch)
         return -(-len(self.images) // self.batch)
 
+    @property
+    def ahead(self) -> int:
+        """Number of batches that are decoded before they are asked for: some for each worker, in bounded memory."""
+        size = self.batch // self.world * self.pixel.image_px**2 * self.pixel.channels
+        return max(1, min(AHEAD * self.workers, AHEAD_BYTES // size))
+
     def epoch(self, epoch: int = 0, first: int = 0) -> Iterator[Batch]:
         """Yield the batches of one epoch, from batch number `first` on."""
         return self.batches(epoch * self.steps + first, (epoch + 1) * self.steps)
@@ -107,11 +114,14 @@ class Loader:
                 yield self._batch(ask, decode(ask.request), lost)
             return
         pool = _workers(min(self.workers, stop - first))
-        waiting: deque[tuple[_Ask, Future[Views]]] = deque()
+        waiting: deque[tuple[_Ask, list[Future[Views]]]] = deque()
+        ahead = self.ahead
         try:
             for ask in asked:
-                waiting.append((ask, pool.submit(decode, ask.request)))
-                if len(waiting) > AHEAD * self.workers:
+                # Where fewer batches than workers may wait, the workers share each of them.
+                parts = ask.request.divided(1 if ahead >= self.workers else self.workers)
+                waiting.append((ask, [pool.submit(decode, part) for part in parts]))
+                if len(waiting) > ahead:
                     yield self._next(waiting, lost)
             while waiting:
                 yield self._next(waiting, lost)
@@ -145,9 +155,9 @@ class Loader:
             go_on=self.train and not self.images.checked,
         )
 
-    def _next(self, waiting: deque[tuple[_Ask, Future[Views]]], lost: Lost) -> Batch:
-        ask, future = waiting.popleft()
-        return self._batch(ask, future.result(), lost)
+    def _next(self, waiting: deque[tuple[_Ask, list[Future[Views]]]], lost: Lost) -> Batch:
+        ask, parts = waiting.popleft()
+        return self._batch(ask, joined([part.result() for part in parts]), lost)
 
     def _batch(self, ask: _Ask, views: Views, lost: Lost) -> Batch:
         lost.served += len(ask.indices)

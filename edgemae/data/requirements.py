@@ -37,10 +37,26 @@ def require_labels(images: ImageSet, purpose: str) -> None:
     small = [label for label in range(len(images.classes)) if counts[label] < 2]
     if small:
         raise DataError(
-            f"class '{images.classes[small[0]]}' in '{images.folder}' has {counts[small[0]]} readable image(s)",
-            expected="at least two different images in every class, so that one can be held out",
+            f"class '{images.classes[small[0]]}' in '{images.folder}' has {counts[small[0]]} different image(s)",
+            expected="at least two different images in every class: one says nothing of what they have in common",
             fix="add images or remove the folder",
         )
+
+
+def require_classes(who: str, labels: tuple[str, ...], images: ImageSet) -> None:
+    """Raise DataError unless a model's labels are the classes of the set, in order."""
+    if labels != images.classes:
+        raise DataError(
+            f"{who} knows {_shown(labels)}, '{images.folder}' has {_shown(images.classes)}",
+            expected="the same classes in the same order",
+            fix=f"fine-tune {who} on these images first, or pass the images it was trained on",
+        )
+
+
+def _shown(labels: tuple[str, ...]) -> str:
+    if not labels:
+        return "no named classes"
+    return f"{len(labels)} classes ({', '.join(labels[:5])}{', ...' if len(labels) > 5 else ''})"
 
 
 def require_disjoint(calibration: ImageSet, evaluation: ImageSet) -> None:
@@ -74,19 +90,20 @@ def _digest(reference: str) -> bytes:
     return hashlib.sha256(content(reference)).digest()
 
 
-def require_size(images: ImageSet, image_px: int, seed: int) -> None:
-    """Refuse images most of which are smaller than a third of the model's input, and warn of more than a few.
+def require_size(images: ImageSet, image_px: int, seed: int, patch_px: int = 1) -> None:
+    """Refuse images most of which are smaller than a third of the model's input, or than a patch; warn of a few.
 
     Enlarged three times, a picture holds a ninth of the values that the model reads: it would learn blur. Of shards, a
     sample of 256 is looked at. Raises DataError, also when none of the sample can be read.
     """
     if not images.sides_px:
         images = sift(sample(images, SAMPLED, seed))
-    small = [i for i, side_px in enumerate(images.sides_px) if 3 * side_px < image_px]
+    small = [i for i, side_px in enumerate(images.sides_px) if 3 * side_px < image_px or side_px < patch_px]
     if len(small) <= FEW:
         return
+    limit = f"a patch of {patch_px} px" if 3 * patch_px > image_px else f"a third of the {image_px} px"
     what = (
-        f"{len(small)} of {len(images)} images in '{images.folder}' are smaller than a third of the {image_px} px that "
+        f"{len(small)} of {len(images)} images in '{images.folder}' are smaller than {limit} that "
         f"the model reads, for example {shown(images.paths[small[0]])} with {images.sides_px[small[0]]} px"
     )
     if 2 * len(small) <= len(images):
@@ -94,7 +111,8 @@ def require_size(images: ImageSet, image_px: int, seed: int) -> None:
         return
     raise DataError(
         what, expected="images about as large as the model's input, or larger",
-        fix="pass larger images, or a smaller input with --set student.image_px=... (and teacher.image_px)",
+        fix="pass larger images, or train a model with a smaller input and smaller patches (--set student.image_px=... "
+        "and student.patch_px=...; `pretrain` reads those of teacher)",
     )  # fmt: skip
 
 

@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgemae.data.content import Part, shown
-from edgemae.data.images import EXTENSIONS, ImageSet, scan, sift
+from edgemae.data.images import EXTENSIONS, ImageSet, only_local, scan, sift
 from edgemae.data.index import Index, indexes
 from edgemae.spec.errors import DataError
 
@@ -181,7 +181,7 @@ def shards_at(where: str) -> list[str] | None:
         raise DataError(
             f"shard '{missing[0]}' does not exist{of}",
             expected="every shard of the pattern",
-            fix="check the path; for fewer shards write a smaller range",
+            fix=only_local(where) or "check the path; for fewer shards write a smaller range",
         )
     return paths
 

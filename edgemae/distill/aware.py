@@ -17,8 +17,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from edgemae.distill.job import Curve
 from edgemae.distill.stages import Images, heal_embedding, train_further
-from edgemae.distill.train import Curve
 from edgemae.model.student import Student
 from edgemae.model.teacher import Teacher
 from edgemae.model.vit import ViT

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,10 +15,12 @@ from edgemae.data.augment import Augment
 from edgemae.data.images import ImageSet
 from edgemae.data.loader import Batch, Loader
 from edgemae.distill.cache import kept_views
+from edgemae.distill.job import Curve, Job
 from edgemae.distill.losses import distillation, mix, smooth_targets, soft_cross_entropy
 from edgemae.distill.moment import Moment
+from edgemae.distill.ranks import Ranks
 from edgemae.distill.schedule import layer_decay_groups
-from edgemae.distill.train import Curve, Job, fit
+from edgemae.distill.train import fit
 from edgemae.distill.view import TeacherView
 from edgemae.model.vit import ViT
 from edgemae.spec.graph import PixelContract
@@ -38,6 +41,7 @@ class Run:
     checkpoint: Path | None = None
     evaluation: ImageSet | None = None  # scored for the curve only; nothing is chosen by it
     views_root: Path | None = None  # where teacher outputs of fixed views are kept
+    made_from: dict[str, Any] = field(default_factory=dict)  # what else its checkpoint must have been made with
 
 
 Learn = Callable[[Tensor], dict[str, Tensor]]  # logits -> what they cost
@@ -52,7 +56,7 @@ def train_classifier(
     `inner(pixels, logits, learn, moment)` adds the terms of sub-networks, which may `learn` the same and from `vit`.
     """
     loader = Loader(
-        run.images, run.pixel, fitting(plan.batch, run.images),
+        run.images, run.pixel, fitting(plan.batch, run.images, run.scale),
         Augment(crop_min=plan.crop_min, flip=plan.flip, randaug=plan.randaug), run.seed, run.workers,
         views=plan.views if teacher is not None else 0,  # nothing to keep
     )  # fmt: skip
@@ -85,18 +89,22 @@ def train_classifier(
         name=name, module=vit, groups=layer_decay_groups(vit, plan.weight_decay, plan.layer_decay), loss=loss,
         loader=loader, epochs=plan.epochs, lr=plan.lr, warmup_fraction=plan.warmup_fraction, seed=run.seed,
         bf16=plan.bf16, betas=(0.9, 0.999), ema=plan.ema, scale=run.scale, checkpoint=run.checkpoint,
-        validate=(lambda: top1(vit, run)) if run.evaluation is not None else None,
+        validate=(lambda: top1(vit, run)) if run.evaluation is not None else None, made_from=run.made_from,
+        off=tuple(name for name, weight in (("teacher", plan.teacher_weight), ("label", 1 - plan.teacher_weight))
+                  if teacher is not None and weight == 0),
     )  # fmt: skip
     with kept_views(run.views_root, teacher, loader) as cache:
         return fit(job)
 
 
-def fitting(batch: int, images: ImageSet) -> int:
-    """Return the plan's batch, or all images where they are fewer, which is said."""
-    if batch > len(images):
-        log.warning("a batch of %d is more than the %d images: all of them make one, and the rate goes by its size",
-                    batch, len(images))  # fmt: skip
-    return min(batch, len(images))
+def fitting(batch: int, images: ImageSet, scale: ScalePlan) -> int:
+    """Return the plan's batch, or about all images where they are fewer, which is said."""
+    ranks = Ranks()
+    found = ranks.fitting(batch, len(images), scale.accumulate)
+    if found != batch and ranks.first:
+        log.warning("a batch of %d is more than the %d images: %d of them make one, and the rate goes by its size",
+                    batch, len(images), found)  # fmt: skip
+    return found
 
 
 @torch.inference_mode()

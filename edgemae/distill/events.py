@@ -3,39 +3,61 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import time
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from edgemae.spec.errors import MachineError
 
+log = logging.getLogger("edgemae")
 EVERY_S = 5.0
 
 
 class Events:
     """Write `NAME.events.jsonl` beside a checkpoint: `start`, `step` every five seconds, `epoch`, and `end` or `stop`.
 
-    A training that goes on after a kill drops the lines behind its checkpoint: steps stay in order, each once.
+    A training that goes on after a kill drops the lines behind its checkpoint: steps stay in order, each once. One
+    whose events cannot be written, on a full disk for example, says so and goes on without them.
     """
 
     def __init__(self, checkpoint: Path | None, done: int, tensorboard: bool = False, **about: Any) -> None:
-        self._file, self._board, self._last = None, None, 0.0
+        self._file, self._board, self._last, self._path = None, None, 0.0, None
         if checkpoint is None:
             return
-        path = checkpoint.with_suffix(".events.jsonl")
-        kept = [line for line in _lines(path) if line.get("step", 0) <= done] if done else []
-        text = "".join(json.dumps(line) + "\n" for line in kept)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text(text)
-        os.replace(temporary, path)
-        self._file = open(path, "a", buffering=1)  # noqa: SIM115 (a line at a time, closed by `close`)
-        self._board = _board(checkpoint.with_suffix(""), done) if tensorboard else None
+        self._path = checkpoint.with_suffix(".events.jsonl")
+        board = _board(checkpoint.with_suffix(""), done) if tensorboard else None
+        try:
+            self._file = _opened(self._path, done)
+        except OSError as error:
+            self._give_up(error)
+        self._board = board
         self.write("start", step=done, **about)
+
+    @property
+    def place(self) -> str:
+        """The file that events go to; "" when they go nowhere."""
+        return str(self._path) if self._file is not None else ""
 
     def write(self, event: str, /, **values: Any) -> None:
         """Write one line; numbers also go to TensorBoard."""
+        try:
+            self._write(event, values)
+        except OSError as error:
+            self._give_up(error)
+
+    def _give_up(self, error: OSError) -> None:
+        file, board, self._file, self._board = self._file, self._board, None, None
+        for left in (file, board):
+            with suppress(OSError):  # what is buffered cannot be written either
+                if left is not None:
+                    left.close()
+        log.warning("events cannot be written to '%s' any more (%s): the training goes on without them",
+                    self._path, error.strerror or error)  # fmt: skip
+
+    def _write(self, event: str, values: dict[str, Any]) -> None:
         if self._file is not None:
             line = {"event": event, "time": round(time.time(), 3)} | values
             self._file.write(json.dumps(line) + "\n")
@@ -51,10 +73,23 @@ class Events:
             self.write("step", **values)
 
     def close(self) -> None:
-        if self._file is not None:
-            self._file.close()
-        if self._board is not None:
-            self._board.close()
+        try:
+            if self._file is not None:
+                self._file.close()
+            if self._board is not None:
+                self._board.close()
+        except OSError as error:
+            self._give_up(error)
+
+
+def _opened(path: Path, done: int) -> TextIO:
+    """Return the events file, rid of what lies behind step number `done`, to write on a line at a time."""
+    kept = [line for line in _lines(path) if line.get("step", 0) <= done] if done else []
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
+    os.replace(temporary, path)
+    return open(path, "a", buffering=1)
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:

@@ -45,10 +45,10 @@ def hide_attended(attention: Tensor, visible: int, moment: Moment) -> Tensor:
     return order.argsort(dim=1)[:, :visible].sort(dim=1).values
 
 
-def masking(plan: PretrainPlan | DistillPlan, table: str, patches: int = 0) -> Masking:
+def masking(plan: PretrainPlan | DistillPlan, table: str, patches: int = 0, least: int = 1) -> Masking:
     """Return the masking of a plan's table. Raises PlanError for an unknown pattern or an impossible ratio.
 
-    With the number of `patches` also for a ratio that hides none of them.
+    With the number of `patches` also for a ratio that hides none of them, or leaves fewer than `least` visible.
     """
     patterns = tuple(part.strip() for part in plan.mask.split(">"))
     known = [*MASKS, ATTENTION]
@@ -66,10 +66,23 @@ def masking(plan: PretrainPlan | DistillPlan, table: str, patches: int = 0) -> M
             expected="between 0 and 1, or 0 to keep the ratio as it is",
             fix=f"pass --set {table}.mask_ratio_end=0",
         )
-    if patches and max(keep_count(patches, ratio) for ratio in (plan.mask_ratio, last)) >= patches:
+    if patches:
+        _check_counts(table, patches, least, plan.mask_ratio, last)
+    return Masking(patterns, plan.mask_ratio, last)
+
+
+def _check_counts(table: str, patches: int, least: int, *ratios: float) -> None:
+    visible = [keep_count(patches, ratio) for ratio in ratios]
+    smaller = "make patches smaller, with --set student.patch_px=... (or teacher.patch_px, where that is pretrained)"
+    if max(visible) >= patches:
         raise PlanError(
             f"{table}.mask_ratio hides no patch of {patches}",
-            expected=f"at least {1 / patches:.2g}; 0.75 is usual",
-            fix=f"pass --set {table}.mask_ratio=0.75",
+            expected="some patches to hide and some to see",
+            fix=smaller,
         )
-    return Masking(patterns, plan.mask_ratio, last)
+    if min(visible) < least:
+        raise PlanError(
+            f"{table}.mask_ratio leaves {min(visible)} of {patches} patches visible",
+            expected=f"{least} or more: one patch alone has no relation that could be learnt",
+            fix=f"pass --set {table}.mask_ratio=0.75" if patches >= 4 * least else smaller,
+        )

@@ -2,12 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from edgemae.model.mae import make_keep
+
+
+class Draws:
+    """Hold the random numbers of one step, in the order in which they are asked for.
+
+    They are drawn once, and every accumulated part reads them from the start: masks of 4,096 images are not made for
+    each of 16 parts.
+    """
+
+    def __init__(self, generator: torch.Generator) -> None:
+        self._generator, self._made, self._read = generator, list[Tensor](), 0
+
+    def again(self) -> Draws:
+        """Begin from the first one."""
+        self._read = 0
+        return self
+
+    def take(self, draw: Callable[[torch.Generator], Tensor]) -> Tensor:
+        """Return the next one, drawing it where no part has come so far."""
+        if self._read == len(self._made):
+            self._made.append(draw(self._generator))
+        self._read += 1
+        return self._made[self._read - 1]
 
 
 @dataclass(frozen=True)
@@ -21,7 +45,7 @@ class Moment:
 
     batch: int
     rows: slice
-    generator: torch.Generator
+    draws: Draws
     step: int = 0
     steps: int = 1
     device: torch.device = field(default=torch.device("cpu"))
@@ -33,15 +57,15 @@ class Moment:
 
     def rand(self, *shape: int) -> Tensor:
         """Return uniform noise (rows, *shape) in 0..1."""
-        return torch.rand(self.batch, *shape, generator=self.generator)[self.rows].to(self.device)
+        return self.draws.take(lambda g: torch.rand(self.batch, *shape, generator=g))[self.rows].to(self.device)
 
     def flip(self) -> float:
         """Return one uniform number in 0..1 that all rows of the step share."""
-        return float(torch.rand((), generator=self.generator))
+        return float(self.draws.take(lambda g: torch.rand((), generator=g)))
 
     def keep(self, grid: int, ratio: float, pattern: str) -> Tensor:
         """Return sorted indices (rows, K) of visible patches."""
-        return make_keep(self.batch, grid, ratio, pattern, self.generator)[self.rows].to(self.device)
+        return self.draws.take(lambda g: make_keep(self.batch, grid, ratio, pattern, g))[self.rows].to(self.device)
 
     def drop_path(self, depth: int, rate: float) -> Tensor | None:
         """Return factors (rows, depth, 2) of stochastic depth for `ViT.encode`; None when it is off.
@@ -56,4 +80,4 @@ class Moment:
 
 def whole(batch: int, generator: torch.Generator) -> Moment:
     """Return a moment in which one process sees the whole step."""
-    return Moment(batch, slice(0, batch), generator)
+    return Moment(batch, slice(0, batch), Draws(generator))

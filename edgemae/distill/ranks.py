@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
+from functools import cache
 from typing import Any
 
 import torch
@@ -38,6 +40,8 @@ class Ranks:
         self.device: torch.device = self._accelerator.device
         self.rank: int = self._accelerator.process_index
         self.world: int = self._accelerator.num_processes
+        if self.world == 1 and asked_for_more(os.environ):
+            _tell_alone()
 
     @property
     def first(self) -> bool:
@@ -59,6 +63,10 @@ class Ranks:
         reduced: Tensor = self._accelerator.reduce(values, "mean")
         return reduced
 
+    def any(self, flag: bool) -> bool:
+        """Tell whether a flag is set in any process."""
+        return float(self.mean(torch.tensor(float(flag), device=self.device))) > 0
+
     def gather(self, values: list[Any]) -> list[Any]:
         """Return the lists of all processes as one."""
         return list(gather_object(values)) if self.world > 1 else values
@@ -74,23 +82,44 @@ class Ranks:
         """Wait until all processes are here."""
         self._accelerator.wait_for_everyone()
 
-    def rows(self, batch: int, parts: int) -> list[slice]:
+    def fitting(self, batch: int, images: int, parts: int) -> int:
+        """Return the batch, or as many of the images as divide among all processes and parts where they are fewer."""
+        pieces = self.world * parts
+        return batch if batch <= images else images // (2 * pieces) * 2 * pieces if pieces > 1 else images
+
+    def rows(self, batch: int, parts: int, name: str = "a batch") -> list[slice]:
         """Return the rows of a batch that this process sees, one slice for each of `parts`.
 
         Raises PlanError when the batch does not divide evenly. A part holds an even number of images, because mixing
         pairs each image with its neighbour.
         """
         pieces = self.world * parts
-        if pieces > 1 and batch % (2 * pieces):
+        if pieces > 1 and (batch % (2 * pieces) or not batch):
             raise PlanError(
-                f"a batch of {batch} does not divide among {self.world} processes with {parts} parts each",
+                f"{name} of {batch} images does not divide among {self.world} process(es) with "
+                f"scale.accumulate={parts} parts each",
                 expected=f"a multiple of {2 * pieces}",
-                fix=f"set the batch to {max(1, round(batch / (2 * pieces))) * 2 * pieces}, or change --set "
-                "scale.accumulate or the number of processes",
+                fix=f"set the batch to {max(1, round(batch / (2 * pieces))) * 2 * pieces} (as many images are needed), "
+                "or change --set scale.accumulate or the number of processes",
             )
         size = batch // pieces
         starts = range(self.rank * size * parts, (self.rank + 1) * size * parts, size)
         return [slice(start, start + size) for start in starts]
+
+
+def asked_for_more(environment: Mapping[str, str]) -> bool:
+    """Tell whether a launcher was asked for several processes.
+
+    `accelerate launch --cpu --num_processes 2` says where they are to meet, and starts one.
+    """
+    alone = "MASTER_ADDR" in environment and "RANK" not in environment and "ACCELERATE_USE_CPU" in environment
+    return alone or environment.get("WORLD_SIZE", "1") not in ("", "0", "1")
+
+
+@cache
+def _tell_alone() -> None:
+    log.warning("the launcher was asked for several processes, and this one is alone: on CPUs start them with "
+                "torchrun --nproc_per_node N -m edgemae ...")  # fmt: skip
 
 
 def _refuse_wrapping(kind: str) -> None:

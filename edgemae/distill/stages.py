@@ -14,16 +14,19 @@ from torch import Tensor
 from edgemae.data.augment import Augment
 from edgemae.data.images import ImageSet
 from edgemae.data.loader import Batch, Loader
+from edgemae.data.requirements import require_classes
 from edgemae.distill.cache import kept_views
 from edgemae.distill.classify import Run, fitting, train_classifier
 from edgemae.distill.elastic import STAGE as ELASTIC
 from edgemae.distill.elastic import Space, ordered, sandwich, space_of
+from edgemae.distill.job import Curve, Job
 from edgemae.distill.masking import masking
 from edgemae.distill.moment import Moment
 from edgemae.distill.recipe import Recipe
 from edgemae.distill.recipes import choose_recipe
+from edgemae.distill.resume import made_from
 from edgemae.distill.schedule import param_groups
-from edgemae.distill.train import Curve, Job, fit
+from edgemae.distill.train import fit
 from edgemae.distill.view import Depth, TeacherView, received
 from edgemae.model.mae import MAE, DecoderShape
 from edgemae.model.student import Student
@@ -79,7 +82,7 @@ def pretrain(plan: Plan, images: ImageSet, pixel: PixelContract, start: Teacher 
     curve = fit(Job(
         name="pretrain", module=mae, groups=param_groups(mae, p.weight_decay), loss=loss, loader=loader,
         epochs=p.epochs, lr=p.lr, warmup_fraction=p.warmup_fraction, seed=plan.seed, bf16=p.bf16, checkpoint=checkpoint,
-        scale=plan.scale,
+        scale=plan.scale, made_from=made_from(checkpoint, plan_tree(p), teacher=start.vit if start else None),
     ))  # fmt: skip
     step = _step("pretrain", plan, plan_tree(p), images, curve)
     before = start.history if start else ()
@@ -93,7 +96,8 @@ def finetune(teacher: Teacher, plan: Plan, images: Images, checkpoint: Path | No
     torch.manual_seed(plan.seed)
     vit = with_head(teacher.vit, len(labelled.classes))
     run = Run(labelled, teacher.pixel, plan.seed, plan.workers, plan.scale, checkpoint, images.evaluation,
-              views_root(plan, checkpoint))  # fmt: skip
+              views_root(plan, checkpoint), made_from(checkpoint, plan_tree(plan.finetune), teacher=teacher.vit),
+              )  # fmt: skip
     curve = train_classifier(vit, plan.finetune, run, None, "finetune")
     step = _step("finetune", plan, plan_tree(plan.finetune), labelled, curve)
     tuned = replace(teacher, vit=vit, labels=labelled.classes, history=(*teacher.history, step), mae=None)
@@ -110,7 +114,7 @@ def distill(teacher: Teacher, plan: Plan, images: Images, checkpoint: Path | Non
     d = plan.distill
     guide = tuned or (teacher if teacher.vit.head is not None else None)
     if guide is not None and images.labelled is not None:
-        _need_classes("the teacher", guide.labels, images.labelled)
+        require_classes("the teacher", guide.labels, images.labelled)
     recipe, source = choose_recipe(d, teacher, guide)
     pixel = student_pixel(teacher.pixel, plan)
     torch.manual_seed(plan.seed)
@@ -155,15 +159,20 @@ def train_further(student: Student, settings: FinetunePlan, plan: Plan, images: 
     """
     vit = copy.deepcopy(student.vit) if space is None else ordered(student.vit)
     labelled = _need_labels(images, "stage 2")
-    _need_classes("the student", student.labels, labelled)
+    require_classes("the student", student.labels, labelled)
     if guide is not None and guide.vit.head is not None:
-        _need_classes("the teacher", guide.labels, labelled)
+        require_classes("the teacher", guide.labels, labelled)
     view = None
     if guide is not None and guide.vit.head is not None:
         view = TeacherView(guide, student.pixel, Depth(bf16=settings.bf16))
         view.shard = plan.scale.shard_teacher
+    decisive = plan_tree(settings) | ({} if space is None else {"elastic": plan_tree(plan.elastic)})
+    # Its blocks: a new head's random numbers may differ in the last bit on another kind of processor.
+    origin = made_from(
+        checkpoint, decisive, student=student.vit.get_submodule("blocks"), teacher=guide.vit if guide else None
+    )
     run = Run(labelled, student.pixel, plan.seed, plan.workers, plan.scale, checkpoint, images.evaluation,
-              views_root(plan, checkpoint))  # fmt: skip
+              views_root(plan, checkpoint), origin)  # fmt: skip
     inner = None if space is None else sandwich(vit, space, plan.elastic)
     curve = train_classifier(vit, settings, run, view, name, inner)
     sizes = {} if space is None else space.as_dict()
@@ -194,6 +203,9 @@ def heal_embedding(student: Student, original: Student, settings: FinetunePlan, 
         epochs=settings.epochs, lr=settings.lr, warmup_fraction=settings.warmup_fraction, seed=plan.seed,
         bf16=settings.bf16, ema=settings.ema, checkpoint=checkpoint, scale=plan.scale,
         all_used=False,  # a head learns nothing here
+        made_from=made_from(
+            checkpoint, plan_tree(settings), student=student.vit.get_submodule("blocks"), teacher=original.vit
+        ),
     ))  # fmt: skip
     step = _step(name, plan, plan_tree(settings), images, curve)
     return replace(student, vit=vit, history=(*student.history, step), scales=None), curve
@@ -225,6 +237,8 @@ def _stage_one(recipe: type[Recipe], vit: ViT, source: Teacher, pixel: PixelCont
     d = plan.distill
     augment = Augment(crop_min=d.crop_min, flip=d.flip, randaug=d.randaug)
     loader = replace(_loader(plan, images, pixel, d.batch, augment), views=d.views)
+    decisive = plan_tree(d)  # of stage 2 the temperature alone counts here
+    decisive["temperature"] = decisive.pop("finetune")["teacher_temperature"] if recipe.needs_head else 0
     module = recipe(vit, source, pixel, d)
     module.view.shard = plan.scale.shard_teacher
     with kept_views(views_root(plan, checkpoint), module.view, loader) as module.cache:
@@ -232,6 +246,9 @@ def _stage_one(recipe: type[Recipe], vit: ViT, source: Teacher, pixel: PixelCont
             name=f"distill ({d.recipe})", module=module, groups=param_groups(module, d.weight_decay), loss=module.step,
             loader=loader, epochs=d.epochs, lr=d.lr, warmup_fraction=d.warmup_fraction, seed=plan.seed, bf16=d.bf16,
             ema=d.ema, checkpoint=_beside(checkpoint, "1"), scale=plan.scale, all_used=module.all_used,
+            off=tuple(name.removesuffix("_weight") for name, value in decisive.items()
+                      if name.endswith("_weight") and value == 0),
+            made_from=made_from(checkpoint, decisive, teacher=source.vit),
         ))  # fmt: skip
 
 
@@ -243,7 +260,7 @@ def views_root(plan: Plan, checkpoint: Path | None) -> Path | None:
 
 
 def _loader(plan: Plan, images: ImageSet, pixel: PixelContract, batch: int, augment: Augment) -> Loader:
-    return Loader(images, pixel, fitting(batch, images), augment, plan.seed, plan.workers)
+    return Loader(images, pixel, fitting(batch, images, plan.scale), augment, plan.seed, plan.workers)
 
 
 def _without_head(vit: ViT) -> ViT:
@@ -265,21 +282,6 @@ def _need_labels(images: Images, purpose: str) -> ImageSet:
             fix="sort the images into class folders",
         )
     return images.labelled
-
-
-def _need_classes(who: str, labels: tuple[str, ...], images: ImageSet) -> None:
-    if labels != images.classes:
-        raise DataError(
-            f"{who} knows {_shown(labels)}, '{images.folder}' has {_shown(images.classes)}",
-            expected="the same classes in the same order",
-            fix=f"fine-tune {who} on these images first, or pass the images it was trained on",
-        )
-
-
-def _shown(labels: tuple[str, ...]) -> str:
-    if not labels:
-        return "no named classes"
-    return f"{len(labels)} classes ({', '.join(labels[:5])}{', ...' if len(labels) > 5 else ''})"
 
 
 def _step(stage: str, plan: Plan, settings: dict[str, object], images: ImageSet, curve: Curve,

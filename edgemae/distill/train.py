@@ -12,57 +12,28 @@ import math
 import time
 from collections.abc import Callable
 from contextlib import closing, nullcontext
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from edgemae.data.loader import Batch, Loader
+from edgemae.data.loader import Batch
 from edgemae.distill.average import Average
 from edgemae.distill.events import Events
 from edgemae.distill.interrupt import asked_to_end
-from edgemae.distill.moment import Moment
+from edgemae.distill.job import Curve, Job
+from edgemae.distill.moment import Draws, Moment
 from edgemae.distill.ranks import Ranks, bf16_is_fast, lost_process
-from edgemae.distill.resume import restore, save
+from edgemae.distill.resume import Checkpoints
 from edgemae.distill.schedule import hold_key_biases, rate_at
 from edgemae.distill.watch import Divergence, small_terms, tell_small
 from edgemae.model.vit import Block
 from edgemae.spec.errors import DataError, InputError, MachineError
 from edgemae.spec.progress import Progress, progress
-from edgemae.spec.sections import ScalePlan
 
 log = logging.getLogger("edgemae")
 CHECKPOINT_EVERY_S = 60.0
-Curve = list[dict[str, float]]
-
-
-@dataclass(frozen=True)
-class Job:
-    """State one training run. `loss(batch, moment)` returns named, weighted terms whose sum is minimised."""
-
-    name: str
-    module: nn.Module
-    groups: list[dict[str, Any]]  # AdamW groups, each with a `scale` of the rate
-    loss: Callable[[Batch, Moment], dict[str, Tensor]]
-    loader: Loader
-    epochs: int
-    lr: float  # per 256 images
-    warmup_fraction: float
-    seed: int
-    bf16: bool = True
-    betas: tuple[float, float] = (0.9, 0.95)
-    clip: float = 3.0
-    ema: float = 0.0  # decay of the running mean of the weights that is returned; 0: the last weights
-    checkpoint: Path | None = None
-    validate: Callable[[], float] | None = None
-    scale: ScalePlan = ScalePlan()
-    all_used: bool = True  # False: a step leaves some of the module's parameters without a gradient
-
-    @property
-    def steps(self) -> int:
-        return self.loader.steps * self.epochs
 
 
 def fit(job: Job) -> Curve:
@@ -83,12 +54,12 @@ def fit(job: Job) -> Curve:
             fix="add images or lower the batch size in the plan",
         )
     run = _Run(job)
-    with lost_process(job.name), progress(job.name, job.steps, run.done, shown=run.ranks.first) as shown:
+    with progress(job.name, job.steps, run.done, shown=run.ranks.first) as shown:
         try:
-            with asked_to_end(job.name) as asked:
+            with lost_process(job.name), asked_to_end(job.name) as asked:
                 run.train(shown, asked)
         except BaseException as error:
-            run.events.write("stop", step=run.done, why=str(error) or type(error).__name__)
+            run.events.write("stop", step=run.done, why=str(error) or type(error).__name__, **run.about_stop)
             raise
         finally:
             run.events.close()
@@ -120,6 +91,10 @@ class _Run:
         self.average = Average(job.module, job.ema) if job.ema > 0 else None
         self.divergence = Divergence(job.steps)
         self.done, self.curve, self.sums = 0, Curve(), dict[str, float]()
+        self.asked: Callable[[], bool] = lambda: False  # whether this process was asked to end
+        self.ending = False  # whether any of them was, by the last step
+        self.about_stop: dict[str, Any] = {}
+        self.checkpoints = Checkpoints(job.checkpoint, job.identity)
         self._resume()
         self.events = Events(
             job.checkpoint if self.ranks.first else None, self.done, job.scale.tensorboard, job=job.name,
@@ -128,7 +103,7 @@ class _Run:
 
     def train(self, shown: Progress, asked: Callable[[], bool]) -> None:
         """Take all steps that are left. Raises KeyboardInterrupt, with the step saved, once `asked` to end."""
-        job = self.job
+        job, self.asked = self.job, asked
         waited, saved, started = 0.0, time.monotonic(), time.monotonic()
         if job.scale.compile and self.ranks.first:
             log.info("%s: compiling; the first steps may take minutes", job.name)
@@ -151,10 +126,12 @@ class _Run:
                 ended = self.done % job.loader.steps == 0
                 if ended:
                     self._epoch()
-                if ended or asked() or time.monotonic() - saved > CHECKPOINT_EVERY_S:
+                    self.ending = self.ranks.any(self.ending or asked())  # no later step may come to tell the others
+                if ended or self.ending or time.monotonic() - saved > CHECKPOINT_EVERY_S:
                     self._save()
                     saved = time.monotonic()
-                if asked():
+                if self.ending:
+                    self.ranks.wait()  # a launcher ends all when one has ended, and the first may be writing still
                     raise KeyboardInterrupt
         self._end()
 
@@ -165,15 +142,17 @@ class _Run:
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["scale"]
         self.optimizer.zero_grad(set_to_none=True)
-        share = 1 / len(self.parts)
+        share, draws = 1 / len(self.parts), Draws(torch.Generator().manual_seed(job.seed * 1_000_003 + step))
         for number, rows in enumerate(self.parts):
             last = number == len(self.parts) - 1
             with nullcontext() if last else self.ranks.alone(self.module):
-                terms = self._terms(batch, rows, step)
+                terms = self._terms(batch, rows, step, draws)
                 (torch.stack([t.float() for t in terms.values()]).sum() * share).backward()
             for name, term in terms.items():
                 values[name] = values.get(name, 0.0) + term.detach().float() * share
-        means = self.ranks.mean(torch.stack(list(values.values()))).tolist()
+        flag = torch.tensor(float(self.asked()), device=self.ranks.device)  # goes along, so that all end at one step
+        *means, told = self.ranks.mean(torch.stack([*values.values(), flag])).tolist()
+        self.ending = told > 0
         found = dict(zip(values, means, strict=True))
         found["loss"] = sum(means)
         self._refuse(batch, step, "loss", found["loss"], found)
@@ -184,16 +163,15 @@ class _Run:
         if self.average is not None:
             self.average.update(step)
         if wrong := self.divergence.seen(found["loss"]):
-            self._stop(batch, step, wrong, found)
+            self._stop(batch, step, wrong, found, self.divergence.state["proved"])
         return found, norm
 
-    def _terms(self, batch: Batch, rows: slice, step: int) -> dict[str, Tensor]:
+    def _terms(self, batch: Batch, rows: slice, step: int, draws: Draws) -> dict[str, Tensor]:
         """Return the loss terms of some rows of the step's batch, of which this process holds `batch`."""
         job, device = self.job, self.ranks.device
         first = rows.start - self.parts[0].start
         mine = batch.part(slice(first, first + rows.stop - rows.start), device)
-        generator = torch.Generator().manual_seed(job.seed * 1_000_003 + step)
-        moment = Moment(job.loader.batch, rows, generator, step, job.steps, device)
+        moment = Moment(job.loader.batch, rows, draws.again(), step, job.steps, device)
         with torch.autocast(device.type, torch.bfloat16, enabled=job.bf16 and bf16_is_fast(device)):
             terms: dict[str, Tensor] = self.module(mine, moment)
         return terms
@@ -202,18 +180,22 @@ class _Run:
 
     def _refuse(self, batch: Batch, step: int, what: str, value: float, terms: dict[str, float]) -> None:
         if not math.isfinite(value):
-            self._stop(batch, step, f"the {what} became {value}", terms)
+            self._stop(batch, step, f"the {what} became {value}", terms, self.divergence.proved(self.done))
 
-    def _stop(self, batch: Batch, step: int, why: str, terms: dict[str, float]) -> None:
-        """Raise InputError on every process, each naming the images of all; every process must come here."""
+    def _stop(self, batch: Batch, step: int, why: str, terms: dict[str, float], proved: int) -> None:
+        """Raise InputError on every process, each naming the images of all; every process must come here.
+
+        The first `proved` steps are in order: a checkpoint from behind them is replaced by the older one.
+        """
         job = self.job
-        files = self.ranks.gather([job.loader.images.paths[i] for i in batch.indices[:4].tolist()])
-        kept = job.checkpoint is not None and job.checkpoint.exists()
+        files = self.ranks.gather([job.loader.images.paths[i] for i in batch.indices.tolist()])
+        kept = self.ranks.agree(self.checkpoints.fall_back(proved) if self.ranks.first else "")
+        self.about_stop = {"files": files}
+        where = f", all {len(files)} in {self.events.place}" if self.events.place else ""
         raise InputError(
-            f"{job.name}: {why} at step {step} (terms {terms}; batch begins with {files})",
+            f"{job.name}: {why} at step {step} (terms {terms}; batch begins with {files[:4]}{where})",
             expected="finite numbers that do not grow",
-            fix=f"lower the lr of this stage in the plan, {job.lr:g}"
-            + (f"; the last good checkpoint is kept at {job.checkpoint}" if kept else ""),
+            fix=f"lower the lr of this stage in the plan, {job.lr:g}, with which it begins anew{kept}",
         )
 
     # ------------------------------------------------------------ epochs and checkpoints
@@ -222,7 +204,7 @@ class _Run:
         """Close an epoch: its mean losses, terms that hardly count, and the validation score after every tenth."""
         job, epoch = self.job, self.done // self.job.loader.steps
         row = {"epoch": float(epoch)} | {name: value / job.loader.steps for name, value in self.sums.items()}
-        small = small_terms(row, [name for name in self.sums if name != "loss"])
+        small = small_terms(row, [name for name in self.sums if name not in ("loss", *job.off)])
         told = {name for line in self.curve for name in line if name.startswith("small ")}
         if self.ranks.first:
             tell_small(job.name, epoch, {name: share for name, share in small.items() if f"small {name}" not in told})
@@ -245,28 +227,21 @@ class _Run:
         job.module.zero_grad()  # a returned model holds no gradients, which are as large as itself
         job.module.to("cpu")
         self.ranks.wait()
+        if self.ranks.first:
+            self.checkpoints.finish()
         self.events.write("end", step=self.done)
 
-    def _identity(self) -> dict[str, Any]:
-        """Return what must be the same for a checkpoint to go on from."""
-        job = self.job
-        return {
-            "name": job.name, "epochs": job.epochs, "batch": job.loader.batch, "seed": job.seed, "lr": job.lr,
-            "ema": job.ema, "values": sum(p.numel() for p in job.module.parameters()),
-            "images": job.loader.images.fingerprint,
-        }  # fmt: skip
-
     def _save(self) -> None:
-        if self.job.checkpoint is not None and self.ranks.first:
-            save(self.job.checkpoint, self._identity(), {
-                "module": self.job.module.state_dict(), "optimizer": self.optimizer.state_dict(), "done": self.done,
+        if self.ranks.first:
+            self.checkpoints.save(self.done, self.divergence.state["proved"], {
+                "module": self.job.module.state_dict(), "optimizer": self.optimizer.state_dict(),
                 "curve": self.curve, "sums": self.sums, "average": self.average.values if self.average else {},
                 "divergence": self.divergence.state,
             })  # fmt: skip
 
     def _resume(self) -> None:
         """Go on from the checkpoint, when there is a sound one."""
-        state = restore(self.job.checkpoint, self._identity()) if self.job.checkpoint is not None else None
+        state = self.checkpoints.restore()
         found = self.ranks.gather([state["done"] if state else 0])  # and none writes while another still reads
         if len(set(found)) > 1:
             raise MachineError(

@@ -21,7 +21,7 @@ class Divergence:
     """
 
     def __init__(self, steps: int) -> None:
-        self.state: dict[str, Any] = {"window": [], "means": 0, "first": 0.0, "best": math.inf}
+        self.state: dict[str, Any] = {"window": [], "means": 0, "first": 0.0, "best": math.inf, "proved": 0}
         self._quiet = max(4, math.ceil(steps / 5 / WINDOW))
 
     def seen(self, loss: float) -> str:
@@ -36,10 +36,27 @@ class Divergence:
         state["best"] = min(state["best"], mean)
         if state["means"] <= self._quiet:
             state["first"] = max(state["first"], mean)
-            return ""
+        elif self._left(mean):
+            return self._told(mean)
+        state["proved"] = state["means"] * WINDOW
+        return ""
+
+    def proved(self, done: int) -> int:
+        """Return how many of the first `done` steps are known to be in order, when the next one's loss is not finite.
+
+        All of them, unless the last ones had grown already.
+        """
+        last = self.state["window"]
+        grown = self.state["means"] >= self._quiet and last and self._left(sum(last) / len(last))
+        return int(self.state["proved"]) if grown else done
+
+    def _left(self, mean: float) -> bool:
         # Losses are sums of terms that are not negative; at 0 nothing can be told.
-        if state["best"] <= 0 or mean <= max(GROWN * state["best"], FIRST * state["first"]):
-            return ""
+        best = self.state["best"]
+        return bool(best > 0 and mean > max(GROWN * best, FIRST * self.state["first"]))
+
+    def _told(self, mean: float) -> str:
+        state = self.state
         return (
             f"the loss has diverged: {mean:.4g} over the last {WINDOW} steps, {state['best']:.4g} at its best, "
             f"{state['first']:.4g} in the beginning"
@@ -47,10 +64,9 @@ class Divergence:
 
 
 def small_terms(row: dict[str, float], terms: list[str]) -> dict[str, float]:
-    """Return the terms, with their shares, that make up less than 1 % of an epoch's loss."""
+    """Return the terms, with their shares, that make up less than 1 % of an epoch's loss; all of one that is 0."""
     total = sum(abs(row[name]) for name in terms)
-    # A term of exactly 0 was switched off by its weight.
-    return {name: abs(row[name]) / total for name in terms if 0 < abs(row[name]) < SMALL * total}
+    return {name: abs(row[name]) / (total or 1.0) for name in terms if row[name] == 0 or abs(row[name]) < SMALL * total}
 
 
 def tell_small(job: str, epoch: int, small: dict[str, float]) -> None:

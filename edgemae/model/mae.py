@@ -48,19 +48,19 @@ def _block(batch: int, grid: int, ratio: float, generator: torch.Generator) -> T
     """Hide rectangles, each 1/16 of the picture or more, until `ratio` is hidden (BEiT, 2022, algorithm 1)."""
     scores = torch.rand(batch, grid * grid, generator=generator)
     goal = grid * grid - keep_count(grid * grid, ratio)
-    for b in range(batch):
-        hidden = torch.zeros(grid, grid, dtype=torch.bool)
-        while int(hidden.sum()) < goal:
-            left = max(1, goal - int(hidden.sum()))
-            area = min(left, max(1, grid * grid // 16)) + float(torch.rand((), generator=generator)) * left / 2
-            aspect = 0.3 * (1 / 0.09) ** float(torch.rand((), generator=generator))  # log-uniform in 0.3 .. 3.3
-            h = min(grid, max(1, round((area * aspect) ** 0.5)))
-            w = min(grid, max(1, round((area / aspect) ** 0.5)))
-            top = int(torch.randint(0, grid - h + 1, (), generator=generator))
-            side = int(torch.randint(0, grid - w + 1, (), generator=generator))
-            hidden[top : top + h, side : side + w] = True
-        scores[b] += hidden.flatten().float()  # hidden ones rank last; an overshoot is trimmed at random
-    return scores
+    hidden = torch.zeros(batch, grid, grid, dtype=torch.bool)
+    place = torch.arange(grid)
+    # A rectangle in every picture that needs one, together: one after the other, 4,096 pictures took seconds a step.
+    while len(short := (hidden.sum(dim=(1, 2)) < goal).nonzero()[:, 0]):
+        left = goal - hidden[short].sum(dim=(1, 2))
+        size, shape, down, right = torch.rand(4, len(short), generator=generator)
+        area = left.clamp(max=max(1, grid * grid // 16)) + size * left / 2
+        aspect = 0.3 * (1 / 0.09) ** shape  # log-uniform in 0.3 .. 3.3
+        h, w = ((area * a).sqrt().round().clamp(1, grid)[:, None] for a in (aspect, 1 / aspect))
+        top, side = (down[:, None] * (grid - h + 1)).floor(), (right[:, None] * (grid - w + 1)).floor()
+        rows, columns = (place >= top) & (place < top + h), (place >= side) & (place < side + w)
+        hidden[short] |= rows[:, :, None] & columns[:, None, :]
+    return scores + hidden.flatten(1).float()  # hidden ones rank last; an overshoot is trimmed at random
 
 
 def _grid(batch: int, grid: int, ratio: float, generator: torch.Generator) -> Tensor:
@@ -157,6 +157,22 @@ class Decoder(nn.Module):
         return self.pred(self.norm(x))
 
 
+def patch_loss(pred: Tensor, pixels: Tensor, keep: Tensor, patch_px: int, kind: str = "norm-pixel") -> Tensor:
+    """Return the loss of predictions for the hidden patches of `pixels`; `pred` may hold all patches or only those.
+
+    Only hidden patches are cut out and compared, each in one pass of torch's. With embedding only what is visible, this
+    makes a step of a small MAE 1.12 times as fast as doing both for all patches (1.09 times for 192 x 8).
+    """
+    hidden = hidden_index(keep, (pixels.shape[-1] // patch_px) ** 2)
+    if pred.shape[1] != hidden.shape[1]:
+        pred = pred.gather(1, hidden[:, :, None].expand(-1, -1, pred.shape[2]))
+    pred = pred.float()
+    target = take_patches(pixels, hidden, patch_px).permute(0, 1, 3, 4, 2).flatten(2)
+    if kind == "bce":
+        return F.binary_cross_entropy_with_logits(pred, target)
+    return F.mse_loss(pred, normalise_patches(target) if kind == "norm-pixel" else target)
+
+
 class MAE(nn.Module):
     """Tie an encoder and a decoder together. `loss_kind`: norm-pixel (per-patch normalised MSE), pixel, or bce."""
 
@@ -185,21 +201,10 @@ class MAE(nn.Module):
         return self.patch_loss(self.decoder(tokens, keep, hidden_only=True), pixels, keep)
 
     def patch_loss(self, pred: Tensor, pixels: Tensor, keep: Tensor) -> Tensor:
-        """Return the loss of predictions for the hidden patches of `pixels`; `pred` may hold all patches or only those.
-
-        Only hidden patches are cut out and compared, each in one pass of torch's. With embedding only what is visible,
-        this makes a step of a small MAE 1.12 times as fast as doing both for all patches (1.09 times for 192 x 8).
-        """
-        hidden = hidden_index(keep, self.encoder.shape.patches)
-        if pred.shape[1] != hidden.shape[1]:
-            pred = pred.gather(1, hidden[:, :, None].expand(-1, -1, pred.shape[2]))
-        pred = pred.float()
+        """Return the loss of predictions for the hidden patches of `pixels`, see `patch_loss`."""
         if self.loss_kind == "bce":
             pixels = (pixels * self.std + self.mean).clamp(0, 1)
-        target = take_patches(pixels, hidden, self.encoder.shape.patch_px).permute(0, 1, 3, 4, 2).flatten(2)
-        if self.loss_kind == "bce":
-            return F.binary_cross_entropy_with_logits(pred, target)
-        return F.mse_loss(pred, normalise_patches(target) if self.loss_kind == "norm-pixel" else target)
+        return patch_loss(pred, pixels, keep, self.encoder.shape.patch_px, self.loss_kind)
 
     @torch.no_grad()
     def reconstruct(self, pixels: Tensor, keep: Tensor) -> tuple[Tensor, Tensor]:

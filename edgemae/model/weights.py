@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ def write_model(path: Path, tensors: dict[str, Tensor], header: dict[str, Any], 
     if half:
         tensors = {k: v.half() if v.is_floating_point() else v for k, v in tensors.items()}
     tensors, raw = {k: v.contiguous() for k, v in tensors.items()}, json.dumps(header)
-    write_atomic(path, *_in_order(save(tensors, metadata={HEADER_KEY: raw, DIGEST_KEY: _digest(tensors, raw)})))
+    write_atomic(path, *_in_order(save(tensors, metadata={HEADER_KEY: raw, DIGEST_KEY: tensors_digest(tensors, raw)})))
 
 
 def _in_order(data: bytes) -> tuple[bytes, memoryview]:
@@ -80,7 +81,7 @@ def read_model(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
             expected="a complete .safetensors file",
             fix="copy or download it again",
         ) from error
-    if DIGEST_KEY in said and said[DIGEST_KEY] != _digest(tensors, raw):  # the first files had none
+    if DIGEST_KEY in said and said[DIGEST_KEY] != tensors_digest(tensors, raw):  # the first files had none
         raise CheckpointError(
             f"'{path}' is damaged: its contents do not match the sha256 in it",
             expected="the file as edgemae wrote it",
@@ -89,12 +90,12 @@ def read_model(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
     return {k: v.float() if v.dtype == torch.float16 else v for k, v in tensors.items()}, _header(raw, path)
 
 
-def _digest(tensors: dict[str, Tensor], header: str) -> str:
+def tensors_digest(tensors: Mapping[str, Tensor], header: str = "") -> str:
     """Return the sha256 of a header and of tensors in the order of their names."""
     digest = hashlib.sha256(header.encode())
     for name, value in sorted(tensors.items()):
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-        digest.update(value.cpu().flatten().view(torch.uint8).numpy().data)
+        digest.update(value.detach().cpu().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

@@ -222,7 +222,7 @@ def test_labels_are_required(image_folder: Make) -> None:
     few = image_folder("few")
     for path in list((few / "circle").iterdir())[1:]:
         path.unlink()
-    with pytest.raises(DataError, match=r"class 'circle' in '.*few' has 1 readable"):
+    with pytest.raises(DataError, match=r"class 'circle' in '.*few' has 1 different image"):
         require_labels(scan(few), "training")
     for path in (few / "circle").iterdir():
         shutil.copy(path, path.with_name("copy.png"))
@@ -288,6 +288,17 @@ def test_small_images_are_told_of_and_most_are_refused(image_folder: Make, caplo
     with pytest.raises(DataError, match=r"11 of 21 images in .* smaller than a third of the 16 px") as caught:
         require_size(scan(root), 16, 0)
     assert "image_px" in caught.value.fix
+
+
+def test_images_smaller_than_a_patch_are_refused(image_folder: Make) -> None:
+    root = image_folder(classes=(), per_class=1)
+    for number in range(8):
+        (root / f"small{number}.png").write_bytes(encoded(".png", 12))
+    require_size(scan(root), 32, 0)
+    require_size(scan(root), 32, 0, 12)
+    with pytest.raises(DataError, match=r"8 of 9 images in .* smaller than a patch of 16 px that") as caught:
+        require_size(scan(root), 32, 0, 16)
+    assert "student.patch_px" in caught.value.fix
 
 
 # ---------------------------------------------------------------- fingerprint

@@ -20,6 +20,7 @@ import torch
 
 import edgemae
 from edgemae.data.augment import Augment, view
+from edgemae.data.decode import Views, joined
 from edgemae.data.images import ImageSet, scan
 from edgemae.data.loader import Batch, Loader
 from edgemae.device.preprocess import normalise, preprocess, read_frame
@@ -61,6 +62,24 @@ def test_reading_on_gives_what_would_have_come(images: ImageSet, workers: int) -
     assert [len(batches) for batches in whole] == [3, 3, 3]
     assert same(list(loader.epoch(1, first=2)), whole[1][2:])
     assert same(list(loader.batches(2, 8)), [*whole[0][2:], *whole[1], *whole[2][:2]])
+
+
+@pytest.mark.parametrize(("room", "ahead"), [(2 << 30, 8), (3 * 4 * 16 * 16 * 3, 3), (1, 1)])
+def test_batches_that_wait_have_bounded_memory(
+    images: ImageSet, monkeypatch: pytest.MonkeyPatch, room: int, ahead: int
+) -> None:
+    """4,096 pictures of 224 px are 616 MB; 32 such batches would be 20 GB. The workers share what may wait."""
+    monkeypatch.setattr("edgemae.data.loader.AHEAD_BYTES", room)
+    loader = training(images, workers=2)
+    assert loader.ahead == ahead
+    assert same(list(loader.epoch()), list(training(images).epoch()))
+
+
+def test_a_part_keeps_its_broken_rows() -> None:
+    parts = [Views(np.full((n, 2, 2, 3), n, np.uint8), broken) for n, broken in ((2, (1,)), (3, ()), (1, (0,)))]
+    together = joined(parts)
+    assert together.broken == (1, 5)
+    assert together.pictures[:, 0, 0, 0].tolist() == [2, 2, 3, 3, 3, 1]
 
 
 def test_epochs_and_seeds_differ_and_repeat(images: ImageSet) -> None:

@@ -490,7 +490,7 @@ def test_fingerprints_are_of_contents_and_labels(shards: Path, tmp_path: Path) -
 def test_labels_are_required_of_shards_too(tmp_path: Path) -> None:
     one, two = pictures(2)
     rows = [{"jpg": one, "cls": 0}, {"jpg": two, "cls": 0}, {"jpg": one, "cls": 1}, {"jpg": one, "cls": 1}]
-    with pytest.raises(DataError, match=r"class '1' in .* has 1 readable"):
+    with pytest.raises(DataError, match=r"class '1' in .* has 1 different image"):
         require_labels(images_at(str(write(tmp_path / "a.tar", rows))), "training")
     with pytest.raises(DataError, match=r"one class only \(0\)"):
         require_labels(images_at(str(write(tmp_path / "b.tar", rows[:2]))), "training")
@@ -542,3 +542,10 @@ def test_small_pictures_in_shards_are_found_by_a_sample(shards: Path, caplog: py
     assert caplog.text == ""
     with pytest.raises(DataError, match=r"38 of 38 images .* than a third of the 64 px .*'\d+.jpg' in .* 20 px"):
         require_size(images, 64, 0)
+
+
+@pytest.mark.parametrize("where", ["https://store/train-{0000..0003}.tar", "pipe:curl https://a/b.tar", "s3://photos"])
+def test_only_local_places_are_read(where: str) -> None:
+    with pytest.raises(DataError, match="does not exist") as caught:
+        images_at(where)
+    assert "only local paths are read" in caught.value.fix

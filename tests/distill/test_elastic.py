@@ -17,7 +17,7 @@ from edgemae.ahead import check_recipe
 from edgemae.data.images import ImageSet
 from edgemae.distill import elastic, train
 from edgemae.distill.elastic import Space, curve, extract, kept_blocks, ordered, run_at, sandwich, shrink, space_of
-from edgemae.distill.moment import Moment, whole
+from edgemae.distill.moment import Draws, Moment, whole
 from edgemae.distill.stages import Images, distill
 from edgemae.flow import Flow, extracted
 from edgemae.inputs import Inputs
@@ -193,7 +193,7 @@ def test_draws_are_even_and_do_not_depend_on_how_a_step_is_divided(tiny_vit: Mak
         def learn(logits: torch.Tensor) -> dict[str, torch.Tensor]:
             return {"label": logits.square().mean()}
 
-        return terms(pixels[rows], says[rows], learn, Moment(8, rows, torch.Generator().manual_seed(5)))
+        return terms(pixels[rows], says[rows], learn, Moment(8, rows, Draws(torch.Generator().manual_seed(5))))
 
     one, first, second = at(slice(0, 8)), at(slice(0, 4)), at(slice(4, 8))
     assert set(one) == {"smallest", "drawn"}

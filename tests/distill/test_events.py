@@ -83,6 +83,26 @@ def test_tensorboard_reads_what_is_written(tmp_path: Path, board: Callable[[Path
     }  # fmt: skip
 
 
+def test_a_full_disk_ends_the_events_and_not_the_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(events, "_opened", lambda *_: open("/dev/full", "a", buffering=1))  # noqa: SIM115
+    said = Events(tmp_path / "train.ckpt", 0)
+    assert said.place == ""
+    said.step(step=1)
+    said.write("end", step=1)
+    said.close()
+    assert caplog.text.count("train.events.jsonl' any more (No space left on device)") == 1
+
+
+def test_a_folder_that_cannot_be_written_ends_no_training(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "train.events.tmp").mkdir()  # in the way
+    said = Events(tmp_path / "train.ckpt", 0)
+    said.write("end", step=1)
+    said.close()
+    assert "the training goes on without them" in caplog.text
+
+
 @pytest.fixture
 def board() -> Callable[[Path], Any]:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator

@@ -1,4 +1,7 @@
-"""The case that the product is named for, at its real size: a ViT-Large/16 at 224 px teaches a ViT-Tiny/16."""
+"""The case that the product is named for, at its real size: a ViT-Large/16 at 224 px teaches a ViT-Tiny/16.
+
+The other recipes at this size: `tools/bench_train.py --only-large`.
+"""
 
 from __future__ import annotations
 

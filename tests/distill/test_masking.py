@@ -75,6 +75,23 @@ def test_the_pattern_attention_asks_its_guide(plan_with: Callable[..., Plan]) ->
 
 
 @pytest.mark.parametrize(
+    ("changes", "patches", "said", "fix"),
+    [
+        ({}, 1, "hides no patch of 1", "student.patch_px"),
+        ({"distill__mask_ratio": 0.99}, 16, "leaves 1 of 16 patches visible", "mask_ratio=0.75"),
+        ({"distill__mask_ratio_end": 0.99}, 16, "leaves 1 of 16 patches visible", "mask_ratio=0.75"),
+        ({}, 4, "leaves 1 of 4 patches visible", "student.patch_px"),
+    ],
+)
+def test_a_ratio_that_leaves_nothing_to_learn_is_refused(
+    plan_with: Callable[..., Plan], changes: dict[str, object], patches: int, said: str, fix: str
+) -> None:
+    with pytest.raises(PlanError, match=said) as caught:
+        masking(plan_with(**changes).distill, "distill", patches, least=2)
+    assert fix in caught.value.fix
+
+
+@pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"distill__mask": "grids"}, r"distill.mask is 'grids'. Did you mean 'grid'"),

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 import edgemae
+from edgemae.distill import ranks
 from edgemae.distill.ranks import Ranks, lost_process
 from edgemae.spec.errors import MachineError, PlanError
 
@@ -209,6 +210,27 @@ def test_a_teacher_spread_over_processes_says_the_same(
 # ---------------------------------------------------------------- alone
 
 
+@pytest.mark.parametrize(
+    ("environment", "told"),
+    [
+        ({}, False),
+        ({"ACCELERATE_USE_CPU": "True", "MASTER_ADDR": "127.0.0.1"}, True),  # accelerate launch --cpu --num_processes 2
+        ({"ACCELERATE_USE_CPU": "True"}, False),
+        ({"MASTER_ADDR": "127.0.0.1", "RANK": "0", "WORLD_SIZE": "1", "ACCELERATE_USE_CPU": "True"}, False),
+        ({"WORLD_SIZE": "2"}, True),
+    ],
+)
+def test_a_launcher_that_starts_fewer_than_it_was_asked_for_is_told_of(
+    environment: dict[str, str], told: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert ranks.asked_for_more(environment) is told
+    monkeypatch.setattr(ranks, "asked_for_more", lambda _: told)
+    ranks._tell_alone.cache_clear()
+    for _ in range(2):
+        Ranks()
+    assert caplog.text.count("this one is alone") == told
+
+
 @pytest.mark.parametrize(("batch", "parts", "rows"), [(8, 1, [(0, 8)]), (8, 2, [(0, 4), (4, 8)]), (7, 1, [(0, 7)])])
 def test_rows_of_one_process(batch: int, parts: int, rows: list[tuple[int, int]]) -> None:
     assert [(part.start, part.stop) for part in Ranks().rows(batch, parts)] == rows
@@ -224,10 +246,25 @@ def test_rows_of_two_processes(rank: int, rows: list[tuple[int, int]]) -> None:
 def test_a_batch_that_does_not_divide_is_refused() -> None:
     ranks = Ranks()
     ranks.world = 3
-    with pytest.raises(PlanError, match="a batch of 64 does not divide among 3 processes with 2 parts") as caught:
+    said = r"a batch of 64 images does not divide among 3 process\(es\) with scale.accumulate=2"
+    with pytest.raises(PlanError, match=said) as caught:
         ranks.rows(64, 2)
     assert caught.value.expected == "a multiple of 12"
     assert "set the batch to 60" in caught.value.fix
+
+
+@pytest.mark.parametrize(
+    ("images", "parts", "batch"),
+    [(100, 2, 64), (64, 2, 64), (14, 1, 14), (15, 1, 15), (14, 2, 12), (15, 3, 12), (3, 2, 0)],
+)
+def test_a_batch_of_all_images_divides_too(images: int, parts: int, batch: int) -> None:
+    ranks = Ranks()
+    assert ranks.fitting(64, images, parts) == batch
+    if batch:
+        assert ranks.rows(batch, parts)
+    else:
+        with pytest.raises(PlanError, match="a batch of 0 images"):
+            ranks.rows(batch, parts)
 
 
 def test_a_lost_process_is_said_in_words() -> None:

@@ -29,7 +29,8 @@ from edgemae.distill.view import TeacherView
 from edgemae.model.student import Student, load_student
 from edgemae.model.teacher import Teacher
 from edgemae.model.vit import ViT
-from edgemae.spec.errors import DataError, PlanError
+from edgemae.rules import check_plan
+from edgemae.spec.errors import CheckpointError, DataError, PlanError
 from edgemae.spec.graph import PixelContract
 from edgemae.spec.plan import plan_tree
 from edgemae.spec.sections import Plan
@@ -329,6 +330,39 @@ def test_the_same_seed_gives_the_same_weights(
     assert {path.name for path in tmp_path.glob("*.ckpt")} == {"a-1.ckpt", "a-2.ckpt"}  # one for each stage
 
 
+def test_another_plan_or_teacher_finds_no_checkpoint_to_go_on_from(
+    plan_with: MakePlan, teacher_with: MakeTeacher, images: Images, tmp_path: Path
+) -> None:
+    """A finished checkpoint would give back its weights untrained, under the name of the other plan."""
+    first, other = teacher_with(), teacher_with(seed=2)
+    tuned, _ = finetune(first, plan_with(), images, tmp_path / "tuned.ckpt")
+    again, _ = finetune(first, plan_with(finetune__epochs=2, distill__crop_min=0.9), images, tmp_path / "tuned.ckpt")
+    assert equal(tuned.vit, again.vit)
+    with pytest.raises(CheckpointError, match=r"mixup 0.0, not 0.8; weight_decay 0.05, not 1.0|weight_decay .*mixup"):
+        finetune(first, plan_with(finetune__mixup=0.8, finetune__weight_decay=1.0), images, tmp_path / "tuned.ckpt")
+    with pytest.raises(CheckpointError, match="teacher '"):
+        finetune(other, plan_with(), images, tmp_path / "tuned.ckpt")
+    distill(first, plan_with(), images, tmp_path / "student.ckpt", tuned)
+    with pytest.raises(CheckpointError, match=r"relation_weight 1\.0, not 0\.5"):
+        distill(first, plan_with(distill__relation_weight=0.5), images, tmp_path / "student.ckpt", tuned)
+    (tmp_path / "student-1.ckpt").unlink()  # stage 1 begins anew; what stage 2 has learnt is of the student before
+    with pytest.raises(CheckpointError, match="student '"):
+        distill(other, plan_with(), images, tmp_path / "student.ckpt", tuned)
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [({}, set()), ({"relation_weight": 0.0}, set()), ({"relation_weight": 1e-9}, {"relation"})],
+    ids=["both", "switched off", "next to nothing"],
+)
+def test_a_term_that_its_weight_switches_off_is_not_reported(
+    plan_with: MakePlan, teacher_with: MakeTeacher, unlabelled: Images, settings: dict[str, float], told: set[str]
+) -> None:
+    plan = plan_with(distill__epochs=1, **{f"distill__{name}": value for name, value in settings.items()})
+    _, curves = distill(teacher_with(), plan, unlabelled)
+    assert {name.removeprefix("small ") for name in curves["distill"][0] if name.startswith("small ")} == told
+
+
 def test_a_student_in_memory_trains_as_one_from_its_file(
     plan_with: MakePlan, teacher_with: MakeTeacher, images: Images, tmp_path: Path
 ) -> None:
@@ -363,6 +397,13 @@ def test_a_teacher_is_asked_once_for_each_fixed_view(
     again, _ = distill(teacher, plan, images)
     assert sum(asked) == once  # a second run asks for nothing
     assert equal(first.vit, again.vit)
+
+
+def test_a_preset_that_mixes_is_named_where_views_are_asked_for(plan_with: MakePlan) -> None:
+    plan = plan_with(preset="base-millions", distill__finetune__views=3)
+    with pytest.raises(PlanError, match=r"distill\.finetune\.views is 3") as caught:
+        check_plan(plan)
+    assert "preset 'base-millions'" in caught.value.expected
 
 
 def test_fixed_views_that_would_not_repeat_are_refused(

@@ -25,13 +25,15 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 import edgemae
 from edgemae.data.images import ImageSet
 from edgemae.data.loader import Batch, Loader
-from edgemae.distill import train, watch
+from edgemae.distill import moment, train, watch
+from edgemae.distill.job import Job
 from edgemae.distill.moment import Moment
 from edgemae.distill.ranks import bf16_is_fast
-from edgemae.distill.train import Job, fit
+from edgemae.distill.train import fit
 from edgemae.spec import progress
-from edgemae.spec.errors import CheckpointError, DataError, InputError
+from edgemae.spec.errors import CheckpointError, DataError, InputError, MachineError
 from edgemae.spec.graph import PixelContract
+from edgemae.spec.sections import ScalePlan
 
 PIXEL = PixelContract(image_px=8)
 
@@ -203,10 +205,12 @@ def test_a_loss_that_is_not_finite_stops(job_with: Callable[..., Job], tmp_path:
         fit(replace(job, loss=loss))
     assert job.loader.images.paths[seen[4][0]] in caught.value.what
     assert "'near': " in caught.value.what
-    assert str(path) in caught.value.fix
+    assert f"the last good checkpoint, of step 3, is kept at {path}" in caught.value.fix
     assert torch.load(path, weights_only=True)["done"] == 3  # the epoch before
+    assert f"all 8 in {tmp_path / 'train.events.jsonl'}" in caught.value.what
     last = json.loads((tmp_path / "train.events.jsonl").read_text().splitlines()[-1])
     assert (last["event"], last["step"], last["why"][:15]) == ("stop", 4, "toy: the loss b")
+    assert last["files"] == [job.loader.images.paths[i] for i in seen[4]]
     assert all(torch.isfinite(value).all() for value in job.module.state_dict().values())
 
 
@@ -219,7 +223,8 @@ def test_a_gradient_that_is_not_finite_stops_before_the_weights_take_it_in(job_w
 
     with pytest.raises(InputError, match="the gradient's norm became nan at step 0") as caught:
         fit(replace(job, loss=loss))
-    assert caught.value.fix == f"lower the lr of this stage in the plan, {job.lr:g}"  # no checkpoint is promised
+    assert caught.value.fix.startswith(f"lower the lr of this stage in the plan, {job.lr:g}")
+    assert "checkpoint" not in caught.value.fix  # none is promised
     assert equal(before, weights(job))
 
 
@@ -230,13 +235,21 @@ def test_a_loss_that_diverges_stops(
     job = job_with(epochs=10, checkpoint=tmp_path / "train.ckpt")
 
     def loss(batch: Batch, moment: Moment) -> dict[str, Tensor]:
-        return {"near": 0 * job.module(batch.pixels).sum() + (1.0 if moment.step < 18 else 9.0)}
+        return {"near": 0 * job.module(batch.pixels).sum() + (1.0 if moment.step < bad else 9.0)}
 
-    with pytest.raises(InputError, match="the loss has diverged: 5 over the last 4 steps, 1 at its best") as caught:
-        fit(replace(job, loss=loss))
-    assert "at step 19" in caught.value.what  # of a window of 1 1 9 9
-    assert str(tmp_path / "train.ckpt") in caught.value.fix
-    assert torch.load(tmp_path / "train.ckpt", weights_only=True)["done"] == 18
+    bad = 17
+    for _ in range(2):  # the second time it goes on from there, and comes to the same end
+        with pytest.raises(InputError, match="the loss has diverged: 7 over the last 4 steps, 1 at its best") as caught:
+            fit(replace(job, loss=loss))
+        assert "at step 19" in caught.value.what  # of a window of 1 9 9 9
+        kept = f"the last good checkpoint, of step 15, is kept at {tmp_path / 'train.ckpt'}"
+        assert kept in caught.value.fix
+        assert torch.load(tmp_path / "train.ckpt", weights_only=True)["done"] == 15  # and not the epoch's, of step 18
+        assert not (tmp_path / "train.older.ckpt").exists()
+    bad = 99
+    whole = replace(job_with(epochs=10), loss=loss)
+    assert fit(replace(job, loss=loss)) == fit(whole)
+    assert [path.name for path in sorted(tmp_path.iterdir())] == ["train.ckpt", "train.events.jsonl"]
 
 
 def test_a_term_that_hardly_counts_is_told_once_and_kept(
@@ -251,6 +264,40 @@ def test_a_term_that_hardly_counts_is_told_once_and_kept(
     curve = fit(replace(job, loss=loss))
     assert caplog.text.count("term 'tiny' was 0.1 % of the loss") == 1
     assert [row.get("small tiny") for row in curve] == [pytest.approx(0.001, rel=0.01)] * 2 + [None] * 2
+
+
+def test_a_term_of_nothing_is_told_unless_it_was_switched_off(
+    job_with: Callable[..., Job], caplog: pytest.LogCaptureFixture
+) -> None:
+    job = job_with(off=("silent",), epochs=2)
+
+    def loss(batch: Batch, moment: Moment) -> dict[str, Tensor]:
+        total = job.module(batch.pixels).square().mean() + 1.0
+        return {"large": total, "empty": 0 * total, "silent": 0 * total}
+
+    curve = fit(replace(job, loss=loss))
+    assert caplog.text.count("term 'empty' was 0 % of the loss") == 1
+    assert "silent" not in caplog.text
+    assert [row["small empty"] for row in curve] == [0.0, 0.0]
+
+
+def test_parts_of_a_batch_share_their_draws(job_with: Callable[..., Job], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Masks are drawn for a whole step: once, however many parts it is computed in."""
+    made: list[int] = []
+    draw = moment.make_keep
+    monkeypatch.setattr(moment, "make_keep", lambda *args: (made.append(1), draw(*args))[1])
+    seen: dict[int, list[Tensor]] = {1: [], 4: []}
+    for parts, rows in seen.items():
+        job = job_with(scale=ScalePlan(accumulate=parts), epochs=1)
+
+        def loss(batch: Batch, at: Moment, job: Job = job, rows: list[Tensor] = rows) -> dict[str, Tensor]:
+            rows.append(torch.cat([at.keep(4, 0.5, "block"), at.keep(4, 0.5, "random")], 1))
+            return {"near": job.module(batch.pixels).square().mean() + at.flip()}
+
+        made.clear()
+        fit(replace(job, loss=loss))
+        assert len(made) == 2 * 3  # two masks, three steps
+    assert torch.equal(torch.cat(seen[1]), torch.cat(seen[4]))
 
 
 # ---------------------------------------------------------------- averaged weights
@@ -296,6 +343,17 @@ def test_events_lie_beside_the_checkpoint(job_with: Callable[..., Job], tmp_path
     step = next(line for line in lines if line["event"] == "step")
     assert {"near", "noise", "loss", "rate", "gradient_norm", "images_s", "data_wait_pct"} <= set(step)
     assert [line["validation"] for line in lines if line["event"] == "epoch"] == [0.25] * 4
+
+
+def test_a_lost_process_is_an_event_in_words(job_with: Callable[..., Job], tmp_path: Path) -> None:
+    def loss(batch: Batch, now: Moment) -> dict[str, Tensor]:
+        raise RuntimeError("[gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:7")
+
+    with pytest.raises(MachineError):
+        fit(job_with(checkpoint=tmp_path / "train.ckpt", loss=loss))
+    last = json.loads((tmp_path / "train.events.jsonl").read_text().splitlines()[-1])
+    assert last["event"] == "stop"
+    assert last["why"].startswith("toy: another process of this training is gone")
 
 
 # ---------------------------------------------------------------- checkpoints
@@ -363,6 +421,39 @@ def test_asked_to_end_it_saves_the_step_first(
     assert equal(weights(whole), weights(again))
 
 
+@pytest.mark.parametrize("at", [1, 2, 11])  # in an epoch, at its end, and after the last step
+def test_it_ends_with_another_process_that_was_asked(
+    job_with: Callable[..., Job], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int
+) -> None:
+    """The other one's word comes along with the losses, so that both leave at the same step."""
+    job, mean, steps = job_with(checkpoint=tmp_path / "train.ckpt"), train.Ranks.mean, [0]
+
+    def shared(ranks: train.Ranks, values: Tensor) -> Tensor:
+        if values.dim():  # the losses of a step
+            steps[0] += 1
+            return mean(ranks, values) + (torch.arange(len(values)) == len(values) - 1) * 0.5 * (steps[0] > at)
+        return mean(ranks, values)
+
+    monkeypatch.setattr(train.Ranks, "mean", shared)
+    with pytest.raises(KeyboardInterrupt):
+        fit(job)
+    assert torch.load(tmp_path / "train.ckpt", weights_only=True)["done"] == at + 1
+
+
+def test_asked_in_the_very_last_step_it_does_not_go_on_to_the_next_training(
+    job_with: Callable[..., Job], tmp_path: Path
+) -> None:
+    job = job_with(checkpoint=tmp_path / "train.ckpt")
+    hook = register_optimizer_step_post_hook(
+        lambda optimizer, *_: signal.raise_signal(signal.SIGTERM) if rates.append(1) or len(rates) == 12 else None
+    )
+    rates: list[int] = []
+    with pytest.raises(KeyboardInterrupt):
+        fit(job)
+    hook.remove()
+    assert torch.load(tmp_path / "train.ckpt", weights_only=True)["done"] == 12
+
+
 def test_asked_twice_it_ends_at_once(job_with: Callable[..., Job], tmp_path: Path) -> None:
     job = job_with(checkpoint=tmp_path / "train.ckpt")
 
@@ -412,6 +503,7 @@ def test_a_damaged_checkpoint_is_ignored_aloud(
         ({"epochs": 5}, "epochs 4, not 5"),
         ({"seed": 3}, "seed 0, not 3"),
         ({"name": "other"}, "name 'toy', not 'other'"),
+        ({"made_from": {"mixup": 0.8}}, "mixup None, not 0.8"),
     ],
 )
 def test_the_checkpoint_of_another_training_is_refused(
@@ -424,6 +516,16 @@ def test_the_checkpoint_of_another_training_is_refused(
         fit(job_with(checkpoint=path, **changes))
     assert named in caught.value.what
     assert path.read_bytes() == before
+
+
+def test_a_checkpoint_that_does_not_say_whose_it_is_is_refused(job_with: Callable[..., Job], tmp_path: Path) -> None:
+    path = tmp_path / "train.ckpt"
+    fit(job_with(checkpoint=path))
+    state = torch.load(path, weights_only=True)
+    del state["job"]
+    torch.save(state, path)
+    with pytest.raises(CheckpointError, match="another training"):
+        fit(job_with(checkpoint=path))
 
 
 def test_a_checkpoint_for_other_images_is_refused(

@@ -34,6 +34,17 @@ def test_what_is_known_goes_into_a_checkpoint() -> None:
     assert "diverged" in said[449]
 
 
+def test_steps_are_in_order_until_the_last_ones_have_grown() -> None:
+    watch = Divergence(1000)  # the first 200 only say where it began
+    for loss in [2.0] * 320:
+        assert not watch.seen(loss)
+    assert watch.state["proved"] == 300
+    assert watch.proved(320) == 320
+    for loss in [30.0] * 20:
+        assert not watch.seen(loss)
+    assert watch.proved(340) == 300
+
+
 @pytest.mark.parametrize(
     "losses",
     [
@@ -52,8 +63,8 @@ def test_what_is_no_divergence(losses: list[float]) -> None:
 def test_terms_under_one_percent() -> None:
     row = {"pixel": 0.9, "relation": 0.005, "negative": -0.2, "loss": 0.705}
     assert small_terms(row, ["pixel", "relation", "negative"]) == {"relation": pytest.approx(0.005 / 1.105)}
-    assert small_terms({"a": 0.0, "b": 0.0}, ["a", "b"]) == {}
-    assert small_terms({"a": 1.0, "b": 0.0}, ["a", "b"]) == {}  # switched off by its weight
+    assert small_terms({"a": 0.0, "b": 0.0}, ["a", "b"]) == {"a": 0.0, "b": 0.0}  # nothing is learnt at all
+    assert small_terms({"a": 1.0, "b": 0.0}, ["a", "b"]) == {"b": 0.0}
     assert small_terms({"a": 0.99, "b": 0.0101}, ["a", "b"]) == {}
 
 

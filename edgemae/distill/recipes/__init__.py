@@ -36,9 +36,11 @@ def choose_recipe(d: DistillPlan, teacher: Teacher, guide: Teacher | None) -> tu
     wants_tuned = recipe.needs_head or d.learn_from == "tuned"
     if wants_tuned and guide is None:
         raise DataError(
-            f"recipe '{d.recipe}' learns from a teacher with a classification head, and this one has none",
+            f"recipe '{d.recipe}'{'' if recipe.needs_head else ' with distill.learn_from=tuned'} learns from a teacher "
+            "with a classification head, and this one has none",
             expected="a fine-tuned teacher, or labelled images to fine-tune it with",
-            fix="use --set distill.recipe=relation, or pass class folders",
+            fix=("use --set distill.recipe=relation" if recipe.needs_head else "leave distill.learn_from=tuned out")
+            + ", or pass class folders",
         )
     tuned = wants_tuned or (recipe.from_tuned and d.learn_from == "auto")
     return recipe, guide if tuned and guide is not None else teacher

@@ -29,6 +29,12 @@ class RelationFull(Recipe):
 
     def __init__(self, student: ViT, teacher: Teacher, pixel: PixelContract, plan: DistillPlan) -> None:
         super().__init__(student, teacher, pixel, plan)
+        if student.shape.patches < 2:
+            raise PlanError(
+                f"the student's pictures of {student.shape.image_px} px are a single patch",
+                expected="2 or more: one patch alone has no relation that could be learnt",
+                fix="make patches smaller, with --set student.patch_px=...",
+            )
         width, heads = student.shape.width, self.view.vit.shape.heads[-1]
         if width < heads:
             raise PlanError(

@@ -1,0 +1,54 @@
+"""What one training run is, before it is run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from edgemae.data.loader import Batch, Loader
+from edgemae.distill.moment import Moment
+from edgemae.spec.sections import ScalePlan
+
+Curve = list[dict[str, float]]
+
+
+@dataclass(frozen=True)
+class Job:
+    """State one training run. `loss(batch, moment)` returns named, weighted terms whose sum is minimised."""
+
+    name: str
+    module: nn.Module
+    groups: list[dict[str, Any]]  # AdamW groups, each with a `scale` of the rate
+    loss: Callable[[Batch, Moment], dict[str, Tensor]]
+    loader: Loader
+    epochs: int
+    lr: float  # per 256 images
+    warmup_fraction: float
+    seed: int
+    bf16: bool = True
+    betas: tuple[float, float] = (0.9, 0.95)
+    clip: float = 3.0
+    ema: float = 0.0  # decay of the running mean of the weights that is returned; 0: the last weights
+    checkpoint: Path | None = None
+    validate: Callable[[], float] | None = None
+    scale: ScalePlan = ScalePlan()
+    all_used: bool = True  # False: a step leaves some of the module's parameters without a gradient
+    off: tuple[str, ...] = ()  # terms that are 0 because their weight is
+    made_from: dict[str, Any] = field(default_factory=dict)  # what else a checkpoint must have been made with
+
+    @property
+    def steps(self) -> int:
+        return self.loader.steps * self.epochs
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What must be the same for a checkpoint to go on from."""
+        return self.made_from | {
+            "name": self.name, "epochs": self.epochs, "batch": self.loader.batch, "seed": self.seed, "lr": self.lr,
+            "ema": self.ema, "values": sum(p.numel() for p in self.module.parameters()),
+            "images": self.loader.images.fingerprint,
+        }  # fmt: skip

@@ -1,0 +1,47 @@
+"""What `bench_train.py` prints of each part of its result, as it comes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def bare_table(groups: list[dict[str, Any]]) -> list[str]:
+    """Return the newest comparison as Markdown."""
+    group = groups[-1]
+    lines = [
+        f"\n{group['title']}: machine {group['verdict']}; MACs {group['macs_ratio']:.2f} times the reference's\n",
+        f"| bare step | busy ms | wall p50 ms | images/s | MFU | times as fast as {group['reference']} | 95 % |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | --- |",
+    ]
+    for r in group["rows"]:
+        lines.append(
+            f"| {r['name']} | {r['busy_ms']:.1f} | {r['wall']['p50_ms']:.1f} | {r['images_s']:.0f} | {r['mfu']:.0%} | "
+            f"{r['ratio']:.3f} | {r['ratio_low']:.3f} to {r['ratio_high']:.3f} |"
+        )
+    return lines
+
+
+def files_table(rows: list[dict[str, Any]]) -> list[str]:
+    r = rows[-1]
+    line = (
+        f"from files: {r['name']}, {r['case']}, batch {r['batch']}: {r['images_s']:.0f} images/s, waiting "
+        f"{r['wait_share']:.1%}, first batch {r['first_batch_s']:.1f} s, peak {r['peak_mib']:.0f} MiB "
+        f"({r['imports_mib']:.0f} before)"
+    )
+    return [line]
+
+
+def large_table(rows: list[dict[str, Any]]) -> list[str]:
+    r = rows[-1]
+    line = (
+        f"large: {r['name']}, {r['case']}, batch {r['batch']}: one step {r['seconds']:.1f} s, "
+        f"peak {r['peak_mib'] / 1024:.2f} GiB, {r['tensors_moved']} tensors moved"
+    )
+    return [line]
+
+
+TABLES: dict[str, Any] = {
+    "gemm_peak_gmacs_s": lambda value: [f"GEMM peak: {value:.1f} GMAC/s"],
+    "parity": lambda value: [f"parity of the loss: {value}"],
+    "bare": bare_table, "files": files_table, "large": large_table,
+}  # fmt: skip
