@@ -27,6 +27,7 @@ import av
 import cv2
 import numpy as np
 
+FPS = 25.0
 GRID = 8
 PACKET_BYTES = 1400
 REALM, NONCE = "streams", "6e6f6e6365"
@@ -76,9 +77,7 @@ class Server:
 
     scheme = ""
 
-    def __init__(
-        self, fps: float = 25.0, size: tuple[int, int] = (160, 128), login: tuple[str, str, str] | None = None
-    ):
+    def __init__(self, fps: float = FPS, size: tuple[int, int] = (160, 128), login: tuple[str, str, str] | None = None):
         self.fps, self.size, self.login = fps, size, login  # login: ("basic" or "digest", user, password)
         self.garbage, self.jump_s, self.hold_play_s, self.status = 0, 0.0, 0.0, 0  # status: answer with this one only
         self.produced = self.plays = 0
@@ -305,7 +304,7 @@ class RtspServer(Server):
             self._encoder.pix_fmt, self._encoder.framerate = "yuv420p", round(self.fps)
             self._encoder.options = {
                 "preset": "ultrafast", "tune": "zerolatency", "crf": "26", "forced-idr": "1",
-                "x264-params": "keyint=50:repeat-headers=1:log-level=none:threads=1",
+                "x264-params": "keyint=25:repeat-headers=1:log-level=none:threads=1",
             }  # fmt: skip
         frame = av.VideoFrame.from_ndarray(stamp(t_ns, *self.size), format="bgr24").reformat(format="yuv420p")
         if self._want_key:

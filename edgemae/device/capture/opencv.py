@@ -23,8 +23,9 @@ _OPTIONS_VARIABLE = "OPENCV_FFMPEG_CAPTURE_OPTIONS"
 _HOLDING = ("h264", "hevc", "avc1", "hvc1", "hev1", "h265")  # their parser holds a frame until the next one comes
 OPEN_PATIENCE_S = 2.0  # OpenCV reads its options first thing when it opens something
 INSTANT_S = 0.002
-ENDS_IN_A_ROW = 8  # reads of a stream that fail at once: it is over; a damaged packet fails only once
-FILE_ENDS_IN_A_ROW = 300
+# Reads that fail at once, after which a source is over. A damaged packet fails once; of a camera that was unplugged the
+# next read may succeed, with an old frame.
+ENDS_IN_A_ROW = {"camera": 1, "csi": 1, "url": 8, "video": 300}
 CORRUPT_RUN = 300  # undecodable frames in a row after which the rest is given up
 KEY_FRAME_WAIT_S = 10.0
 _KEY_FRAME = ord("I")
@@ -51,8 +52,8 @@ class Video:
         self._again = again
         self._source, self._name, self._kind, self._timeouts_ms = source, redact(source), kind, timeouts_ms
         self._seen = self._failed_at_once = self._corrupt_run = self._previous_ns = 0
-        self._is_over = self._is_inter = self._is_holding = False
-        self._damaged_s, self.fps = 0.0, 0.0
+        self._is_inter = self._is_holding = False
+        self._silent_s = self._damaged_s = self.fps = 0.0
         self._capture: cv2.VideoCapture | None = None
 
     def open(self) -> None:
@@ -79,27 +80,24 @@ class Video:
 
     def read(self) -> Grab | None:
         assert self._capture is not None
-        lost, timeout_s = 0, self._timeouts_ms[1] / 1e3
-        while not self._is_over:
+        lost = 0
+        while not self._silent_s and self._failed_at_once < ENDS_IN_A_ROW[self._kind]:
             asked_s = time.monotonic()
             has_packet = self._capture.grab()
             t_ns, waited_s = time.monotonic_ns(), time.monotonic() - asked_s
-            # After its time-out OpenCV empties the decoder: an old frame with ok, and the stream is broken for good.
-            # After one failed read of a camera that was unplugged, the next may succeed with an old frame.
-            self._is_over = waited_s >= timeout_s if self._kind == "url" else self._kind != "video" and not has_packet
+            if self._kind == "url" and waited_s >= self._timeouts_ms[1] / 1e3:
+                # OpenCV now empties the decoder, an old frame with ok for each time-out, and never recovers.
+                self._silent_s = waited_s
             if has_packet:
                 self._failed_at_once, self._seen = 0, self._seen + 1
                 return self._retrieve(self._capture, t_ns, lost)
-            if self._kind == "url" and self._is_over:
-                raise silent(self._name, waited_s)
-            if self._is_over:
-                break
-            if waited_s >= INSTANT_S and self._kind == "url":  # data came, and could not be used
+            if self._kind == "url" and waited_s >= INSTANT_S and not self._silent_s:  # data came, and was of no use
                 self._seen += 1
                 return self._damaged(t_ns, lost)
             self._failed_at_once += 1
             lost += 1  # if anything comes after it; otherwise it is the end
-            self._is_over = self._failed_at_once >= (FILE_ENDS_IN_A_ROW if self._kind == "video" else ENDS_IN_A_ROW)
+        if self._silent_s:
+            raise silent(self._name, self._silent_s)
         self._say_what_is_missing(self._capture)
         return None
 
