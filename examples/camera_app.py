@@ -2,6 +2,7 @@
 
 python examples/camera_app.py my.edgemae 0
 python examples/camera_app.py my.edgemae clip.mp4
+python examples/camera_app.py my.edgemae rtsp://user:password@camera.lan/main   # opened again whenever it was away
 """
 
 import sys
@@ -20,7 +21,7 @@ def main() -> None:
             result = model(frame.array_bgr)
             said = f"{result.label} {result.score:.2f}" if result.label else f"embedding of {len(result.embedding)}"
             print(f"frame {frame.seq}: {said}, {result.speed['infer_ms']:.1f} ms, {frame.age_ms:.0f} ms old")
-        print(camera.counters)
+    print(camera.state, camera.last_error, camera.counters)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,6 @@ import struct
 import sys
 import threading
 import time
-import zlib
 from collections.abc import Iterator
 from contextlib import suppress
 from types import TracebackType
@@ -25,42 +24,13 @@ from typing import Any
 
 import av
 import cv2
-import numpy as np
+
+from tests.stamps import stamp
 
 FPS = 25.0
-GRID = 8
 PACKET_BYTES = 1400
 REALM, NONCE = "streams", "6e6f6e6365"
 Connection = socket.socket
-
-
-# ---------------------------------------------------------------- the picture and its clock
-
-
-def stamp(t_ns: int, width: int, height: int) -> np.ndarray:
-    """Return a picture (height, width, 3) whose blocks say `t_ns`: 48 bits of microseconds, 16 of their checksum."""
-    micros = (t_ns // 1000) & 0xFFFF_FFFF_FFFF
-    value = micros << 16 | zlib.crc32(micros.to_bytes(6, "big")) & 0xFFFF
-    bits = np.array([value >> i & 1 for i in range(GRID * GRID)], np.uint8).reshape(GRID, GRID)
-    gray = cv2.resize(bits * 200 + 28, (width, height), interpolation=cv2.INTER_NEAREST)
-    return cv2.merge([gray, gray, gray])
-
-
-def read_stamp_ns(picture: np.ndarray) -> int | None:
-    """Return the capture time in a picture, or None where the blocks cannot be read: a damaged picture."""
-    height, width = picture.shape[:2]
-    rows = ((np.arange(GRID) + 0.5) * height / GRID).astype(int)
-    columns = ((np.arange(GRID) + 0.5) * width / GRID).astype(int)
-    bits = picture[rows][:, columns, 1] > 128
-    value = sum(int(bit) << i for i, bit in enumerate(bits.ravel()))
-    micros, check = value >> 16, value & 0xFFFF
-    return micros * 1000 if zlib.crc32(micros.to_bytes(6, "big")) & 0xFFFF == check else None
-
-
-def age_ms(picture: np.ndarray) -> float | None:
-    """Return how old a picture is by its own clock."""
-    t_ns = read_stamp_ns(picture)
-    return None if t_ns is None else (time.monotonic_ns() - t_ns) / 1e6
 
 
 # ---------------------------------------------------------------- what both servers do

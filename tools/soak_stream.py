@@ -31,7 +31,7 @@ from stream_rig import ServerProcess, ages_of, holdings, say
 from edgemae.device.camera import Camera
 from edgemae.device.latency import fingerprint
 from edgemae.spec.errors import CameraError
-from tests.streams import age_ms
+from tests.stamps import age_ms
 
 FPS, LIMIT_MS = 25.0, 200.0
 # Between the stamp and the network lies the server's encoder, between the hand-over and the look at the clock this

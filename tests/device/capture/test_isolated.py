@@ -16,7 +16,8 @@ import pytest
 from edgemae.device.camera import Camera
 from edgemae.device.capture.isolated import Isolated
 from edgemae.spec.errors import CameraError
-from tests.streams import RtspServer, age_ms
+from tests.stamps import age_ms
+from tests.streams import RtspServer
 
 ROOT = Path(__file__).resolve().parents[3]
 

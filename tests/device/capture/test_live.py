@@ -15,7 +15,8 @@ import pytest
 from edgemae.device.camera import Camera, Counters, Frame
 from edgemae.device.capture import supervisor
 from edgemae.spec.errors import CameraError
-from tests.streams import FPS, MjpegServer, RtspServer, Server, age_ms, read_stamp_ns
+from tests.stamps import age_ms, read_stamp_ns
+from tests.streams import FPS, MjpegServer, RtspServer, Server
 
 INTERVAL_MS = 1000 / FPS
 SERVERS = [RtspServer, MjpegServer]
