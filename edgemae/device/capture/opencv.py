@@ -22,7 +22,7 @@ RTSP_OPTIONS = "rtsp_transport;tcp|flags;low_delay|probesize;32|analyzeduration;
 _OPTIONS_VARIABLE = "OPENCV_FFMPEG_CAPTURE_OPTIONS"
 _HOLDING = ("h264", "hevc", "avc1", "hvc1", "hev1", "h265")  # their parser holds a frame until the next one comes
 OPEN_PATIENCE_S = 2.0  # OpenCV reads its options first thing when it opens something
-INSTANT_S = 0.002
+INSTANT_S = 0.005  # a read of a stream that has ended takes microseconds, one of a damaged packet waits for it
 # Reads that fail at once, after which a source is over. A damaged packet fails once; of a camera that was unplugged the
 # next read may succeed, with an old frame.
 ENDS_IN_A_ROW = {"camera": 1, "csi": 1, "url": 8, "video": 300}
