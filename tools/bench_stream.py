@@ -152,7 +152,8 @@ def faults(programs: dict[str, str], quick: bool) -> list[dict[str, Any]]:
     """Return how each contender takes silences and ends."""
     freezes = (0.5, 2.0, 6.0) if quick else (0.5, 2.0, 6.0, 10.0, 30.0)
     plan: list[tuple[str, list[Any], float, list[Any]]] = [("freeze", ["freeze"], s, ["release"]) for s in freezes]
-    plan += [("deaf", ["freeze", True], 3.0, ["release"]), ("hold", ["hold"], 1.0, ["release"]),
+    plan += [("hold", ["hold"], s, ["release"]) for s in (1.0, 4.0)]
+    plan += [("deaf", ["freeze", True], 3.0, ["release"]),
              ("reset", ["reset"], 0.0, []), ("half frame", ["half_frame"], 0.0, []),
              ("restart", ["stop"], 3.0, ["start"])]  # fmt: skip
     rows = []

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -56,12 +57,17 @@ def holdings() -> dict[str, float]:
     }
 
 
-def ages_of(ages_ms: list[float]) -> dict[str, float]:
+def ages_of(ages_ms: Sequence[float] | np.ndarray) -> dict[str, float]:
     """Return how old pictures were: count, median, p99 and the oldest."""
-    if not ages_ms:
+    if len(ages_ms) == 0:
         return {"n": 0}
     p50, p99 = (float(x) for x in np.percentile(ages_ms, [50, 99]))
-    return {"n": len(ages_ms), "p50_ms": round(p50, 1), "p99_ms": round(p99, 1), "max_ms": round(max(ages_ms), 1)}
+    return {
+        "n": len(ages_ms),
+        "p50_ms": round(p50, 1),
+        "p99_ms": round(p99, 1),
+        "max_ms": round(float(max(ages_ms)), 1),
+    }
 
 
 def say(text: str) -> None:

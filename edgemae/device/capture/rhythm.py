@@ -2,8 +2,8 @@
 
 The rule of freshness: a frame that the reader had to wait for came out of an empty pipe, so it is new; frames that
 follow without a wait were queued somewhere (a socket, a decoder, a server's buffer). After a silence, and after
-opening, frames are therefore discarded until one had to be waited for. The first frame after a silence is always
-discarded: OpenCV's H.264 parser holds each frame until the next one arrives, so that one was made before the silence.
+opening, frames are therefore discarded until one had to be waited for. The first frame is always discarded: the network
+may have held it back, and OpenCV's H.264 parser holds each frame until the next one arrives.
 The source's own clock is not used: it jumps.
 """
 
@@ -46,12 +46,13 @@ class Rhythm:
 
     def arrived(self, asked_ns: int, got_ns: int) -> bool:
         """Note a frame that was asked for at `asked_ns` and came at `got_ns`; return whether it is fresh."""
-        waited_ms = (got_ns - asked_ns) / 1e6
-        gap_ms = (got_ns - self._last_ns) / 1e6 if self._last_ns else waited_ms
+        waited_ms, gap_ms = (got_ns - asked_ns) / 1e6, (got_ns - self._last_ns) / 1e6
         is_first, self._last_ns = self._last_ns == 0, got_ns
-        is_late = not is_first and gap_ms > self.stall_ms
+        if is_first:  # nobody knows how long it was under way, however long it was waited for
+            return False
+        is_late = gap_ms > self.stall_ms
         had_to_wait = waited_ms >= self.interval_ms / 2
-        if not is_first and (is_late or had_to_wait or not self._catching_up):
+        if is_late or had_to_wait or not self._catching_up:
             self._gaps_ms.append(gap_ms)
         if is_late:
             is_slower, self._was_late = self._was_late, True

@@ -138,6 +138,6 @@ def _stopped(source: str, captured: int) -> SourceError:
     return SourceError(
         f"'{source}' stopped delivering frames after {captured}",
         expected="a live source that does not end",
-        fix="see that the camera and its network are up, then open it again",
+        fix="see that the camera and its network are up; the address of a single picture is no stream",
         kind="ended",
     )

@@ -117,11 +117,15 @@ def test_a_stall_is_flagged_and_nothing_from_before_comes_after(server: Server) 
     assert adds_up(camera.counters)
 
 
-def test_what_piled_up_in_a_silence_is_discarded_and_counted(server: Server) -> None:
-    with Camera(server.url) as camera:
+@pytest.mark.parametrize("read_timeout_ms", [1000, 200], ids=["connected", "opened-again-meanwhile"])
+def test_what_piled_up_in_a_silence_is_discarded_and_counted(server: Server, read_timeout_ms: int) -> None:
+    with Camera(server.url, read_timeout_ms=read_timeout_ms) as camera:
         take(camera, 10)
         server.hold()
-        time.sleep(0.5)
+        plays = server.plays
+        until(lambda: server.plays > plays or read_timeout_ms > 500)
+        already = len(server._late)
+        until(lambda: len(server._late) > already + 12)
         held = camera.counters.captured
         server.release()
         (frame,) = take(camera, 1)

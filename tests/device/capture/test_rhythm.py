@@ -30,6 +30,7 @@ def settled(interval_ms: float = 40.0) -> Pipe:
 def test_what_was_queued_before_the_first_wait_is_old() -> None:
     """A server begins with what it has kept: eight frames at once, then the first that is new."""
     assert Pipe().come(1, 1, 2, 1, 1, 1, 1, 1, 38, 40, 2, 40) == [False] * 8 + [True] * 4
+    assert Pipe().come(3600, 1, 1, 38, 40) == [False] * 3 + [True] * 2  # or later, after a wait: no less old
 
 
 def test_after_a_silence_the_first_frame_and_what_follows_at_once_are_old() -> None:
