@@ -78,7 +78,11 @@ class Camera:
         )  # fmt: skip
         self._reader = self._supervisor.thread
         if not (wait and self.live):
-            self._await_first()
+            try:
+                self._await_first()
+            except BaseException:  # also an interrupt: the source must not stay open
+                self.close()
+                raise
 
     @property
     def counters(self) -> Counters:
@@ -136,7 +140,6 @@ class Camera:
             mailbox.changed.wait_for(lambda: mailbox.state != "opening")
             error = None if mailbox.lived_in >= 0 else mailbox.error or self._nothing()
         if error is not None:
-            self.close()
             raise error
 
     def _nothing(self) -> CameraError:

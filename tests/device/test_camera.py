@@ -15,6 +15,7 @@ import pytest
 from edgemae.device import camera as camera_module
 from edgemae.device.camera import Camera, Counters, Frame
 from edgemae.device.capture import reader as reader_module
+from edgemae.device.capture import supervisor as supervisor_module
 from edgemae.device.capture.grab import Grab
 from edgemae.device.capture.reader import hung_readers
 from edgemae.device.sources import MAX_PX, kind_of, redact
@@ -334,21 +335,12 @@ def test_an_unexpected_exception_in_the_reader_reaches_the_consumer(
     assert camera.read() is None
 
 
-def test_a_fifo_that_nobody_writes_ends_with_its_child_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The open blocks in C, where a thread could not be stopped: a child process can."""
-    monkeypatch.setattr(camera_module, "FILE_TIMEOUT_MS", 500)
-    os.mkfifo(tmp_path / "clip.mp4")
-    before = descriptors()
-    with pytest.raises(CameraError, match=r"did not answer within 2\.0 s and was killed"):
-        Camera(tmp_path / "clip.mp4", isolate=True)
-    assert descriptors() == before
-    assert hung_readers() == 0
-
-
 def test_readers_that_hang_are_bounded_then_a_child_process_is_used(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, video: Path
 ) -> None:
-    monkeypatch.setattr(camera_module, "FILE_TIMEOUT_MS", 300)
+    """An open of a FIFO that nobody writes blocks in C: a thread cannot be stopped there, a child process can."""
+    monkeypatch.setattr(camera_module, "FILE_TIMEOUT_MS", 200)
+    monkeypatch.setattr(supervisor_module, "GRACE_S", 0.3)
     os.mkfifo(tmp_path / "clip.mp4")
     before = descriptors()
     try:
@@ -356,7 +348,7 @@ def test_readers_that_hang_are_bounded_then_a_child_process_is_used(
             with pytest.raises(CameraError, match="its driver hangs"):
                 Camera(tmp_path / "clip.mp4")
             assert hung_readers() == count
-        with pytest.raises(CameraError, match="was killed"):
+        with pytest.raises(CameraError, match=r"did not answer within 1\.7 s and was killed"):
             Camera(tmp_path / "clip.mp4")
         assert hung_readers() == reader_module.ZOMBIES  # no further one
         with Camera(video) as camera:  # other sources work all the same, in a child as well
@@ -383,7 +375,7 @@ def test_close_is_quick_while_a_reader_hangs(monkeypatch: pytest.MonkeyPatch) ->
         release.wait()
 
     monkeypatch.setattr(camera_module, "make_source", lambda *_: Fake(hang_later))
-    camera = Camera(0, read_timeout_ms=2000)
+    camera = Camera(0, read_timeout_ms=1000)
     while camera.state != "stalled":
         time.sleep(0.02)
     start = time.monotonic()

@@ -80,11 +80,14 @@ class Mailbox:
     def put(self, grab: Grab, generation: int, is_fresh: bool = True) -> None:
         """Take a grab of one generation; one of a generation that is over is counted and goes no further."""
         with self.changed:
-            self.counts["corrupt"] += grab.lost
+            if grab.lost:
+                self.counts["corrupt"] += grab.lost
+                log.warning("%d frames before %s could not be decoded", grab.lost, grab.name)
             if grab.array_bgr is None:
                 self._count_corrupt(grab)
                 return
-            self.picture_ns = time.monotonic_ns()
+            if generation == self.generation:
+                self.picture_ns = time.monotonic_ns()
             if self.lossless:
                 self.changed.wait_for(lambda: self._slot is None or self.state == "closed")
             seq = self.counts["captured"] + self.counts["corrupt"]
@@ -168,7 +171,7 @@ class Mailbox:
                     self._clear("stale")
                     self.changed.notify_all()
                 elif self.state == "failed" and self.error is not None:
-                    raise self.error
+                    raise self.error.with_traceback(None)  # or it would grow with every call
                 elif self.state in OVER:
                     return None
                 elif end is None:

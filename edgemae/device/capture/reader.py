@@ -105,8 +105,8 @@ class Reader:
             if grab is None:
                 return
             turn += 1
-            is_fresh = True
-            if self._rhythm is not None and grab.array_bgr is not None:
+            is_fresh = not self._stop.is_set()  # it may have hung, and another reader has taken over
+            if is_fresh and self._rhythm is not None and grab.array_bgr is not None:
                 is_fresh = self._rhythm.arrived(asked_ns, got_ns)
             self._mailbox.put(self._turned(grab), self.generation, is_fresh)
 

@@ -51,7 +51,7 @@ def take(camera: Camera, count: int) -> list[Frame]:
     return frames  # type: ignore[return-value]
 
 
-def median_age(camera: Camera, count: int = 15) -> float:
+def median_age(camera: Camera, count: int = 9) -> float:
     ages = []
     for _ in range(count):
         age = age_ms(take(camera, 1)[0].array_bgr)
@@ -70,7 +70,7 @@ def adds_up(counters: Counters) -> bool:
 def test_a_healthy_stream_is_fresh_and_every_frame_is_accounted_for(server: Server) -> None:
     with Camera(server.url) as camera:
         assert (camera.live, camera.policy, camera.state) == (True, "latest", "live")
-        frames = take(camera, 10)
+        frames = take(camera, 4)
         assert median_age(camera) < 3 * INTERVAL_MS
         time.sleep(6 * INTERVAL_MS / 1e3)  # a consumer that is too slow
         assert median_age(camera, 3) < 3 * INTERVAL_MS
@@ -88,7 +88,7 @@ def test_the_age_of_a_frame_covers_what_the_decoder_holds_back(rtsp: RtspServer)
     """OpenCV gives an H.264 frame only when the next one comes. Counted from `grab` its age is 40 ms too small."""
     with Camera(rtsp.url) as camera:
         hidden = []
-        for frame in take(camera, 25):
+        for frame in take(camera, 12):
             own_ms, age = frame.age_ms, age_ms(frame.array_bgr)
             assert age is not None
             hidden.append(age - own_ms)
@@ -100,7 +100,7 @@ def test_the_age_of_a_frame_covers_what_the_decoder_holds_back(rtsp: RtspServer)
 
 def test_a_stall_is_flagged_and_nothing_from_before_comes_after(server: Server) -> None:
     with Camera(server.url) as camera:
-        take(camera, 10)
+        take(camera, 5)
         server.freeze()
         assert until(lambda: camera.state == "stalled") < 3  # 0.35 s on a quiet machine
         assert "no frame for" in camera.last_error
@@ -120,7 +120,7 @@ def test_a_stall_is_flagged_and_nothing_from_before_comes_after(server: Server) 
 @pytest.mark.parametrize("read_timeout_ms", [1000, 200], ids=["connected", "opened-again-meanwhile"])
 def test_what_piled_up_in_a_silence_is_discarded_and_counted(server: Server, read_timeout_ms: int) -> None:
     with Camera(server.url, read_timeout_ms=read_timeout_ms) as camera:
-        take(camera, 10)
+        take(camera, 5)
         server.hold()
         plays = server.plays
         until(lambda: server.plays > plays or read_timeout_ms > 500)
@@ -299,16 +299,16 @@ def test_a_server_that_is_slow_to_play_is_waited_for() -> None:
 # ---------------------------------------------------------------- what is in the stream
 
 
-def test_a_change_of_size_is_scaled_by_opencv_until_the_source_is_opened_again(server: Server) -> None:
+def test_a_change_of_size_is_scaled_by_opencv_until_the_source_is_opened_again(rtsp: RtspServer) -> None:
     """OpenCV scales what comes to the size it began with and says nothing; the pictures stay whole."""
-    with Camera(server.url) as camera:
+    with Camera(rtsp.url) as camera:
         take(camera, 3)
-        server.resize(320, 256)
+        rtsp.resize(320, 256)
         time.sleep(0.2)
-        for frame in take(camera, 10):
+        for frame in take(camera, 5):
             assert frame.array_bgr.shape in ((128, 160, 3), (256, 320, 3))
             assert age_ms(frame.array_bgr) is not None
-        server.reset()
+        rtsp.reset()
         while (frame := take(camera, 1)[0]).generation == 0:
             pass
         assert frame.array_bgr.shape == (256, 320, 3)
@@ -319,20 +319,20 @@ def test_noise_is_counted_and_no_damaged_picture_follows_it(server: Server) -> N
         take(camera, 3)
         server.garbage = 1
         until(lambda: camera.counters.corrupt > 0)
-        assert all(read_stamp_ns(frame.array_bgr) is not None for frame in take(camera, 20))
+        assert all(read_stamp_ns(frame.array_bgr) is not None for frame in take(camera, 10))
         assert camera.corrupt_names
     assert adds_up(camera.counters)
 
 
-@pytest.mark.parametrize("jump_s", [5000.0, -5000.0])
-def test_a_jump_of_the_clock_of_the_source_changes_no_age(rtsp: RtspServer, jump_s: float) -> None:
+def test_a_jump_of_the_clock_of_the_source_changes_no_age(rtsp: RtspServer) -> None:
     with Camera(rtsp.url) as camera:
-        pts = [frame.pts_ms or 0.0 for frame in take(camera, 5)]
-        rtsp.jump_s = jump_s
-        time.sleep(0.2)
-        pts += [frame.pts_ms or 0.0 for frame in take(camera, 10)]
-        assert median_age(camera) < 3 * INTERVAL_MS
-        assert max(abs(b - a) for a, b in pairwise(pts)) > 1e5
+        for jump_s in (5000.0, -5000.0):
+            pts = [frame.pts_ms or 0.0 for frame in take(camera, 2)]
+            rtsp.jump_s = jump_s
+            time.sleep(0.2)
+            pts += [frame.pts_ms or 0.0 for frame in take(camera, 2)]
+            assert median_age(camera, 5) < 3 * INTERVAL_MS
+            assert max(abs(b - a) for a, b in pairwise(pts)) > 1e5
         assert camera.counters.reconnects == 0
 
 
