@@ -58,9 +58,14 @@ class Server:
         self._clients: list[Connection] = []  # that play
         self._connections: set[Connection] = set()
         self._threads: list[threading.Thread] = []
-        self._late: list[bytes] = []
+        self._late: dict[Connection, list[bytes]] = {}  # what hold() keeps from each client
         self._listener: socket.socket | None = None
         self._over = threading.Event()
+
+    @property
+    def held(self) -> int:
+        """Return how many frames hold() keeps from the client that came last."""
+        return len(self._late.get(self._clients[-1], [])) if self._clients else 0
 
     @property
     def url(self) -> str:
@@ -74,7 +79,7 @@ class Server:
         self._listener.bind(("127.0.0.1", self.port))
         self._listener.listen(16)
         self.port = self._listener.getsockname()[1]
-        self._mode, self._late, self._half = "live", [], False
+        self._mode, self._late, self._half = "live", {}, False
         self._run(self._accept, self._listener)
         self._run(self._produce)
 
@@ -99,9 +104,9 @@ class Server:
 
     def release(self) -> None:
         with self._lock:
-            late, self._late, self._mode = self._late, [], "live"
-            for data in late:
-                self._send(data)
+            late, self._late, self._mode = self._late, {}, "live"
+            for client, frames in late.items():
+                self._send(b"".join(frames), [client])
 
     def reset(self) -> None:
         self._hang_up(reset=True)
@@ -184,7 +189,8 @@ class Server:
                 data = self._frame(time.monotonic_ns())
                 self.produced += 1
                 if self._mode == "held":
-                    self._late.append(data)
+                    for client in self._clients:
+                        self._late.setdefault(client, []).append(data)
                 elif self._half:
                     self._half = False
                     self._send(data[: len(data) // 2])
@@ -192,8 +198,8 @@ class Server:
                 else:
                     self._send(data)
 
-    def _send(self, data: bytes) -> None:
-        for client in list(self._clients):
+    def _send(self, data: bytes, clients: list[Connection] | None = None) -> None:
+        for client in list(self._clients if clients is None else clients):
             try:
                 client.sendall(data)
             except OSError:

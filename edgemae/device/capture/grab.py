@@ -16,7 +16,8 @@ FINAL_KINDS = ("auth", "not-found")  # the server itself has answered: asking ag
 class Grab(NamedTuple):
     """One attempt to read a frame: `array_bgr` is None for one that is corrupt, named by `name`.
 
-    `lost` counts pictures before this one that could not be decoded, `reason` says why this one is corrupt.
+    `lost` counts pictures before this one that could not be decoded, `reason` says why this one is corrupt, `waited_ms`
+    how long the source had nothing to give, where it can tell.
     """
 
     array_bgr: NDArray[np.uint8] | None
@@ -25,6 +26,7 @@ class Grab(NamedTuple):
     name: str
     lost: int = 0
     reason: str = ""
+    waited_ms: float | None = None
 
 
 class Source(Protocol):

@@ -13,6 +13,7 @@ import cv2
 
 from edgemae.device.capture import csi, probe
 from edgemae.device.capture.grab import Grab, SourceError, redact, silent
+from edgemae.device.capture.patience import Patience
 
 log = logging.getLogger("edgemae.device.camera")
 # First frame after 90 ms instead of 1,170 ms on a 25 fps stream; only for RTSP, small probes break files. Not
@@ -54,6 +55,8 @@ class Video:
         self._seen = self._failed_at_once = self._corrupt_run = self._previous_ns = 0
         self._is_inter = self._is_holding = False
         self._silent_s = self._damaged_s = self.fps = 0.0
+        self._waited_ms = 0.0
+        self._patience = Patience()
         self._capture: cv2.VideoCapture | None = None
 
     def open(self) -> None:
@@ -63,6 +66,7 @@ class Video:
         os.environ.setdefault("OPENCV_VIDEOIO_V4L_SELECT_TIMEOUT", "1")
         os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # a line on stderr for every damaged packet, for weeks
         is_rtsp = self._source.lower().startswith("rtsp")
+        asked_s = time.monotonic()
         _hush(1)
         try:
             with opening(RTSP_OPTIONS if is_rtsp else ""):
@@ -72,19 +76,25 @@ class Video:
                 _hush(-1)
         if not self._capture.isOpened():
             raise _unopened(self._source, self._kind)
+        if self._kind == "url" and time.monotonic() - asked_s >= self._timeouts_ms[0] / 1e3:
+            # It says that it is open, but has seen no frame: it does not know their size and can decode none, for ever.
+            raise silent(self._name, time.monotonic() - asked_s, " of opening it")
         self.fps = float(self._capture.get(cv2.CAP_PROP_FPS))
         fourcc = int(self._capture.get(cv2.CAP_PROP_FOURCC)) & 0xFFFF_FFFF
         self._is_inter = self._kind == "url" and fourcc.to_bytes(4, "little").decode("latin-1").lower() in _HOLDING
         self._is_holding = self._is_inter and is_rtsp
         self._previous_ns = time.monotonic_ns()
+        self._patience.open()
 
     def read(self) -> Grab | None:
         assert self._capture is not None
         lost = 0
         while not self._silent_s and self._failed_at_once < ENDS_IN_A_ROW[self._kind]:
-            asked_s = time.monotonic()
+            asked_ns, off_ns = time.monotonic_ns(), self._patience.off_ns()
             has_packet = self._capture.grab()
-            t_ns, waited_s = time.monotonic_ns(), time.monotonic() - asked_s
+            t_ns = time.monotonic_ns()
+            waited_s = (t_ns - asked_ns) / 1e9
+            self._waited_ms = (t_ns - asked_ns - (self._patience.off_ns() - off_ns)) / 1e6
             if self._kind == "url" and waited_s >= self._timeouts_ms[1] / 1e3:
                 # OpenCV now empties the decoder, an old frame with ok for each time-out, and never recovers.
                 self._silent_s = waited_s
@@ -108,6 +118,7 @@ class Video:
         if self._capture is not None:
             self._capture.release()
             self._capture = None
+            self._patience.close()
             _hush(-1)
 
     def _retrieve(self, capture: cv2.VideoCapture, t_ns: int, lost: int) -> Grab | None:
@@ -124,7 +135,7 @@ class Video:
             self._damaged_s = 0.0
         self._corrupt_run = 0
         t_capture_ns, self._previous_ns = (self._previous_ns if self._is_holding else t_ns), t_ns
-        return Grab(image, t_capture_ns, pts_ms, self._label(), lost)  # type: ignore[arg-type]
+        return Grab(image, t_capture_ns, pts_ms, self._label(), lost, "", self._waited_ms)  # type: ignore[arg-type]
 
     def _damaged(self, t_ns: int, lost: int) -> Grab | None:
         self._corrupt_run += 1

@@ -124,8 +124,7 @@ def test_what_piled_up_in_a_silence_is_discarded_and_counted(server: Server, rea
         server.hold()
         plays = server.plays
         until(lambda: server.plays > plays or read_timeout_ms > 500)
-        already = len(server._late)
-        until(lambda: len(server._late) > already + 12)
+        until(lambda: server.held > 12)
         held = camera.counters.captured
         server.release()
         (frame,) = take(camera, 1)
