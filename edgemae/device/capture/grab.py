@@ -16,8 +16,7 @@ FINAL_KINDS = ("auth", "not-found")  # the server itself has answered: asking ag
 class Grab(NamedTuple):
     """One attempt to read a frame: `array_bgr` is None for one that is corrupt, named by `name`.
 
-    `lost` counts pictures before this one that could not be decoded, `reason` says why this one is corrupt, `waited_ms`
-    how long the source had nothing to give, where it can tell.
+    `lost` counts pictures before this one that could not be decoded, `reason` says why this one is corrupt.
     """
 
     array_bgr: NDArray[np.uint8] | None
@@ -26,7 +25,6 @@ class Grab(NamedTuple):
     name: str
     lost: int = 0
     reason: str = ""
-    waited_ms: float | None = None
 
 
 class Source(Protocol):

@@ -13,7 +13,6 @@ import cv2
 
 from edgemae.device.capture import csi, probe
 from edgemae.device.capture.grab import Grab, SourceError, redact, silent
-from edgemae.device.capture.patience import Patience
 
 log = logging.getLogger("edgemae.device.camera")
 # First frame after 90 ms instead of 1,170 ms on a 25 fps stream; only for RTSP, small probes break files. Not
@@ -55,8 +54,6 @@ class Video:
         self._seen = self._failed_at_once = self._corrupt_run = self._previous_ns = 0
         self._is_inter = self._is_holding = False
         self._silent_s = self._damaged_s = self.fps = 0.0
-        self._waited_ms = 0.0
-        self._patience = Patience()
         self._capture: cv2.VideoCapture | None = None
 
     def open(self) -> None:
@@ -84,17 +81,15 @@ class Video:
         self._is_inter = self._kind == "url" and fourcc.to_bytes(4, "little").decode("latin-1").lower() in _HOLDING
         self._is_holding = self._is_inter and is_rtsp
         self._previous_ns = time.monotonic_ns()
-        self._patience.open()
 
     def read(self) -> Grab | None:
         assert self._capture is not None
         lost = 0
         while not self._silent_s and self._failed_at_once < ENDS_IN_A_ROW[self._kind]:
-            asked_ns, off_ns = time.monotonic_ns(), self._patience.off_ns()
+            asked_ns = time.monotonic_ns()
             has_packet = self._capture.grab()
             t_ns = time.monotonic_ns()
             waited_s = (t_ns - asked_ns) / 1e9
-            self._waited_ms = (t_ns - asked_ns - (self._patience.off_ns() - off_ns)) / 1e6
             if self._kind == "url" and waited_s >= self._timeouts_ms[1] / 1e3:
                 # OpenCV now empties the decoder, an old frame with ok for each time-out, and never recovers.
                 self._silent_s = waited_s
@@ -118,7 +113,6 @@ class Video:
         if self._capture is not None:
             self._capture.release()
             self._capture = None
-            self._patience.close()
             _hush(-1)
 
     def _retrieve(self, capture: cv2.VideoCapture, t_ns: int, lost: int) -> Grab | None:
@@ -135,7 +129,7 @@ class Video:
             self._damaged_s = 0.0
         self._corrupt_run = 0
         t_capture_ns, self._previous_ns = (self._previous_ns if self._is_holding else t_ns), t_ns
-        return Grab(image, t_capture_ns, pts_ms, self._label(), lost, "", self._waited_ms)  # type: ignore[arg-type]
+        return Grab(image, t_capture_ns, pts_ms, self._label(), lost)  # type: ignore[arg-type]
 
     def _damaged(self, t_ns: int, lost: int) -> Grab | None:
         self._corrupt_run += 1

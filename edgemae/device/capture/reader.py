@@ -107,8 +107,7 @@ class Reader:
             turn += 1
             is_fresh = not self._stop.is_set()  # it may have hung, and another reader has taken over
             if is_fresh and self._rhythm is not None and grab.array_bgr is not None:
-                waited_ms = (got_ns - asked_ns) / 1e6 if grab.waited_ms is None else grab.waited_ms
-                is_fresh = self._rhythm.arrived(got_ns, waited_ms)
+                is_fresh = self._rhythm.arrived(got_ns, waited_ms=(got_ns - asked_ns) / 1e6)
             self._mailbox.put(self._turned(grab), self.generation, is_fresh)
 
     def _turned(self, grab: Grab) -> Grab:

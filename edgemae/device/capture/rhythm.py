@@ -16,7 +16,7 @@ STALL_MS = 250.0
 STALL_INTERVALS = 3.0
 FPS = 25.0  # until there are gaps to learn from: what sources declare is often wrong
 GAPS = 15
-WAITS = 2  # in a row: one may be the hypervisor, which had this machine do something else
+WAITS = 2  # in a row: one may be a processor that did something else
 START_MS = 2000.0  # a server may begin with all that it has kept since its last key frame
 
 
@@ -46,7 +46,7 @@ class Rhythm:
         self._catch_up(START_MS)
 
     def arrived(self, got_ns: int, waited_ms: float) -> bool:
-        """Note a frame that came at `got_ns`, after the pipe was empty for `waited_ms`; return whether it is fresh."""
+        """Note a frame that came at `got_ns`, after `waited_ms` in the call that gave it; return whether it is fresh."""
         gap_ms = (got_ns - self._last_ns) / 1e6
         is_first, self._last_ns = self._last_ns == 0, got_ns
         if is_first:  # nobody knows how long it was under way, however long it was waited for
