@@ -46,7 +46,7 @@ class Rhythm:
         self._catch_up(START_MS)
 
     def arrived(self, got_ns: int, waited_ms: float) -> bool:
-        """Note a frame that came at `got_ns`, after `waited_ms` in the call that gave it; return whether it is fresh."""
+        """Note a frame that came at `got_ns` out of a call that took `waited_ms`; return whether it is fresh."""
         gap_ms = (got_ns - self._last_ns) / 1e6
         is_first, self._last_ns = self._last_ns == 0, got_ns
         if is_first:  # nobody knows how long it was under way, however long it was waited for
