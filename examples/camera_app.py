@@ -1,7 +1,7 @@
 """Show what a bundle sees on cameras, streams or video files: the newest frame of each, never an old one.
 
 python examples/camera_app.py my.edgemae 0
-python examples/camera_app.py my.edgemae rtsp://door/1 rtsp://yard/1
+python examples/camera_app.py my.edgemae rtsp://door/1 rtsp://yard/1   # opened again whenever they were away
 python examples/camera_app.py my.edgemae --async clip.mp4
 """
 

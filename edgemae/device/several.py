@@ -13,11 +13,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 from edgemae.device.camera import Camera, Frame
+from edgemae.device.sources import AnySource
 from edgemae.spec.errors import EdgemaeError, InputError
 from edgemae.spec.graph import PixelContract
 
 log = logging.getLogger(__name__)
-Source = Camera | int | str | Path
+Source = Camera | AnySource
 Sources = Source | Mapping[str, Source] | Sequence[Source]
 JOIN_TIMEOUT_S = 0.2  # of all threads together; a closed camera lets its thread go at once
 
@@ -151,7 +152,7 @@ def _listed(source: Sources) -> list[tuple[str, Source]]:
     elif isinstance(source, (list, tuple)) and all(isinstance(one, (Camera, int, str, Path)) for one in source):
         found = [("", one) for one in source]
     else:
-        found = [("", source)]  # type: ignore[list-item]
+        found = [("", source)]
     if not found:
         raise InputError("no source was given", expected="at least one camera, file or address", fix="pass one")
     return found

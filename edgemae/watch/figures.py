@@ -9,7 +9,6 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 
-from edgemae.device.camera import Camera
 from edgemae.device.latency.quantiles import Summary, runs_needed, summarise
 from edgemae.device.model import Model, Result
 from edgemae.device.stream import Stream
@@ -75,7 +74,7 @@ class Figures:
             rows, seen = np.array(self._rows), self._seen
         enough = len(rows) >= AT_LEAST["p50"]
         return Shown(
-            title=self._title, source=self._camera.source, policy=self._camera.policy, state=state_of(self._camera),
+            title=self._title, source=self._camera.source, policy=self._camera.policy, state=self._camera.state,
             seconds=time.monotonic() - self._start, fps=self.fps, answer=seen.result.topk if seen else [],
             frame=seen.frame.name if seen else "", counts=counts_of(self._results),
             summaries={name: summarise(1e6 * rows[:, i]) if enough else None for i, name in enumerate(ROWS)},
@@ -91,7 +90,3 @@ def counts_of(results: Stream[Result]) -> dict[str, int]:
     reasons = {field.name: getattr(camera, field.name) for field in fields(camera) if field.name not in told}
     reasons |= {"withheld": ours.withheld, "failed": ours.failed}
     return found | {name: count for name, count in reasons.items() if count}
-
-
-def state_of(camera: Camera) -> str:
-    return str(getattr(camera, "state", "live"))
