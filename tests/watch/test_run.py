@@ -31,7 +31,9 @@ def test_a_signal_ends_it_with_its_counts_and_a_whole_video(
         sys.executable, "-m", "edgemae", "run", str(job.bundle), str(source), "--json", "--save", str(out), "--webui",
         "--port", "0",
     ]  # fmt: skip
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell lets its background jobs ignore it
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    signal.signal(signal.SIGINT, before)
     assert process.stdout is not None
     rows = [json.loads(process.stdout.readline()) for _ in range(5)]  # each line leaves at once
     process.send_signal(number)
