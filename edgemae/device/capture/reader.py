@@ -93,6 +93,8 @@ class Reader:
             self._wake.set()
 
     def _read_all(self, source: Source) -> None:
+        if self._rhythm is not None and not self._stop.is_set():
+            self._rhythm.restart(source.fps)
         fps = source.fps if self._realtime and 0.0 < source.fps < 1000.0 else 0.0
         start, turn = time.monotonic(), 0
         while not self._stop.is_set():

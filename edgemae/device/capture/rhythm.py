@@ -14,60 +14,59 @@ from statistics import median
 
 STALL_MS = 250.0
 STALL_INTERVALS = 3.0
-FPS = 25.0  # until there are gaps to learn from: what sources declare is often wrong
+FPS = 25.0  # until there are gaps to learn from
+FASTEST = 240.0  # frames a second; more is a mistake of the source, RTSP likes to declare 90,000
 GAPS = 15
 WAITS = 2  # in a row: one may be a processor that did something else
-START_MS = 2000.0  # a server may begin with all that it has kept since its last key frame
+# How long frames are discarded at most. A backlog of a second is read in half of that, or reading it counts as waiting.
+CATCH_UP_MS = 2000.0
 
 
 class Rhythm:
     """Learn the frame interval of one source and judge each arrival. Times are those of `time.monotonic_ns`."""
 
     def __init__(self, read_timeout_ms: float = 1000.0) -> None:
-        self._gaps_ms: deque[float] = deque([1000.0 / FPS], maxlen=GAPS)
+        self._gaps_ms: deque[float] = deque(maxlen=GAPS)
+        self.interval_ms = 1000.0 / FPS
         # Whoever allows a longer wait for a frame has a source that pauses (HLS sends in bursts).
         self._least_ms = max(STALL_MS, read_timeout_ms / 4)
-        self._last_ns = 0
-        self._catching_up, self._was_late, self._budget, self._waits = False, False, 0, 0
-        self.restart()
-
-    @property
-    def interval_ms(self) -> float:
-        return median(self._gaps_ms)
+        self._last_ns = self._until_ns = self._waits = 0
+        self._catching_up = self._was_late = False
 
     @property
     def stall_ms(self) -> float:
         """Return the silence after which the source counts as stalled."""
         return max(STALL_INTERVALS * self.interval_ms, self._least_ms)
 
-    def restart(self) -> None:
-        """Begin again after the source was opened; what was learnt of its interval stays."""
-        self._last_ns, self._was_late, self._waits = 0, False, 0
-        self._catch_up(START_MS)
+    def restart(self, fps: float) -> None:
+        """Begin again after the source was opened; what was learnt of its interval stays. `fps`: as it declares."""
+        self._last_ns, self._waits, self._was_late = 0, 0, False
+        if (
+            not self._gaps_ms and FPS < fps <= FASTEST
+        ):  # at 60 fps no wait is as long as half of the interval that is guessed
+            self.interval_ms = 1000.0 / fps
 
     def arrived(self, got_ns: int, waited_ms: float) -> bool:
         """Note a frame that came at `got_ns` out of a call that took `waited_ms`; return whether it is fresh."""
         gap_ms = (got_ns - self._last_ns) / 1e6
         is_first, self._last_ns = self._last_ns == 0, got_ns
         if is_first:  # nobody knows how long it was under way, however long it was waited for
+            self._catch_up(got_ns, 0.0)
             return False
         had_to_wait, is_late = waited_ms >= self.interval_ms / 2, gap_ms > self.stall_ms
         if had_to_wait or not self._catching_up:
             self._gaps_ms.append(gap_ms)
+            self.interval_ms = median(self._gaps_ms)
         self._waits = self._waits + 1 if had_to_wait else 0
         if is_late:
             if not self._catching_up:
-                self._catch_up(gap_ms)
+                self._catch_up(got_ns, gap_ms)
             is_slower, self._was_late = had_to_wait and self._was_late, had_to_wait
             self._waits, self._catching_up = 0, not is_slower
             return is_slower  # two long waits in a row: no stall, a slower source
         self._was_late = False
-        if not self._catching_up:
-            return True
-        self._budget -= 1
-        self._catching_up = self._waits < WAITS and self._budget > 0
+        self._catching_up = self._catching_up and self._waits < WAITS and got_ns < self._until_ns
         return not self._catching_up
 
-    def _catch_up(self, silence_ms: float) -> None:
-        """Discard what has piled up: at most twice what was filmed in the silence, while the rest is being read."""
-        self._catching_up, self._budget = True, round(2 * silence_ms / self.interval_ms) + 8
+    def _catch_up(self, now_ns: int, silence_ms: float) -> None:
+        self._catching_up, self._until_ns = True, now_ns + round(max(silence_ms, CATCH_UP_MS) * 1e6)

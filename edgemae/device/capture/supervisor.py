@@ -78,8 +78,6 @@ class Supervisor:
         """Open the source, and return what ended it; None for its end."""
         conduct, again = self._conduct, self._attempts > 0 or self._has_lived
         isolated = bool(conduct.isolate or (conduct.isolate is None and hung_readers() >= ZOMBIES))
-        if self._rhythm is not None:
-            self._rhythm.restart()
         reader = Reader(
             lambda: conduct.make(again, isolated), self._mailbox, self._rhythm, conduct.realtime, self._wake
         )

@@ -12,6 +12,7 @@ class Pipe:
 
     def __init__(self, read_timeout_ms: float = 1000.0) -> None:
         self.rhythm, self.now_ns = Rhythm(read_timeout_ms), 1000 * MS
+        self.rhythm.restart(25.0)
 
     def come(self, *waits_ms: float) -> list[bool]:
         found = []
@@ -59,10 +60,23 @@ def test_a_camera_that_becomes_slower_is_believed_soon() -> None:
 
 
 def test_a_reader_that_never_waits_is_not_starved_for_ever() -> None:
-    """A machine that is slower than the source always finds a frame: discarding them all would be worse."""
-    fresh = Pipe().come(*[1] * 300)
-    assert not any(fresh[:100])
-    assert all(fresh[120:])
+    """A source that is faster than it says never lets its reader wait: discarding all of it would be worse."""
+    fresh = Pipe().come(*[5] * 500)
+    assert not any(fresh[:390])
+    assert all(fresh[410:])
+
+
+def test_a_long_backlog_is_discarded_whole() -> None:
+    """Ten seconds that a recorder has kept, at 5 ms a frame."""
+    assert Pipe().come(*[5] * 250, 35, 40) == [False] * 251 + [True]
+
+
+def test_a_fast_source_is_believed_when_it_says_so() -> None:
+    pipe = Pipe()
+    pipe.rhythm.restart(fps=60.0)
+    assert pipe.come(1, 1, 15, 16, 17) == [False] * 3 + [True] * 2
+    pipe.rhythm.restart(fps=90_000.0)
+    assert pipe.rhythm.interval_ms > 15
 
 
 def test_bursts_get_through_where_the_time_out_allows_for_them() -> None:
@@ -74,6 +88,6 @@ def test_bursts_get_through_where_the_time_out_allows_for_them() -> None:
 
 def test_opening_again_starts_again_with_the_interval_that_was_learnt() -> None:
     pipe = settled(200)
-    pipe.rhythm.restart()
+    pipe.rhythm.restart(25.0)
     assert pipe.rhythm.interval_ms == 200
     assert pipe.come(5, 5, 190, 200) == [False, False, False, True]
