@@ -12,15 +12,16 @@ from __future__ import annotations
 
 import argparse
 import logging
-import re
 import shlex
 import shutil
 import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import msgspec
+from readme_tables import put
 
 from edgemae.build import Built, build
 from edgemae.demo import PLAN, run_demo
@@ -93,12 +94,11 @@ def tables(report: Report) -> str:
 
 def rewrite(readme: Path, results: Path) -> None:
     """Put the tables of a results file between the marks of a Markdown file."""
-    raw = msgspec.json.decode(results.read_bytes())
-    report = msgspec.convert({k: v for k, v in raw.items() if k not in ("command", "seconds")}, Report)
-    name = re.escape(results.stem)
-    text = f"\n{tables(report)}\n\nMade by `{raw['command']}`.\n"
-    pattern = rf"(<!-- table: {name} -->\n).*?(<!-- end -->)"
-    readme.write_text(re.sub(pattern, lambda m: m[1] + text + "\n" + m[2], readme.read_text(), flags=re.S))
+
+    def both(raw: dict[str, Any]) -> str:
+        return tables(msgspec.convert({k: v for k, v in raw.items() if k not in ("command", "seconds")}, Report))
+
+    put(readme, results, both)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,6 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import re
 import resource
 import shlex
 import subprocess
@@ -35,6 +34,7 @@ import numpy as np
 import torch
 from distill_rows import adopt, alike, counts, digest, finish, finished, kept, plan_for, trained_s
 from distill_tables import margins, table
+from readme_tables import put
 
 from edgemae.data.images import ImageSet
 from edgemae.data.loader import Loader
@@ -285,10 +285,7 @@ def command_of(rows: list[dict[str, Any]]) -> str:
 
 def rewrite(readme: Path, results: Path) -> None:
     """Put the table of a results file between the marks of a Markdown file."""
-    result = json.loads(results.read_bytes())
-    text = f"\n{table(result)}\n\nMade by `{result['command']}`.\n"
-    pattern = rf"(<!-- table: {re.escape(results.stem)} -->\n).*?(<!-- end -->)"
-    readme.write_text(re.sub(pattern, lambda m: m[1] + text + "\n" + m[2], readme.read_text(), flags=re.S))
+    put(readme, results, table)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import shlex
 import sys
 import tempfile
@@ -27,6 +26,7 @@ from typing import Any
 
 import msgspec
 import numpy as np
+from readme_tables import put
 
 from edgemae.data.decode import read_picture
 from edgemae.data.images import ImageSet, sample, scan
@@ -269,10 +269,7 @@ def table(result: Row) -> str:
 
 def rewrite(readme: Path, results: Path) -> None:
     """Put the tables of a results file between the marks of a Markdown file."""
-    result = json.loads(results.read_text())
-    text = f"\n{table(result)}\n\nMade by `{result['command']}`.\n"
-    pattern = rf"(<!-- table: {re.escape(results.stem)} -->\n).*?(<!-- end -->)"
-    readme.write_text(re.sub(pattern, lambda m: m[1] + text + "\n" + m[2], readme.read_text(), flags=re.S))
+    put(readme, results, table)
 
 
 if __name__ == "__main__":

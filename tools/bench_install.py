@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import importlib.metadata
 import json
-import re
 import shlex
 import statistics
 import subprocess
@@ -23,10 +22,10 @@ import venv
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import numpy as np
 import torch
 from bench_latency import PIXEL, TINY
+from readme_tables import put
 
 from edgemae.device.engines import open_session
 from edgemae.device.latency import fingerprint
@@ -216,10 +215,7 @@ def or_dash(value: float | None, form: str, unit: str) -> str:
 
 def rewrite(readme: Path, results: Path) -> None:
     """Put the table of a results file between the marks of a Markdown file."""
-    raw = msgspec.json.decode(results.read_bytes())
-    text = f"\n{table(raw['results'])}\n\nMade by `{raw['command']}`.\n"
-    pattern = rf"(<!-- table: {re.escape(results.stem)} -->\n).*?(<!-- end -->)"
-    readme.write_text(re.sub(pattern, lambda m: m[1] + text + "\n" + m[2], readme.read_text(), flags=re.S))
+    put(readme, results, lambda raw: table(raw["results"]))
 
 
 if __name__ == "__main__":

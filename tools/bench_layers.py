@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import shlex
 import sys
 import tempfile
@@ -28,6 +27,7 @@ import numpy as np
 import torch
 from bench_latency import PIXEL, TINY, pictures
 from made_bundle import tiny_bundle
+from readme_tables import put
 
 from edgemae.device.engines import open_session
 from edgemae.device.latency import fingerprint, interleave, measure, park, ratio, worst
@@ -202,10 +202,7 @@ def summary(found: dict[str, Any]) -> str:
 
 def rewrite(readme: Path, results: Path) -> None:
     """Put the table of a results file between the marks of a Markdown file."""
-    found = json.loads(results.read_bytes())
-    text = f"\n{summary(found)}\n\nMade by `{found['command']}`.\n"
-    pattern = rf"(<!-- table: {re.escape(results.stem)} -->\n).*?(<!-- end -->)"
-    readme.write_text(re.sub(pattern, lambda m: m[1] + text + "\n" + m[2], readme.read_text(), flags=re.S))
+    put(readme, results, summary)
 
 
 def shares(layers: dict[str, Any]) -> dict[str, float]:

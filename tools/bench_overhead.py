@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import shlex
 import sys
 import tempfile
@@ -29,6 +28,7 @@ import numpy as np
 import torch
 from bench_latency import PIXEL, TINY
 from numpy.typing import NDArray
+from readme_tables import put
 
 from edgemae.device.engines import open_session
 from edgemae.device.latency import fingerprint
@@ -196,10 +196,7 @@ def summary(result: dict[str, Any]) -> str:
 
 def rewrite(readme: Path, results: Path) -> None:
     """Put the table of a results file between the marks of a Markdown file."""
-    result = msgspec.json.decode(results.read_bytes())
-    text = f"\n{summary(result)}\n\nMade by `{result['command']}`.\n"
-    pattern = rf"(<!-- table: {results.stem} -->\n).*?(<!-- end -->)"
-    readme.write_text(re.sub(pattern, lambda m: m[1] + text + "\n" + m[2], readme.read_text(), flags=re.S))
+    put(readme, results, summary)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import shlex
 import sys
 import time
@@ -24,6 +23,7 @@ import cv2
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
+from readme_tables import put
 
 from edgemae.data.decode import read_picture
 from edgemae.data.shards import images_at
@@ -257,10 +257,7 @@ def summary(result: dict[str, Any]) -> str:
 
 def rewrite(readme: Path, results: Path) -> None:
     """Put the table of a results file between the marks of a Markdown file."""
-    result = msgspec.json.decode(results.read_bytes())
-    text = f"\n{summary(result)}\n\nMade by `{result['command']}`.\n"
-    pattern = rf"(<!-- table: {results.stem} -->\n).*?(<!-- end -->)"
-    readme.write_text(re.sub(pattern, lambda m: m[1] + text + "\n" + m[2], readme.read_text(), flags=re.S))
+    put(readme, results, summary)
 
 
 if __name__ == "__main__":

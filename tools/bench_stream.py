@@ -20,7 +20,6 @@ import argparse
 import json
 import logging
 import os
-import re
 import shlex
 import subprocess
 import sys
@@ -33,6 +32,7 @@ from typing import Any
 
 import cv2
 import numpy as np
+from readme_tables import put
 from stream_rig import ROOT, ServerProcess, ages_of, holdings, say
 
 from edgemae.device.camera import Camera
@@ -367,10 +367,7 @@ def _left(grown: dict[str, float]) -> str:
 
 def rewrite(readme: Path, results: Path) -> None:
     """Put the tables of a results file between the marks of a Markdown file."""
-    result = json.loads(results.read_bytes())
-    text = f"\n{table(result)}\n\nMade by `{result['command']}`.\n"
-    pattern = rf"(<!-- table: {re.escape(results.stem)} -->\n).*?(<!-- end -->)"
-    readme.write_text(re.sub(pattern, lambda m: m[1] + text + "\n" + m[2], readme.read_text(), flags=re.S))
+    put(readme, results, table)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import re
 import shlex
 import subprocess
 import sys
@@ -35,6 +34,7 @@ import msgspec
 import numpy as np
 from bench_latency import PIXEL
 from made_bundle import GRAPH, tiny_bundle
+from readme_tables import put
 
 from edgemae.device.engines import open_session
 from edgemae.device.latency import fingerprint, measure
@@ -264,10 +264,7 @@ def cells(rate: dict[str, Any]) -> str:
 
 def rewrite(readme: Path, results: Path) -> None:
     """Put the table of a results file between the marks of a Markdown file."""
-    result = json.loads(results.read_bytes())
-    text = f"\n{table(result)}\n\nMade by `{result['command']}`.\n"
-    pattern = rf"(<!-- table: {re.escape(results.stem)} -->\n).*?(<!-- end -->)"
-    readme.write_text(re.sub(pattern, lambda m: m[1] + text + "\n" + m[2], readme.read_text(), flags=re.S))
+    put(readme, results, table)
 
 
 def say(text: str) -> None:
