@@ -17,13 +17,7 @@ if TYPE_CHECKING:
     from edgemae.spec.sections import Plan
     from edgemae.spec.target import Target
 
-STAY = (
-    "--remote",
-    "--remote-python",
-    "--html",
-    "--json",
-    "--verbose",
-)  # of a command line that another machine is given
+STAY = ("--remote", "--remote-python", "--html", "--keep", "--json", "--verbose")  # of what another machine is told
 
 
 def _print_version(wanted: bool) -> None:
@@ -87,6 +81,9 @@ Measure = Annotated[bool, typer.Option("--profile/--no-profile", help="Also prof
 PerLayer = Annotated[bool, typer.Option("--per-layer", help="Also where an inference spends its time.")]
 TraceFile = Annotated[Path | None, typer.Option(help="Write a timeline for chrome://tracing or ui.perfetto.dev.")]
 HtmlFile = Annotated[Path | None, typer.Option("--html", help="Also write the profile as a page.")]
+Keep = Annotated[
+    bool, typer.Option("--keep", help="Put the profile and its page into the bundle, as finalize does.")
+]
 AgainstWhat = Annotated[str | None, typer.Option(
     help="Bundle, pytorch:STUDENT or onnx:FILE, measured in turns; or a stored profile (.json) of this machine.",
 )]  # fmt: skip
@@ -163,6 +160,7 @@ class ProfileFlags:
     per_layer: PerLayer = False
     trace: TraceFile = None
     html: HtmlFile = None
+    keep: Keep = False
     remote: Remote = None
     remote_python: RemotePython = None
     engine: EngineName = "auto"

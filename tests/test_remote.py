@@ -85,6 +85,13 @@ def test_a_bundle_that_is_a_folder_and_files_of_options_are_copied_along(
     assert found.against.paired
 
 
+def test_a_profile_of_a_device_is_kept_in_the_bundle_here(bundle: Path, server: Server) -> None:
+    ran = profile_on_device(bundle, "--keep")
+    (row,) = open_bundle(bundle).manifest.profiles
+    assert (row.p50_ms, row.n) == (ran.json["steady"]["p50_ms"], 12)
+    assert all(open_bundle(copy).manifest.profiles == () for copy in server.cache.glob("*/block.edgemae"))
+
+
 def test_what_edgemae_says_there_is_said_here(bundle: Path, server: Server) -> None:
     ran = profile_on_device(bundle, "--target", "raspberry-pi-55")
     assert ran.code == TargetError.exit_code

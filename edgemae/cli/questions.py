@@ -50,11 +50,16 @@ def profile(
 ) -> None:
     """Measure latency, with the evidence for believing it: exit 4 for a missed limit, 5 for INVALID figures."""
     from edgemae import profile as measure
+    from edgemae.device.profiling.keep import keep
 
     start_logging(verbose)
     flags.check()
     found = flags.elsewhere(bundle, context) or measure(bundle, **flags.wanted())
-    console.print_profile(found, flags.html, json=json)
+    try:
+        console.print_profile(found, flags.html, json=json)
+    finally:  # whatever its limits say
+        if flags.keep:
+            keep(bundle, found)
 
 
 @app.command()

@@ -24,14 +24,15 @@ log = logging.getLogger("edgemae.device")
 
 
 def keep(path: Path, record: Profile) -> str:
-    """Put a profile into its bundle, in place of an older one of the same machine; return where its page lies.
+    """Put a profile into its bundle, in place of an older one of the same machine and scenario; return where its page
+    lies.
 
     That is a name within the bundle, which is a folder or a zip. An INVALID profile replaces no better one: the page of
     that one is returned, and the log says so.
 
     A bundle on a read-only or full disk stays as it is: the profile then lies in the cache folder, and the log says so.
     """
-    name = f"profiles/{_machine(record)}"
+    name = f"profiles/{_machine(record)}" + ("" if record.scenario == "single" else f"-{record.scenario}")
     parts = {".json": msgspec.json.format(msgspec.json.encode(record)), ".html": page(record).encode()}
     row = Profiled(
         file=f"{name}.json", device=str(record.machine.get("gpu") or record.machine.get("cpu") or "unknown"),

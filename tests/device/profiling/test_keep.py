@@ -67,6 +67,14 @@ def test_an_invalid_profile_replaces_no_better_one(
     assert "INVALID (a clock jumped)" in caplog.text
 
 
+def test_each_scenario_of_a_machine_has_its_own(make_bundle: Callable[..., Path]) -> None:
+    path = make_bundle()
+    camera = taken_on("a board")
+    single = msgspec.structs.replace(camera, scenario="single")
+    assert keep(path, camera) == keep(path, single).replace(".html", "-camera.html")
+    assert [row.scenario for row in open_bundle(path).manifest.profiles] == ["camera", "single"]
+
+
 def test_the_report_links_every_profile(make_bundle: Callable[..., Path], tmp_path: Path) -> None:
     made = open_bundle(make_bundle())
     files = {name: made.read(name) for name in made.manifest.files} | {"report.html": b"<h1>a</h1>%s%s<p>b</p>" % tuple(
