@@ -81,9 +81,7 @@ Measure = Annotated[bool, typer.Option("--profile/--no-profile", help="Also prof
 PerLayer = Annotated[bool, typer.Option("--per-layer", help="Also where an inference spends its time.")]
 TraceFile = Annotated[Path | None, typer.Option(help="Write a timeline for chrome://tracing or ui.perfetto.dev.")]
 HtmlFile = Annotated[Path | None, typer.Option("--html", help="Also write the profile as a page.")]
-Keep = Annotated[
-    bool, typer.Option("--keep", help="Put the profile and its page into the bundle, as finalize does.")
-]
+Keep = Annotated[bool, typer.Option("--keep", help="Put the profile and its page into the bundle, as finalize does.")]
 AgainstWhat = Annotated[str | None, typer.Option(
     help="Bundle, pytorch:STUDENT or onnx:FILE, measured in turns; or a stored profile (.json) of this machine.",
 )]  # fmt: skip
