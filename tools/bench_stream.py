@@ -10,8 +10,8 @@ An RTSP server (H.264, 25 fps) runs in a process of its own, so does every consu
   until the first picture that was made after the return.
 - P4: `close` beside a frozen source; threads, descriptors and memory over many openings and reconnects.
 - P5: inferences that raise, and a consumer ten times too slow, through `Model.stream`'s loop.
-`--roboflow` installs the package `inference` (Apache-2.0) into an environment under a temporary folder and adds its
-InferencePipeline; `--clips DIR` counts the frames of real videos.
+`--roboflow` adds the InferencePipeline of the package `inference` (Apache-2.0), installed into an environment under a
+temporary folder or found where PYTHON is given; `--clips DIR` counts the frames of real videos.
 """
 
 from __future__ import annotations
@@ -45,6 +45,7 @@ INTERVAL_MS = 1000 / FPS
 LATE_MS = 100.0  # see soak_stream
 SPEEDS = (1, 5, 12, 25, 60)
 CLIPS = {"car-detection.mp4": 377, "bottle-detection.mp4": 1189, "asl-bird.mkv": 63}
+ROBOFLOW = "inference==0.15.2"  # pip searched 40 minutes for a set of versions that suits the newest one
 PATIENCE_S = 45.0  # for a contender to come back
 SIZE = [640, 384]
 
@@ -52,8 +53,8 @@ SIZE = [640, 384]
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="under 5 minutes")
-    parser.add_argument("--roboflow", action="store_true", help="install and add roboflow's InferencePipeline")
-    parser.add_argument("--python", default=sys.executable, help="interpreter for --roboflow's environment")
+    help_text = "add roboflow's InferencePipeline, of that interpreter or installed for this run"
+    parser.add_argument("--roboflow", nargs="?", const="", metavar="PYTHON", help=help_text)
     parser.add_argument("--clips", type=Path, metavar="DIR", help="count the frames of real videos there")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the results there")
     args = parser.parse_args()
@@ -61,12 +62,13 @@ def main() -> int:
     programs: dict[str, str | None] = {"edgemae": sys.executable, "opencv": sys.executable}
     with tempfile.TemporaryDirectory() as folder:
         missing = ""
-        if args.roboflow:
-            programs["roboflow"], missing = install_roboflow(Path(folder), args.python)
+        if args.roboflow is not None:
+            programs["roboflow"], missing = find_roboflow(Path(folder), args.roboflow)
         usable = {name: python for name, python in programs.items() if python}
         result = {
             "command": shlex.join(["python", "tools/bench_stream.py", *sys.argv[1:]]),
             "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "roboflow": missing or None,
+            "versions": {name: version_of(name, python) for name, python in usable.items()},
             "ages": ages(usable, args.quick), "faults": faults(usable, args.quick),
             "leaks": leaks(Path(folder), args.quick), "callbacks": callbacks(Path(folder)),
             "clips": None if args.clips is None else clips(args.clips), "machine": fingerprint(),
@@ -289,7 +291,7 @@ def callbacks(folder: Path) -> dict[str, Any]:
     return {
         "frames": count, "raised": results.failed, "processed": processed,
         "all_others": processed == count - results.failed,
-        "slow": found | {"limit_ms": limit_ms, "kept": found["p50_ms"] <= limit_ms},
+        "slow": found | {"limit_ms": limit_ms, "median_kept": found["p50_ms"] <= limit_ms},
     }  # fmt: skip
 
 
@@ -311,25 +313,35 @@ def clips(folder: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def install_roboflow(folder: Path, python: str) -> tuple[str | None, str]:
-    """Return an interpreter that has roboflow's package, or why there is none."""
-    say("installing roboflow's inference into an environment of its own")
-    program = folder / "roboflow/bin/python"
-    for command in (
-        [python, "-m", "venv", str(folder / "roboflow")],
-        [str(program), "-m", "pip", "install", "-q", "--only-binary", ":all:", "inference"],
-        [str(program), "-c", "from inference import InferencePipeline"],
-    ):
+def find_roboflow(folder: Path, python: str) -> tuple[str | None, str]:
+    """Return an interpreter that has roboflow's package, installed under `folder` if none is given, or why not."""
+    program, commands = python or str(folder / "roboflow/bin/python"), []
+    if not python:
+        say("installing roboflow's inference into an environment of its own")
+        commands = [[sys.executable, "-m", "venv", str(folder / "roboflow")],
+                    [program, "-m", "pip", "install", "-q", ROBOFLOW]]  # fmt: skip
+    for command in [*commands, [program, "-c", "from inference import InferencePipeline"]]:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             return None, f"{shlex.join(command[1:])}: {(done.stderr.strip().splitlines() or ['?'])[-1][:300]}"
-    return str(program), ""
+    return program, ""
+
+
+def version_of(name: str, python: str) -> str:
+    """Return the version of what a contender reads frames with."""
+    code = {
+        "edgemae": "import edgemae; print(edgemae.__version__)",
+        "opencv": "import cv2; print(cv2.__version__)",
+        "roboflow": "from importlib.metadata import version; print(version('inference'))",
+    }[name]
+    done = subprocess.run([python, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT)
+    return done.stdout.strip() or "?"
 
 
 def table(result: dict[str, Any]) -> str:
     """Return the results as the README shows them."""
     who = list(dict.fromkeys(row["who"] for row in result["ages"]))
-    lines = ["| Age of a result, p99 | " + " | ".join(who) + " | P1 limit |", "| --- |" + " ---: |" * (len(who) + 1)]
+    lines = ["| Age of a result, p99 | " + " | ".join(who) + " | Limit |", "| --- |" + " ---: |" * (len(who) + 1)]
     for speed in dict.fromkeys(row["fps"] for row in result["ages"]):
         row = {r["who"]: r for r in result["ages"] if r["fps"] == speed}
         cells = [f"{row[name]['p99_ms']:.0f} ms" if row[name]["n"] else "–" for name in who]
