@@ -252,12 +252,15 @@ def went(**changes: float | None) -> Quiet:
 
 
 def evidence(
-    window: Window | None = None, switched: int = 0, slow: int = 0, spread: float = 0.0, n: int = 200
-) -> interference.Interference:
+    window: Window | None = None, switched: int = 0, slow: int = 0, spread: float = 0.0, n: int = 200,
+    by: float = 1.3,
+) -> interference.Interference:  # fmt: skip
+    """Judge runs of which some were switched out, or beside a slow canary, and took `by` times as long."""
     switches, canaries = np.zeros(n, np.int64), np.full(n + 1, 100_000)
     switches[:switched] = 1
     canaries[:slow] = 150_000
     ns = np.linspace(1e6 * (1 - spread), 1e6 * (1 + spread), n).astype(np.int64)
+    ns[: max(switched, slow)] = 1e6 * by
     return judge(ns, switches, canaries, window or Quiet())
 
 
@@ -269,6 +272,9 @@ def evidence(
         (evidence(switched=40), "NOISY", "20% of the runs were disturbed"),
         (evidence(slow=39), "NOISY", "disturbed"),
         (evidence(switched=110), "INVALID", "55% of the runs were disturbed"),
+        (evidence(switched=110, by=1.06), "TRUSTED", ""),
+        (evidence(slow=150, by=1.0), "TRUSTED", ""),
+        (evidence(switched=200, by=1.0), "TRUSTED", ""),
         (evidence(Quiet(others=0.2)), "NOISY", "others used 20% of the processors"),
         (evidence(Quiet(others=0.6)), "INVALID", "others used 60%"),
         (evidence(Quiet(steal=0.05)), "NOISY", "hypervisor took 5%"),

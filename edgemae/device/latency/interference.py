@@ -1,7 +1,11 @@
 """Whether a latency can be believed: what else the machine did while it was taken.
 
 For every run: was this process switched out against its will, and was a short fixed loop beside it as fast as it can
-be? For the whole window: what others and the hypervisor took of the processors, what the kernel says of waiting,
+be? A witness alone condemns no run: with two engine threads on the two hyperthreads of a quiet core, 58 % of runs of
+20 ms saw a switch, and the loop took 1.7 times as long beside the engine's own waiting threads, and runs with a switch
+took 6 % longer than the others. Disturbed is a run that a witness speaks against and that is slow.
+
+For the whole window: what others and the hypervisor took of the processors, what the kernel says of waiting,
 throttling, frequency and heat (`witnesses`), and whether the clock itself stood firm (`clock`). On a two-core cloud
 machine the median of clean runs varied by 1.0 % where that of all runs varied by 4.9 %.
 """
@@ -40,6 +44,8 @@ else:
 
 CANARY_LOOPS = 4000  # about 0.1 ms of pure Python
 CANARY_SLACK = 1.10  # slower than this times its best tenth: somebody shares the core
+SLOW_RUN = 1.10  # slower than this times the runs that no witness speaks against
+FEWEST_CLEAN = 7  # runs that such a median is taken of
 CLEAN_TRUSTED, CLEAN_INVALID = 0.90, 0.50
 OTHERS_NOISY, OTHERS_INVALID = 0.05, 0.50  # share of the usable processors that others used
 STEAL_NOISY, STEAL_INVALID = 0.02, 0.10
@@ -58,14 +64,14 @@ class Interference(Record, frozen=True):
 
     verdict: str
     reasons: tuple[str, ...]
-    clean_fraction: float  # runs without an involuntary switch and beside a fast canary
+    clean_fraction: float  # runs that no witness speaks against, or that were as fast as those
     switched_runs: int
     slow_canaries: int
     others_share: float | None
     steal_share: float | None
     spread: float
     window_s: float
-    p50_clean_ms: float | None = None
+    p50_clean_ms: float | None = None  # of the runs that no witness speaks against
     pressure_share: float | None = None  # of the window, in which some task waited for a processor (PSI)
     throttled_share: float | None = None  # of the window, in which the quota of our control group was used up
     frequency_drop: float | None = None  # largest fall of the fastest processor's within the window, 0..1
@@ -140,11 +146,22 @@ class Window:
         return found
 
 
-def clean_runs(switches: NDArray[np.int64], canaries: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Tell which runs were neither switched out nor beside a slow canary; `canaries` (n + 1,) as for `judge`."""
-    slow = np.maximum(canaries[:-1], canaries[1:]) > _fast(canaries)
-    clean: NDArray[np.bool_] = (switches == 0) & ~slow
+def clean_runs(ns: NDArray[np.int64], switches: NDArray[np.int64], canaries: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Tell which runs were not both suspect and slow; `canaries` (n + 1,) as for `judge`.
+
+    Slow is what takes 10 % longer than the median of the runs that are not suspect, or than the fastest quarter where
+    these are too few.
+    """
+    free = ~_suspect(switches, canaries)
+    usual = np.median(ns[free]) if free.sum() >= FEWEST_CLEAN else np.quantile(ns, 0.25)
+    clean: NDArray[np.bool_] = free | (ns <= SLOW_RUN * usual)
     return clean
+
+
+def _suspect(switches: NDArray[np.int64], canaries: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Tell which runs were switched out or beside a slow canary."""
+    found: NDArray[np.bool_] = (switches > 0) | (np.maximum(canaries[:-1], canaries[1:]) > _fast(canaries))
+    return found
 
 
 def judge(
@@ -152,13 +169,13 @@ def judge(
 ) -> Interference:
     """Return the evidence and its verdict. `canaries` (n + 1,) are the loops before each run and after the last."""
     seen = window.close()
-    clean = clean_runs(switches, canaries)
+    clean, free = clean_runs(ns, switches, canaries), ~_suspect(switches, canaries)
     low, middle, high = np.quantile(ns, (0.25, 0.5, 0.75))
     evidence = Interference(
         verdict="", reasons=(), clean_fraction=float(clean.mean()), switched_runs=int((switches > 0).sum()),
         slow_canaries=int((canaries > _fast(canaries)).sum()), others_share=seen.others_share,
         steal_share=seen.steal_share, spread=float((high - low) / middle), window_s=seen.seconds,
-        p50_clean_ms=float(np.median(ns[clean]) / 1e6) if clean.sum() >= 7 else None,
+        p50_clean_ms=float(np.median(ns[free]) / 1e6) if free.sum() >= FEWEST_CLEAN else None,
         pressure_share=share(seen.before.pressure_us, seen.after.pressure_us, seen.seconds),
         throttled_share=share(seen.before.throttled_us, seen.after.throttled_us, seen.seconds),
         frequency_drop=_drop(seen),

@@ -42,7 +42,7 @@ class Samples(Blocks):
     """Hold latencies in ns, the block each was taken in, and what else the machine did meanwhile."""
 
     at_ns: NDArray[np.int64]  # start of every run, on time.perf_counter_ns
-    clean: NDArray[np.bool_]  # not switched out, and beside a fast canary
+    clean: NDArray[np.bool_]  # no witness speaks against it, or it was as fast as those
     interference: Interference
     every: int = 1  # one run of this many was kept
 
@@ -115,7 +115,7 @@ class Recorder:
 def samples_of(taken: Mapping[str, NDArray[np.int64]], window: Window, every: int = 1) -> Samples:
     """Return what a recorder took, with the verdict on it."""
     evidence = judge(taken["ns"], taken["switches"], taken["canaries"], window)
-    clean = clean_runs(taken["switches"], taken["canaries"])
+    clean = clean_runs(taken["ns"], taken["switches"], taken["canaries"])
     return Samples(taken["ns"], taken["blocks"], taken["at_ns"], clean, evidence, every)
 
 
