@@ -23,6 +23,7 @@ import cv2
 import msgspec
 import numpy as np
 import torch
+from as_command import as_command
 from numpy.typing import NDArray
 
 from edgemae.device.engines import ENGINES, open_session
@@ -181,8 +182,4 @@ def pictures(count: int) -> NDArray[np.float32]:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except EdgemaeError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
+    as_command(main)

@@ -25,6 +25,7 @@ from typing import Any
 import msgspec
 import numpy as np
 import torch
+from as_command import as_command
 from bench_latency import PIXEL, TINY, pictures
 from made_bundle import tiny_bundle
 from readme_tables import put
@@ -42,7 +43,6 @@ from edgemae.export.to_onnx import to_onnx
 from edgemae.model.vit import ViT, count_macs
 from edgemae.quantize.calibrate import Calibration
 from edgemae.quantize.schemes import SCHEMES
-from edgemae.spec.errors import EdgemaeError
 from edgemae.spec.sections import QuantizePlan
 from edgemae.spec.target import Target, find_target
 
@@ -215,8 +215,4 @@ def shares(layers: dict[str, Any]) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except EdgemaeError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
+    as_command(main)

@@ -26,6 +26,7 @@ import cv2
 import msgspec
 import numpy as np
 import torch
+from as_command import as_command
 from bench_latency import PIXEL, TINY
 from numpy.typing import NDArray
 from readme_tables import put
@@ -39,7 +40,6 @@ from edgemae.export.to_onnx import to_onnx
 from edgemae.export.uint8_input import take_uint8
 from edgemae.model.vit import ViT
 from edgemae.spec.bundle import Manifest, Rung, Tolerance, write_bundle
-from edgemae.spec.errors import EdgemaeError
 from edgemae.spec.graph import Graph, PixelContract
 from edgemae.spec.target import Target, find_target
 
@@ -200,8 +200,4 @@ def rewrite(readme: Path, results: Path) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except EdgemaeError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
+    as_command(main)

@@ -22,6 +22,7 @@ from typing import Any
 import cv2
 import msgspec
 import numpy as np
+from as_command import as_command
 from numpy.typing import NDArray
 from readme_tables import put
 
@@ -31,7 +32,6 @@ from edgemae.device.latency import fingerprint, interleave, ratio, summarise, wo
 from edgemae.device.model import load
 from edgemae.device.preprocess import Frame, crop, preprocess
 from edgemae.measure.accuracy import predict
-from edgemae.spec.errors import EdgemaeError
 from edgemae.spec.graph import KERNELS, PixelContract
 
 REFERENCE = "area-linear"
@@ -261,8 +261,4 @@ def rewrite(readme: Path, results: Path) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except EdgemaeError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
+    as_command(main)

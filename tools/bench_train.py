@@ -27,6 +27,7 @@ from typing import Any
 import msgspec
 import numpy as np
 import torch
+from as_command import as_command
 from torch import nn
 from train_contenders import (
     CASES,
@@ -56,7 +57,6 @@ from edgemae.distill.moment import whole
 from edgemae.distill.ranks import bf16_is_fast
 from edgemae.distill.recipes import RECIPES
 from edgemae.distill.schedule import param_groups
-from edgemae.spec.errors import EdgemaeError
 
 SCHEMA = "edgemae.bench-train/1"
 
@@ -257,8 +257,4 @@ def row(name: str, taken: dict[str, Samples], steps: dict[str, Step], batch: int
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except EdgemaeError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
+    as_command(main)

@@ -32,6 +32,7 @@ from typing import Any
 
 import msgspec
 import numpy as np
+from as_command import as_command
 from bench_latency import PIXEL
 from made_bundle import GRAPH, tiny_bundle
 from readme_tables import put
@@ -43,7 +44,6 @@ from edgemae.device.profiling.profiler import profile
 from edgemae.device.profiling.versus import Contender, versus
 from edgemae.measure.intervals import wilson
 from edgemae.spec.bundle import open_bundle
-from edgemae.spec.errors import EdgemaeError
 from edgemae.spec.target import find_target
 
 TOOLS = Path(__file__).resolve().parent
@@ -272,8 +272,4 @@ def say(text: str) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except EdgemaeError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
+    as_command(main)

@@ -44,6 +44,15 @@ def until(true: Callable[[], bool]) -> float:
     return time.monotonic() - start
 
 
+def first_made_after(camera: Camera, back_ns: int) -> Frame:
+    """Return the next frame, after showing by the time in its picture that it was made after `back_ns`."""
+    (frame,) = take(camera, 1)
+    stamp_ns = read_stamp_ns(frame.array_bgr)
+    assert stamp_ns is not None
+    assert stamp_ns >= back_ns
+    return frame
+
+
 def take(camera: Camera, count: int) -> list[Frame]:
     """Return the next frames."""
     frames = [camera.read(timeout_ms=LONG_S * 1000) for _ in range(count)]
@@ -108,10 +117,7 @@ def test_a_stall_is_flagged_and_nothing_from_before_comes_after(server: Server) 
             camera.read(timeout_ms=100)
         back_ns = time.monotonic_ns()
         server.release()
-        (frame,) = take(camera, 1)
-        stamp_ns = read_stamp_ns(frame.array_bgr)
-        assert stamp_ns is not None
-        assert stamp_ns >= back_ns
+        first_made_after(camera, back_ns)
         assert camera.state == "live"
         assert camera.counters.stalls >= 1
     assert adds_up(camera.counters)
@@ -143,10 +149,7 @@ def test_a_source_that_stays_silent_is_opened_again(rtsp: RtspServer) -> None:
         until(lambda: camera.state == "reconnecting")
         back_ns = time.monotonic_ns()
         rtsp.release()
-        (frame,) = take(camera, 1)
-        stamp_ns = read_stamp_ns(frame.array_bgr)
-        assert stamp_ns is not None
-        assert stamp_ns >= back_ns
+        frame = first_made_after(camera, back_ns)
         assert frame.generation > 0
         assert camera.counters.reconnects == 1
     assert adds_up(camera.counters)
