@@ -4,8 +4,7 @@
     python tools/bench_compile.py --quick
 
 `--data` holds train/<class>/*, val/<class>/* and unlabelled/*. Finished stages of `--output` are kept, latency is
-always measured anew. `--quick` takes scikit-learn's digits with a third of the demo's epochs. `--readme FILE` rewrites
-the table between its `<!-- table: NAME -->` and `<!-- end -->` marks from the JSON.
+always measured anew. `--quick` takes scikit-learn's digits with a third of the demo's epochs.
 """
 
 from __future__ import annotations
@@ -21,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-from readme_tables import put
 
 from edgemae.build import Built, build
 from edgemae.demo import PLAN, run_demo
@@ -46,13 +44,9 @@ def main() -> int:
     parser.add_argument("--output", type=Path, default=Path("runs/bench-compile"))
     parser.add_argument("--quick", action="store_true", help="digits, ends within 5 minutes on two cores")
     parser.add_argument("--json", type=Path, help="write the results here")
-    parser.add_argument("--readme", type=Path, help="rewrite the table of this Markdown file from --json and stop")
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
     try:
-        if args.readme:
-            rewrite(args.readme, args.json)
-            return 0
         if not args.quick and args.data is None:
             parser.error("--data is needed, or --quick")
         began = time.monotonic()
@@ -85,20 +79,15 @@ def full(args: argparse.Namespace) -> Built:
     return build(plan, [find_target(args.target)], args.teacher, args.output)[0]
 
 
+def readme_table(result: dict[str, Any]) -> str:
+    """Return both tables of a results file as Markdown."""
+    return tables(msgspec.convert({k: v for k, v in result.items() if k not in ("command", "seconds")}, Report))
+
+
 def tables(report: Report) -> str:
-    """Return both tables as Markdown."""
     stages = markdown_table(report, "stages", STAGE_COLUMNS)
     reasons = "\n".join(f"- {sentence}" for sentence in choices(report))
     return f"{stages}\n\n{markdown_table(report, 'engines', ENGINE_COLUMNS)}\n\n{reasons}"
-
-
-def rewrite(readme: Path, results: Path) -> None:
-    """Put the tables of a results file between the marks of a Markdown file."""
-
-    def both(raw: dict[str, Any]) -> str:
-        return tables(msgspec.convert({k: v for k, v in raw.items() if k not in ("command", "seconds")}, Report))
-
-    put(readme, results, both)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ run is a process of its own (its peak memory is its own) and is kept in `--outpu
 plan, images and teachers: the same command goes on, one with other methods or seeds adds to the table, and a row that
 was made from anything else is made again. `--data`
 holds train/<class>/*, val/<class>/* and unlabelled/*; `--quick` takes scikit-learn's digits, one seed and few epochs.
-`--readme FILE` rewrites the table between its marks from `--json`.
 """
 
 from __future__ import annotations
@@ -33,8 +32,7 @@ import msgspec
 import numpy as np
 import torch
 from distill_rows import adopt, alike, counts, digest, finish, finished, kept, plan_for, trained_s
-from distill_tables import margins, table
-from readme_tables import put
+from distill_tables import margins, readme_table
 
 from edgemae.data.images import ImageSet
 from edgemae.data.loader import Loader
@@ -73,14 +71,10 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time, each with the plan's threads")
     parser.add_argument("--quick", action="store_true", help="digits, ends within 5 minutes on two cores")
     parser.add_argument("--json", type=Path, help="write the results here")
-    parser.add_argument("--readme", type=Path, help="rewrite the table of this Markdown file from --json and stop")
     parser.add_argument("--one", nargs=2, metavar=("METHOD", "SEED"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
     try:
-        if args.readme:
-            rewrite(args.readme, args.json)
-            return 0
         if not args.quick and args.data is None:
             parser.error("--data is needed, or --quick")
         if args.one:
@@ -93,7 +87,7 @@ def main() -> int:
     if args.json:
         args.json.parent.mkdir(parents=True, exist_ok=True)
         args.json.write_text(json.dumps(result, indent=1) + "\n")
-    sys.stdout.write(table(result) + "\n")
+    sys.stdout.write(readme_table(result) + "\n")
     return 0
 
 
@@ -281,11 +275,6 @@ def command_of(rows: list[dict[str, Any]]) -> str:
     methods = [name for name in METHODS if name in {row["method"] for row in rows} | set(given)]
     asked = ["--methods", *methods] if len(methods) < len(METHODS) else []
     return shlex.join(["python", "tools/bench_distill.py", *words, *asked])
-
-
-def rewrite(readme: Path, results: Path) -> None:
-    """Put the table of a results file between the marks of a Markdown file."""
-    put(readme, results, table)
 
 
 if __name__ == "__main__":

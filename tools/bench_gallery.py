@@ -8,7 +8,7 @@ repository, which has seen no label); each runs as a bundle does, through ONNX R
 Retrieval: top-1 and the vote of 10 neighbours for val photos in a gallery of train photos. Anomalies: each class is
 normal once, against val photos of the others (AUROC), and against its own val photos with a patch of another photo
 pasted in (AUROC, and how often the map's peak lies in the patch). Tokens: latency of the graph with them over without,
-taken in turns. `--readme FILE` rewrites the table between its marks from --json.
+taken in turns.
 """
 
 from __future__ import annotations
@@ -26,7 +26,6 @@ from typing import Any
 
 import msgspec
 import numpy as np
-from readme_tables import put
 
 from edgemae.data.decode import read_picture
 from edgemae.data.images import ImageSet, sample, scan
@@ -67,19 +66,15 @@ def main() -> int:
     parser.add_argument("--model", type=Path, nargs="+", default=[MAE], help="students or teachers")
     parser.add_argument("--quick", action="store_true", help="300 photos of train and 100 of val, one class, fp32 only")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the results there")
-    parser.add_argument("--readme", type=Path, help="rewrite the table of this Markdown file from --json and stop")
     args = parser.parse_args()
     try:
-        if args.readme:
-            rewrite(args.readme, args.json)
-            return 0
         if args.data is None:
             parser.error("--data is needed")
         result = measure(args)
     except EdgemaeError as error:
         sys.stderr.write(f"error: {error}\n")
         return error.exit_code
-    print(table(result))
+    print(readme_table(result))
     if args.json is not None:
         args.json.write_text(json.dumps(result, indent=1) + "\n")
     return 0
@@ -240,7 +235,7 @@ def tokens_cost(teacher: Teacher, target: Target) -> Row:
     return found
 
 
-def table(result: Row) -> str:
+def readme_table(result: Row) -> str:
     """Return the tables as Markdown, and what tokens cost in a sentence."""
 
     def pair(row: Row, name: str) -> str:
@@ -265,11 +260,6 @@ def table(result: Row) -> str:
         for engine, c in result["tokens"].items()
     )
     return "\n".join([*lines, "", f"Latency with the output `tokens` over that without: {cost}."])
-
-
-def rewrite(readme: Path, results: Path) -> None:
-    """Put the tables of a results file between the marks of a Markdown file."""
-    put(readme, results, table)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@
 
 Builds the wheel of this checkout and installs it into clean environments, one for each choice of extras, with the
 versions of constraints.txt. Promised: at most 200 MB with one engine, 320 MB with OpenCV, an import of 0.3 s, 200 MB of
-memory; a promise that is missed is printed as such. `--readme FILE` rewrites the table there from `--json`.
+memory; a promise that is missed is printed as such.
 """
 
 from __future__ import annotations
@@ -25,7 +25,6 @@ from typing import Any
 import numpy as np
 import torch
 from bench_latency import PIXEL, TINY
-from readme_tables import put
 
 from edgemae.device.engines import open_session
 from edgemae.device.latency import fingerprint
@@ -67,20 +66,16 @@ def main() -> int:
         "--quick", action="store_true", help="5 starts of Python instead of 25, 10 frames instead of 100"
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the results there")
-    parser.add_argument("--readme", type=Path, help="rewrite the table of this Markdown file from --json and stop")
     args = parser.parse_args()
-    if args.readme is not None:
-        rewrite(args.readme, args.json)
-        return 0
     with tempfile.TemporaryDirectory() as folder:
         wheel = build_wheel(Path(folder) / "dist")
         results = [study(Path(folder), wheel, extras, quick=args.quick) for extras in CHOICES]
-    print(table(results))
+    found = {
+        "schema": SCHEMA, "command": shlex.join(["python", *sys.argv]),
+        "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "machine": fingerprint(), "results": results,
+    }  # fmt: skip
+    print(readme_table(found))
     if args.json is not None:
-        found = {
-            "schema": SCHEMA, "command": shlex.join(["python", *sys.argv]),
-            "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "machine": fingerprint(), "results": results,
-        }  # fmt: skip
         args.json.write_text(json.dumps(found, indent=1) + "\n")
     return 0
 
@@ -192,14 +187,14 @@ def grown(steps: dict[str, float]) -> str:
 # ---------------------------------------------------------------- printing
 
 
-def table(results: list[dict[str, Any]]) -> str:
+def readme_table(result: dict[str, Any]) -> str:
     """Return the results as Markdown."""
     lines = [
         "| `pip install` | Installed | `.pyc` | Largest | `import edgemae` | `edgemae.load` | Memory with ViT-Tiny |",
         "| --- | ---: | ---: | --- | ---: | ---: | ---: |",
     ]
     notes = []
-    for row in results:
+    for row in result["results"]:
         lines.append(
             f"| `edgemae[{row['extras']}]` | {row['installed_mb']:.0f} MB | {row['bytecode_mb']:.0f} MB | "
             f"{shares(row['sizes_mib'], 3)} | {1e3 * row['import_s']:.0f} ms ({row['import_ratio']:.2f}× `pass`) | "
@@ -211,11 +206,6 @@ def table(results: list[dict[str, Any]]) -> str:
 
 def or_dash(value: float | None, form: str, unit: str) -> str:
     return "–" if value is None else f"{value:{form}} {unit}"
-
-
-def rewrite(readme: Path, results: Path) -> None:
-    """Put the table of a results file between the marks of a Markdown file."""
-    put(readme, results, lambda raw: table(raw["results"]))
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ time), that the time they are scaled to is that of a plain session on its own (t
 watched inference lies in no operator, and how much belongs to no module. And once, with whole calls in turns: what it
 costs to time the stages and to keep them. The ViT has random weights: fine for speed.
 
-`--readme FILE` rewrites the table between its marks from `--json`.
 """
 
 from __future__ import annotations
@@ -28,7 +27,6 @@ import torch
 from as_command import as_command
 from bench_latency import PIXEL, TINY, pictures
 from made_bundle import tiny_bundle
-from readme_tables import put
 
 from edgemae.device.engines import open_session
 from edgemae.device.latency import fingerprint, interleave, measure, park, ratio, worst
@@ -58,11 +56,7 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="30 plain runs instead of 200")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the results there")
     parser.add_argument("--threads", type=int, default=len(usable_cpus()), help="of every engine")
-    parser.add_argument("--readme", type=Path, help="rewrite the table of this Markdown file from --json and stop")
     args = parser.parse_args()
-    if args.readme:
-        rewrite(args.readme, args.json)
-        return 0
     target = msgspec.structs.replace(find_target("cpu-onnxruntime"), threads=args.threads)
     torch.set_num_threads(args.threads)
     cost = tracing(target, 8 if args.quick else 40)
@@ -185,7 +179,7 @@ def tracing_line(cost: dict[str, Any]) -> str:
     )
 
 
-def summary(found: dict[str, Any]) -> str:
+def readme_table(found: dict[str, Any]) -> str:
     """Return all studies as one Markdown table."""
     head = ("ViT-Tiny in", "ms", "beside a plain run", "watching costs", "in operators", "not mapped",
             "two passes apart", "machine")  # fmt: skip
@@ -198,11 +192,6 @@ def summary(found: dict[str, Any]) -> str:
             f"{100 * layers['unmapped_share']:.1f} % | {max(apart, default=0.0):.1f} points | {row['verdict']} |"
         )
     return "\n".join([*lines, "", tracing_line(found["tracing"])])
-
-
-def rewrite(readme: Path, results: Path) -> None:
-    """Put the table of a results file between the marks of a Markdown file."""
-    put(readme, results, summary)
 
 
 def shares(layers: dict[str, Any]) -> dict[str, float]:

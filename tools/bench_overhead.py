@@ -29,7 +29,6 @@ import torch
 from as_command import as_command
 from bench_latency import PIXEL, TINY
 from numpy.typing import NDArray
-from readme_tables import put
 
 from edgemae.device.engines import open_session
 from edgemae.device.latency import fingerprint
@@ -182,7 +181,7 @@ def table(result: dict[str, Any]) -> str:
     return "\n".join([*lines, f"in us: {result['parts_us']}"])
 
 
-def summary(result: dict[str, Any]) -> str:
+def readme_table(result: dict[str, Any]) -> str:
     """Return the README's table: a row for each way to call, a column for each engine."""
     names = [row["name"] for row in result["engines"][0]["rows"][1:]]
     lines = ["| Call | " + " | ".join(group["engine"] for group in result["engines"]) + " |",
@@ -192,11 +191,6 @@ def summary(result: dict[str, Any]) -> str:
         cells = (f"{row['ratio']:.3f} ({row['low']:.3f} to {row['high']:.3f})" for row in rows)
         lines.append(f"| `{name.split(', ')[0]}`{name.partition(')')[2]} | {' | '.join(cells)} |")
     return "\n".join(lines)
-
-
-def rewrite(readme: Path, results: Path) -> None:
-    """Put the table of a results file between the marks of a Markdown file."""
-    put(readme, results, summary)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,6 @@ import msgspec
 import numpy as np
 from as_command import as_command
 from numpy.typing import NDArray
-from readme_tables import put
 
 from edgemae.data.decode import read_picture
 from edgemae.data.shards import images_at
@@ -235,7 +234,7 @@ def cells(row: dict[str, Any]) -> str:
     )
 
 
-def summary(result: dict[str, Any]) -> str:
+def readme_table(result: dict[str, Any]) -> str:
     """Return the README's table: kernels that differ from the reference, and what they say of the photos."""
     names = [group["frame"] for group in result["kernels"]]
     lines = ["| Kernel | " + " | ".join(f"{name} px" for name in names) + " | Levels off, 1080p | Top-1, 1080p |",
@@ -253,11 +252,6 @@ def summary(result: dict[str, Any]) -> str:
         "shown to a noisy 1080p camera."
     )
     return "\n".join([*lines, "", note])
-
-
-def rewrite(readme: Path, results: Path) -> None:
-    """Put the table of a results file between the marks of a Markdown file."""
-    put(readme, results, summary)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """Speed of training, from files on disk to the optimiser's step: ours beside transformers' ViTMAEForPreTraining.
 
     python tools/bench_train.py --quick --json train.json
-    python tools/bench_train.py --threads 1 --large --json tools/results/train.json
+    python tools/bench_train.py --threads 1 --data clothing10/train --json tools/results/train.json
+    python tools/bench_train.py --threads 1 --only-large --json tools/results/train-large.json
 
 Both compute the same loss (checked first, with the same weights and masks) with the same batch, precision and AdamW;
 bare steps are taken in turns. A ratio above 1 is faster than the reference. Ratios and MFU are of processor time, which
@@ -47,7 +48,7 @@ from train_contenders import (
 )
 from train_files import from_files, pictures
 from train_goals import judge, lines
-from train_tables import TABLES
+from train_tables import TABLES, readme_table  # noqa: F401
 
 from edgemae.data.loader import Batch
 from edgemae.device.latency import Blocks, Samples, fingerprint, interleave, ratio, summarise, worst

@@ -11,7 +11,6 @@ Four questions, on one ViT-Tiny with random weights in one engine:
   same bundle, in turns: how far apart?
 Rates come with Wilson intervals: 20 repeats with none wrong still leave up to 16 % wrong.
 
-`--readme FILE` rewrites the table between its marks from `--json`.
 """
 
 from __future__ import annotations
@@ -35,7 +34,6 @@ import numpy as np
 from as_command import as_command
 from bench_latency import PIXEL
 from made_bundle import GRAPH, tiny_bundle
-from readme_tables import put
 
 from edgemae.device.engines import open_session
 from edgemae.device.latency import fingerprint, measure
@@ -59,11 +57,7 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="4 repeats of each in place of 20")
     parser.add_argument("--engine", default="openvino", choices=("openvino", "onnxruntime"))
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the results there")
-    parser.add_argument("--readme", type=Path, help="rewrite the table of this Markdown file from --json and stop")
     args = parser.parse_args()
-    if args.readme:
-        rewrite(args.readme, args.json)
-        return 0
     repeats = 4 if args.quick else 20
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(TOOLS), os.environ.get("PYTHONPATH", ""))))
     with tempfile.TemporaryDirectory() as folder:
@@ -81,7 +75,7 @@ def main() -> int:
         }  # fmt: skip
     if args.json is not None:
         args.json.write_text(json.dumps(msgspec.to_builtins(result), indent=1) + "\n")
-    print(table(result))
+    print(readme_table(result))
     return 0
 
 
@@ -235,7 +229,7 @@ def benchmark_app(graph: Path, threads: int) -> float:
 # ---------------------------------------------------------------- table
 
 
-def table(result: dict[str, Any]) -> str:
+def readme_table(result: dict[str, Any]) -> str:
     head = ("A against", "comparisons", "called different", "furthest off", "of those TRUSTED", "different", "off")
     lines = [f"| {' | '.join(head)} |", "| --- | ---: | --- | ---: | ---: | --- | ---: |"]
     for row in result["ratios"]:
@@ -260,11 +254,6 @@ def cells(rate: dict[str, Any]) -> str:
         return "0 | – | –"
     low, high = rate["interval"]
     return f"{rate['n']} | {rate['different']} ({low:.0%} to {high:.0%}) | {rate['worst_off']:.1%}"
-
-
-def rewrite(readme: Path, results: Path) -> None:
-    """Put the table of a results file between the marks of a Markdown file."""
-    put(readme, results, table)
 
 
 def say(text: str) -> None:

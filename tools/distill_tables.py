@@ -29,7 +29,7 @@ def margins(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return found
 
 
-def table(result: dict[str, Any]) -> str:
+def readme_table(result: dict[str, Any]) -> str:
     """Return the result as Markdown: a row for each method, seeds side by side."""
     rows, teacher = result["rows"], result["teacher"]
     head = ["Method", "Top-1 by seed (95 %)", "Mean", "Over logit", "Over scratch", "Steps to scratch (goal 33 %)",

@@ -1,17 +1,33 @@
-"""Tables of README.md, generated from the files in tools/results: none of their numbers is typed by hand."""
+"""Fill the tables of README.md from the files in tools/results: none of their numbers is typed by hand.
+
+    python tools/readme_tables.py
+
+A table stands between `<!-- table: NAME -->` and `<!-- end -->`; it is what `readme_table`, of the benchmark that made
+tools/results/NAME.json, makes of that file.
+"""
 
 from __future__ import annotations
 
+import importlib
 import json
 import re
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+TABLE = re.compile(r"(<!-- table: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
-def put(readme: Path, results: Path, table: Callable[[Any], str]) -> None:
-    """Put the table of a results file, and the command that made it, between the marks that bear the file's name."""
-    result = json.loads(results.read_bytes())
-    text = f"\n{table(result)}\n\nMade by `{result['command']}`.\n"
-    pattern = rf"(<!-- table: {re.escape(results.stem)} -->\n).*?(<!-- end -->)"
-    readme.write_text(re.sub(pattern, lambda m: m[1] + text + "\n" + m[2], readme.read_text(), flags=re.S))
+def filled(page: str, results: Path) -> str:
+    """Return a page with each table made anew, and under it the command that made its results."""
+
+    def table(found: re.Match[str]) -> str:
+        result = json.loads((results / f"{found[2]}.json").read_bytes())
+        benchmark = importlib.import_module(Path(result["command"].split()[1]).stem)
+        return f"{found[1]}\n{benchmark.readme_table(result)}\n\nMade by `{result['command']}`.\n\n{found[3]}"
+
+    return TABLE.sub(table, page)
+
+
+if __name__ == "__main__":
+    readme = ROOT / "README.md"
+    readme.write_text(filled(readme.read_text(), ROOT / "tools/results"))

@@ -1,4 +1,4 @@
-"""What `bench_train.py` prints of each part of its result, as it comes."""
+"""What `bench_train.py` prints of each part of its result, as it comes, and of the whole for README.md."""
 
 from __future__ import annotations
 
@@ -45,3 +45,22 @@ TABLES: dict[str, Any] = {
     "parity": lambda value: [f"parity of the loss: {value}"],
     "bare": bare_table, "files": files_table, "large": large_table,
 }  # fmt: skip
+
+
+def readme_table(result: dict[str, Any]) -> str:
+    """Return the comparisons of bare steps and of training from files as two Markdown tables."""
+    head = ("One step, no files", "images/s", "MFU", "beside", "their MFU", "times as fast (95 %)", "machine")
+    lines = [f"| {' | '.join(head)} |", "| --- | ---: | ---: | --- | ---: | ---: | --- |"]
+    for group in result["bare"]:
+        ours, other = group["rows"]
+        lines.append(
+            f"| {ours['name']}, {group['title']} | {ours['images_s']:.0f} | {ours['mfu']:.0%} | {other['name']} | "
+            f"{other['mfu']:.0%} | {ours['ratio']:.2f} ({ours['ratio_low']:.2f} to {ours['ratio_high']:.2f}) | "
+            f"{group['verdict']} |"
+        )
+    lines += ["", "| From files on disk | images/s | waiting for data | peak memory |", "| --- | ---: | ---: | ---: |"]
+    lines += [
+        f"| {r['name']}, {r['case']}, batch {r['batch']} | {r['images_s']:.0f} | {r['wait_share']:.1%} | "
+        f"{r['peak_mib']:.0f} MiB |" for r in result["files"]
+    ]  # fmt: skip
+    return "\n".join(lines)
