@@ -74,6 +74,22 @@ def test_outputs_stay_valid_after_the_next_call(name: str, graph: dict[str, byte
 
 
 @pytest.mark.parametrize("name", ON_CPU)
+def test_a_batch_is_only_read_and_may_lie_anywhere(name: str, graph: dict[str, bytes], box: Target) -> None:
+    """No engine copies it first: it may be read-only, unaligned, and used for something else after the call."""
+    fixed, scratch = PIXELS.copy(), PIXELS.copy()
+    fixed.flags.writeable = False
+    crooked = np.empty(PIXELS.nbytes + 1, np.uint8)[1:].view(np.float32).reshape(PIXELS.shape)
+    crooked[:] = PIXELS
+    with open_session(name, graph, box) as session:
+        expected = session(scratch)["logits"]
+        np.testing.assert_array_equal(scratch, PIXELS)
+        kept, scratch[:] = expected.copy(), 0.0
+        for batch in (fixed, crooked, np.asfortranarray(PIXELS)):
+            np.testing.assert_array_equal(session(batch)["logits"], kept)
+        np.testing.assert_array_equal(expected, kept)
+
+
+@pytest.mark.parametrize("name", ON_CPU)
 def test_a_batch_of_another_size_needs_a_dynamic_graph(
     name: str, graph: dict[str, bytes], block_onnx: Callable[..., bytes], box: Target
 ) -> None:

@@ -95,10 +95,15 @@ def load(blob: bytes, target: Target) -> Session:
 
     def run(batch: NDArray[np.float32]) -> Tensors:
         # The request reuses its output memory, so the next call would change what this one returned.
-        outputs = held[0].infer({0: np.ascontiguousarray(batch)})
+        outputs = _infer(held[0], np.ascontiguousarray(batch))
         return {port.get_any_name(): np.array(value) for port, value in outputs.to_dict().items()}
 
     return Session(NAME, run, held.clear)
+
+
+def _infer(request: Any, batch: NDArray[np.float32]) -> Any:
+    """Run a request on a batch where it lies: to copy it costs 2.5 % of a ViT-Tiny."""
+    return request.infer({0: batch}, share_inputs=True, share_outputs=True)
 
 
 def instrument(files: Mapping[str, bytes], target: Target) -> Instrumented:
@@ -126,7 +131,7 @@ def instrument(files: Mapping[str, bytes], target: Target) -> Instrumented:
             if table[:, i].any()  # operators that were fused away, or only give memory a new shape, never run
         ]
 
-    return Instrumented(NAME, lambda batch: request.infer({0: batch}), read, finish)
+    return Instrumented(NAME, lambda batch: _infer(request, batch), read, finish)
 
 
 def _products(model: Any) -> dict[str, int]:
