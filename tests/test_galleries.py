@@ -32,10 +32,11 @@ def test_class_folders_become_a_gallery_that_is_searched(weave: Path, job: Job, 
     assert built.json["entries"] == 48
     assert "gallery done: 48" in built.err
     image = job.train / "square" / "1-003.png"
-    found = edgemae("gallery", "search", weave / "weave.edgemae", file, image, "--top", 3, "--json").json
+    search = ("gallery", "search", weave / "weave.edgemae", file, image)
+    found = edgemae(*search, "--top", 3, "--threads", 1, "--json").json
     assert [sorted(match) for match in found["matches"]] == [["id", "label", "metadata", "score"]] * 3
     assert found["matches"][0]["metadata"] == {"file": "square/1-003.png"}
-    shown = edgemae("gallery", "search", weave / "weave.edgemae", file, image)
+    shown = edgemae(*search)
     assert shown.code == 0
     assert "square/1-003.png" in shown.out
 

@@ -9,8 +9,9 @@ import typer
 
 from edgemae import console
 from edgemae.cli.app import app
+from edgemae.cli.loading import LoadFlags
 from edgemae.console import Verbs, start_logging
-from edgemae.options import BundlePath, EngineName, Json, TargetName, Verbose
+from edgemae.options import BundlePath, Json, Verbose, unfold
 
 group = typer.Typer(
     name="gallery", cls=Verbs, no_args_is_help=True, help="Search pictures by their embeddings, and find anomalies."
@@ -19,7 +20,9 @@ app.add_typer(group)
 
 
 @group.command()
+@unfold
 def build(
+    flags: LoadFlags,
     bundle: BundlePath,
     folder: Annotated[str, typer.Argument(help="Class folders, or a flat folder of normal pictures.", metavar="DIR")],
     output: Annotated[Path, typer.Option("--output", "-o", help="The file to write.")],
@@ -28,46 +31,50 @@ def build(
     false_alarm_rate: Annotated[float, typer.Option(help="Share of normal pictures that may be alarms.")] = 0.01,
     limit_kib: Annotated[int, typer.Option(help="Size of what a normal set remembers.")] = 512,
     seed: Annotated[int, typer.Option(help="Of the split and of what is remembered.")] = 0,
-    engine: EngineName = "auto", target: TargetName = None, json: Json = False, verbose: Verbose = False,
+    json: Json = False, verbose: Verbose = False,
 ) -> None:  # fmt: skip
     """Make a labelled gallery of class folders, or a normal set of a flat folder or with --anomaly."""
     from edgemae import galleries
 
     start_logging(verbose)
     found = galleries.build(
-        bundle, folder, output, {"engine": engine, "target": target}, normal=anomaly, held_out=held_out,
+        bundle, folder, output, flags.loading(), normal=anomaly, held_out=held_out,
         false_alarm_rate=false_alarm_rate, limit_kib=limit_kib, seed=seed,
     )  # fmt: skip
     console.print_rows("built", found, json=json)
 
 
 @group.command()
+@unfold
 def search(
+    flags: LoadFlags,
     bundle: BundlePath,
     gallery: Annotated[Path, typer.Argument(help="What `gallery build` wrote.", metavar="GALLERY")],
     image: Annotated[str, typer.Argument(help="A picture.", metavar="IMAGE")],
     top: Annotated[int, typer.Option(help="How many of the nearest.")] = 5,
-    engine: EngineName = "auto", target: TargetName = None, json: Json = False,
+    json: Json = False,
 ) -> None:  # fmt: skip
     """Show the pictures of a gallery that are nearest to one."""
     from edgemae.galleries import search_gallery
 
     start_logging(False)
-    found = search_gallery(bundle, gallery, image, {"engine": engine, "target": target}, top=top)
+    found = search_gallery(bundle, gallery, image, flags.loading(), top=top)
     console.print_rows("found", found, json=json)
 
 
 @group.command()
+@unfold
 def score(
+    flags: LoadFlags,
     bundle: BundlePath,
     normal: Annotated[Path, typer.Argument(help="A normal set that `gallery build` wrote.", metavar="NORMAL")],
     source: Annotated[str, typer.Argument(help="A picture, or a folder of them.", metavar="SOURCE")],
     save: Annotated[Path | None, typer.Option(help="Folder for the pictures with heat maps drawn over them.")] = None,
-    engine: EngineName = "auto", target: TargetName = None, json: Json = False, verbose: Verbose = False,
+    json: Json = False, verbose: Verbose = False,
 ) -> None:  # fmt: skip
     """Say how unlike a normal set pictures are, the most unusual first."""
     from edgemae.galleries import score_pictures
 
     start_logging(verbose)
-    found = score_pictures(bundle, normal, source, {"engine": engine, "target": target}, save=save)
+    found = score_pictures(bundle, normal, source, flags.loading(), save=save)
     console.print_rows("scored", found, json=json)
