@@ -109,7 +109,8 @@ def _frames(label: str, images: ImageSet, model: Model) -> Iterator[Frame]:
 def _name(images: ImageSet, i: int) -> str:
     """Return the path of a picture below its folder."""
     path = Path(images.paths[i])
-    return str(path.relative_to(images.folder)) if path.is_relative_to(images.folder) else path.name
+    name = str(path.relative_to(images.folder)) if path.is_relative_to(images.folder) else path.name
+    return name.encode("utf-8", "replace").decode()  # names of files need not be UTF-8
 
 
 def _draw(path: Path, picture_bgr: Frame) -> Path:

@@ -19,7 +19,7 @@ def main() -> None:
         detector = edgemae.AnomalyDetector.fit(model, normal, false_alarm_rate=0.01)
         detector.save("this.normal")  # next time: edgemae.AnomalyDetector.load("this.normal", model)
         print(detector.calibration)  # is the rate a claim, and how high could it be?
-        with detector.stream(int(source) if source.isdigit() else source, "latest") as stream:
+        with detector.stream(int(source) if source.isdigit() else source, "latest", realtime=True) as stream:
             for seen in stream:
                 found = seen.result
                 print(f"frame {seen.frame.seq}: score {found.score:.2f}{' ANOMALY' if found.is_anomaly else ''}")

@@ -21,7 +21,7 @@ def main() -> None:
         for path in sorted(folder.glob("*/*")):
             gallery.add(cv2.imread(str(path)), path.parent.name, {"file": path.name})
         gallery.save("things.gallery")  # next time: edgemae.Gallery.load("things.gallery", model)
-        with model.stream(int(source) if source.isdigit() else source, "latest") as stream:
+        with model.stream(int(source) if source.isdigit() else source, "latest", realtime=True) as stream:
             for seen in stream:
                 (nearest,) = gallery.search(seen.result, top=1)
                 said = nearest.label if nearest.score >= KNOWN else "nothing known"

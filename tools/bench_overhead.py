@@ -124,7 +124,7 @@ def bundle(path: Path, engine: str, graph: Graph, pixel: PixelContract, target: 
         row = session(preprocess(frame, pixel, graph.io.dtype))["logits"]
     rung = Rung(engine=engine, files=("graph/fp32.onnx",), precision="fp32", golden=golden_name(f"{engine}-fp32"),
                 tolerance=Tolerance(cosine_min=0.999, max_abs=1.0))  # fmt: skip
-    golden, files = golden_files([frame], pixel, {rung.id: row}, graph.io.dtype)
+    golden, files = golden_files([frame], pixel, {rung.id: row}, dtype=graph.io.dtype)
     manifest = Manifest(
         name="overhead", version=1, created="", status="passed", target=target, io=graph.io, pixel=pixel,
         ladder=(rung,), golden=golden, labels=tuple(str(i) for i in range(1000)),

@@ -49,27 +49,40 @@ def cache_key(engine: Engine, files: Mapping[str, bytes], target: Target) -> str
 
 
 def compiled(engine: Engine, files: Mapping[str, bytes], target: Target) -> bytes:
-    """Return the engine's blob for these graph files, from the cache when its digest is right, else freshly compiled.
+    """Return the engine's blob for these graph files, from the cache when its digest is right, else made anew."""
+    blob = find(engine, files, target)
+    return make(engine, files, target) if blob is None else blob
 
-    A device with a read-only or full disk still runs: that is logged once, and the blob stays in memory.
-    """
+
+def find(engine: Engine, files: Mapping[str, bytes], target: Target) -> bytes | None:
+    """Return a blob from the cache whose digest is right. Raises EngineMissingError."""
     if engine.version() is None:
         raise EngineMissingError(
             f"the engine '{engine.name}' is not installed", expected="an engine that can be imported", fix=engine.needs
         )
-    path = cache_folder() / "engines" / f"{cache_key(engine, files, target)}.blob"
+    path = _path(engine, files, target)
     try:
-        blob = _read(path)
+        return _read(path)
     except OSError as error:
         _warn_once(path.parent, error)
-        return engine.compile(files, target)
-    if blob is None:
-        blob = engine.compile(files, target)
-        try:
-            _write(path, blob)
-        except OSError as error:
-            _warn_once(path.parent, error)
+        return None
+
+
+def make(engine: Engine, files: Mapping[str, bytes], target: Target) -> bytes:
+    """Compile a blob and keep it, in place of one that may be there.
+
+    A device with a read-only or full disk still runs: that is logged once, and the blob stays in memory.
+    """
+    path, blob = _path(engine, files, target), engine.compile(files, target)
+    try:
+        _write(path, blob)
+    except OSError as error:
+        _warn_once(path.parent, error)
     return blob
+
+
+def _path(engine: Engine, files: Mapping[str, bytes], target: Target) -> Path:
+    return cache_folder() / "engines" / f"{cache_key(engine, files, target)}.blob"
 
 
 def kept(folder: Path) -> Iterator[tuple[Path, bool]]:

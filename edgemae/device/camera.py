@@ -12,7 +12,8 @@ import math
 from collections.abc import Iterator
 from types import TracebackType
 
-from edgemae.device.capture.grab import redact, silent
+from edgemae.device.capture.address import redact
+from edgemae.device.capture.grab import silent
 from edgemae.device.capture.mailbox import Counters, Frame, Mailbox
 from edgemae.device.capture.supervisor import Conduct, Supervisor
 from edgemae.device.sources import ISOLATED_KINDS, LIVE_KINDS, AnySource, kind_of, make_source
@@ -53,7 +54,7 @@ class Camera:
         self.kind = kind_of(source)
         self.source = "arrays" if self.kind == "arrays" else redact(source)
         self.live = self.kind in LIVE_KINDS
-        self.policy = ("latest" if self.live else "every") if policy is None else policy
+        self.policy = ("latest" if self.live else "every") if policy is None else str(policy)
         self._limit_ms, lossless = _parse_policy(self.policy, self.live)
         if rotation not in ROTATIONS:
             raise InputError(
@@ -61,6 +62,11 @@ class Camera:
                 expected=f"one of {', '.join(map(str, ROTATIONS))}, clockwise",
                 fix="correct the number",
             )
+        for name, limit_ms in (("open_timeout_ms", open_timeout_ms), ("read_timeout_ms", read_timeout_ms)):
+            if not isinstance(limit_ms, int) or limit_ms < 1:
+                raise InputError(
+                    f"{name} is {limit_ms!r}", expected="whole milliseconds, 1 or more", fix="correct the number"
+                )
         contract = pixel or PixelContract(image_px=1)
         timeouts_ms = (open_timeout_ms, read_timeout_ms) if self.live else (FILE_TIMEOUT_MS, FILE_TIMEOUT_MS)
         # The program's own generator may take its time.
@@ -114,6 +120,12 @@ class Camera:
         timeout_s = None if timeout_ms is None else timeout_ms / 1e3
         return self._mailbox.take(self._limit_ms, timeout_s, lambda: self._silent(timeout_ms or 0.0))
 
+    def is_fresh(self, frame: Frame) -> bool:
+        """Tell whether a frame that had to wait may still be used: by the policy, and not from before a silence."""
+        if self._limit_ms is not None and frame.age_ms > self._limit_ms:
+            return False
+        return not self.live or frame.t_capture_ns > self._mailbox.silence_ns
+
     def close(self) -> None:
         """Stop the reader and free the source, within 1.5 s even when the source hangs. May be called twice."""
         if self._mailbox.close():
@@ -143,7 +155,8 @@ class Camera:
             raise error
 
     def _nothing(self) -> CameraError:
-        unreadable = f" ({self.corrupt_names[0]} and others cannot be read)" if self.corrupt_names else ""
+        names = self.corrupt_names
+        unreadable = f" ({names[0]}{' and others' if len(names) > 1 else ''} cannot be read)" if names else ""
         unreadable = f" ({self.last_error})" if self.last_error else unreadable
         return CameraError(
             f"frame source '{self.source}' holds no readable frame{unreadable}",

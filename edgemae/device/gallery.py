@@ -73,13 +73,14 @@ class Gallery:
         """
         vector = self._vector_of(seen, provenance)
         try:
-            kept = msgspec.json.decode(msgspec.json.encode(dict(metadata or {})))
+            kept = msgspec.json.decode(msgspec.json.encode({"label": str(label), "metadata": dict(metadata or {})}))
         except (TypeError, ValueError, OverflowError) as error:
             raise InputError(
-                f"metadata cannot be stored: {error}", expected="what JSON can hold", fix="use texts, numbers and lists"
-            ) from error
+                f"label {label!r} with metadata {metadata!r} cannot be stored: {error}", expected="what JSON can hold",
+                fix="use texts in UTF-8, numbers and lists",
+            ) from error  # fmt: skip
         with self._lock:
-            entry = Entry(id=self._next_id, label=str(label), metadata=kept)
+            entry = Entry(id=self._next_id, **kept)
             self._next_id += 1
             self._entries[entry.id], self._vectors[entry.id] = entry, vector
             self._stacked = None
@@ -97,12 +98,13 @@ class Gallery:
         entries, matrix = stacked
         scores = matrix @ vector
         best = np.argsort(-scores, kind="stable")[: max(top, 1)]
-        return [Match(entries[i].label, float(scores[i]), entries[i].id, entries[i].metadata) for i in best]
+        return [Match(entries[i].label, float(scores[i]), entries[i].id, dict(entries[i].metadata)) for i in best]
 
     def remove(self, entry: int | str) -> int:
         """Remove one entry by its number, or all of a label; return how many. Raises InputError when there is none."""
         with self._lock:
-            gone = [i for i, e in self._entries.items() if (i if isinstance(entry, int) else e.label) == entry]
+            by_id = isinstance(entry, int) and not isinstance(entry, bool)  # True == 1
+            gone = [i for i, e in self._entries.items() if (i if by_id else e.label) == entry]
             for i in gone:
                 del self._entries[i], self._vectors[i]
             self._stacked = None
@@ -166,7 +168,7 @@ class Gallery:
         if isinstance(seen, Result):
             given, provenance = seen.embedding, seen.provenance
         else:
-            given = np.asarray(seen)
+            given = seen
         if provenance is None:
             raise InputError(
                 "an embedding was given without the model that made it",
@@ -174,11 +176,14 @@ class Gallery:
                 fix="pass provenance=result.provenance beside result.embedding",
             )
         self._refuse_other(provenance, "the embedding")
-        vector = np.array(given, np.float32)
+        try:
+            vector = np.array(given, np.float32)
+        except (TypeError, ValueError):
+            vector = np.zeros(0, np.float32)
         length = float(np.linalg.norm(vector))
         if vector.shape != (self._width,) or not 0 < length < np.inf:
             raise InputError(
-                f"an array of shape {vector.shape} and length {length} is no embedding of this model",
+                f"{type(given).__name__} of shape {vector.shape} and length {length} is no embedding of this model",
                 expected=f"({self._width},) finite values, not all 0",
                 fix="pass the embedding of a Result",
             )

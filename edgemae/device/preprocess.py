@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from edgemae.spec.errors import DataError, InputError
+from edgemae.spec.errors import InputError
 from edgemae.spec.graph import PixelContract
 
 Frame = NDArray[np.uint8]
@@ -180,14 +180,3 @@ def preprocess(frame_bgr: Frame, pixel: PixelContract, dtype: str = "float32") -
     """
     picture = crop(frame_bgr, pixel)
     return np.ascontiguousarray(picture)[None] if dtype == "uint8" else normalise(picture, pixel)
-
-
-def read_frame(path: str, pixel: PixelContract) -> Frame:
-    """Return an image file as a BGR frame. Raises DataError for a file that is no image."""
-    with open(path, "rb") as file:
-        frame = decode(file.read(), pixel)
-    if frame is None:
-        raise DataError(
-            f"'{path}' is not a readable image", expected="a jpg, png, webp or bmp file", fix="remove or replace it"
-        )
-    return frame

@@ -6,7 +6,6 @@ Of several cameras the one that waits longest comes first, with the newest frame
 from __future__ import annotations
 
 import logging
-import math
 import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -35,7 +34,7 @@ class Turns:
         self._changed = threading.Condition()
         self._waiting: dict[str, Frame] = {}  # in the order of the line: a newer frame takes its elder's place
         self._reading, self._closed = set(cameras), False
-        self.dropped = 0  # frames that were read and got too old, or got a successor, before their turn
+        self.dropped = 0  # frames that were read and got too old, or a successor, or an end, before their turn
         self.lost: dict[str, EdgemaeError] = {}
         self._threads = [
             threading.Thread(target=self._feed, args=item, name="edgemae-turns", daemon=True)
@@ -54,7 +53,7 @@ class Turns:
                 for name in list(self._waiting):
                     frame = self._waiting.pop(name)
                     self._changed.notify_all()  # a file waits for its slot
-                    if frame.age_ms <= _limit_ms(self._cameras[name]):
+                    if self._cameras[name].is_fresh(frame):
                         return name, frame
                     self.dropped += 1
                 if not self._reading:
@@ -68,6 +67,8 @@ class Turns:
         """Let go of the cameras. A thread ends when its camera is closed, or with the next frame of one that is not."""
         with self._changed:
             self._closed = True
+            self.dropped += len(self._waiting)
+            self._waiting.clear()
             self._changed.notify_all()
         for thread in self._threads:
             if thread is not threading.current_thread():
@@ -98,12 +99,6 @@ class Turns:
             return not self._closed
 
 
-def _limit_ms(camera: Camera) -> float:
-    """Return the age that a camera's policy allows: a frame grows older while it waits for its turn."""
-    limit = camera.policy.partition("staleness:")[2]
-    return float(limit.removesuffix("ms")) if limit else math.inf
-
-
 def open_cameras(
     source: Sources, policy: str | None, *, realtime: bool, pixel: PixelContract | None
 ) -> tuple[dict[str, Camera], list[Camera]]:
@@ -112,6 +107,13 @@ def open_cameras(
     Without a mapping the name is the source itself, redacted. Raises CameraError, InputError.
     """
     named = _listed(source)
+    brought = [one for _, one in named if isinstance(one, Camera)]
+    if brought and (policy is not None or realtime):
+        raise InputError(
+            f"{'a policy' if policy is not None else 'realtime'} was given beside a Camera, which has its own",
+            expected="sources that are opened here, or a Camera as it is",
+            fix="give it to the Camera, and leave it out here",
+        )
     new = [one for _, one in named if not isinstance(one, Camera)]
     opening: list[Future[Camera]] = []
     try:
@@ -121,7 +123,7 @@ def open_cameras(
         fresh = iter(owned)
         cameras = [(name, one if isinstance(one, Camera) else next(fresh)) for name, one in named]
         by_name = {name or camera.source: camera for name, camera in cameras}
-        if len(by_name) < len(cameras):
+        if len(by_name) < len(cameras) or len(set(map(id, brought))) < len(brought):
             raise InputError(
                 f"one source was given twice: {', '.join(name or camera.source for name, camera in cameras)}",
                 expected="different sources, or a mapping of names to sources",

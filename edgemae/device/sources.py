@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import glob
+import io
 import os
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
+import imagesize
 import numpy as np
 from numpy.typing import NDArray
 
 from edgemae.device.capture import csi
-from edgemae.device.capture.grab import Grab, Source, redact
+from edgemae.device.capture.address import redact, split
+from edgemae.device.capture.grab import Grab, Source
 from edgemae.device.capture.isolated import Isolated
 from edgemae.device.capture.opencv import Video
 from edgemae.device.preprocess import as_bgr, decode
@@ -27,7 +29,8 @@ URL_SCHEMES = ("rtsp", "rtsps", "http", "https")
 KINDS = ("camera", "csi", "url", "video", "images", "arrays")
 LIVE_KINDS = ("camera", "csi", "url")
 ISOLATED_KINDS = ("camera", "csi", "url", "video")  # what OpenCV reads
-MAX_PX = 2**27  # of an array: 400 MB as BGR; larger ones are a mistake in its shape
+MAX_PX = 2**27  # of a picture: 400 MB as BGR; of larger ones OpenCV may take several GB
+REFUSED_RUN = 300  # arrays in a row that are no pictures, after which a source is given up: it may have no end
 
 
 def kind_of(source: AnySource) -> str:
@@ -35,10 +38,10 @@ def kind_of(source: AnySource) -> str:
     if not isinstance(source, int | str | Path) or isinstance(source, bool):
         return _kind_of_arrays(source)
     text = str(source)
-    if text.isdecimal():
+    if text.isdecimal() and len(text) < 5:
         return "camera"
     if "://" in text:
-        scheme = urlsplit(text).scheme.lower()
+        scheme = split(text).scheme.lower()
         if scheme == "csi":
             csi.pipeline(text)
             return "csi"
@@ -56,7 +59,7 @@ def kind_of(source: AnySource) -> str:
         if glob.has_magic(text):
             return "images"
         raise CameraError(
-            f"frame source '{text}' does not exist",
+            f"frame source '{redact(text)}' does not exist",
             expected="a camera number, /dev/video0, csi://0, a video file, an image, a folder or pattern of images "
             "('shots/*.jpg'), an rtsp/http address, arrays",
             fix="check the path; for a camera, see that it is plugged in (`ls /dev/video*`)",
@@ -124,8 +127,11 @@ class Images:
             data = path.read_bytes()
         except OSError:
             data = b""
-        t_capture_ns = time.monotonic_ns()
-        return Grab(decode(data, self._pixel), t_capture_ns, None, str(path))
+        name, t_capture_ns = redact(path), time.monotonic_ns()
+        if (size := _declared_px(data)) > MAX_PX:
+            why = f"it has {size >> 20} Mpx, at most {MAX_PX >> 20} are taken"
+            return Grab(None, t_capture_ns, None, name, reason=why)
+        return Grab(decode(data, self._pixel), t_capture_ns, None, name)
 
     def interrupt(self) -> None:
         """Do nothing: reading a file ends."""
@@ -143,7 +149,7 @@ class Arrays:
     fps = 0.0
 
     def __init__(self, source: Iterable[NDArray[Any]]) -> None:
-        self._source, self._number = source, 0
+        self._source, self._number, self._refused = source, 0, 0
         self._items: Iterator[NDArray[Any]] = iter(())
 
     def open(self) -> None:
@@ -154,9 +160,18 @@ class Arrays:
             name, t_ns = f"array#{self._number}", time.monotonic_ns()
             self._number += 1
             try:
-                return Grab(_checked(item), t_ns, None, name)
+                grab = Grab(_checked(item), t_ns, None, name)
             except InputError as error:
+                self._refused += 1
+                if self._refused == REFUSED_RUN:
+                    raise InputError(
+                        f"{REFUSED_RUN} arrays in a row are no pictures; of the last one: {error.what}",
+                        expected=error.expected,
+                        fix=error.fix,
+                    ) from error
                 return Grab(None, t_ns, None, name, reason=error.what)
+            self._refused = 0
+            return grab
         return None
 
     def interrupt(self) -> None:
@@ -165,6 +180,15 @@ class Arrays:
     def close(self) -> None:
         if (close := getattr(self._items, "close", None)) is not None:
             close()  # a generator frees what it holds
+
+
+def _declared_px(data: bytes) -> int:
+    """Return the pixels that a picture's header speaks of, 0 where it cannot be read: 32 KB of PNG may be 1.5 GB."""
+    try:
+        width, height = imagesize.get(io.BytesIO(data), exif_rotation=False)
+    except Exception:  # noqa: BLE001 - whatever it stumbles over is the decoder's to judge
+        return 0
+    return int(max(width, 0) * max(height, 0))
 
 
 def _checked(item: NDArray[Any]) -> NDArray[np.uint8]:

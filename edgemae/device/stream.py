@@ -70,15 +70,18 @@ class Stream(Generic[R]):
         return self
 
     def __next__(self) -> Streamed[R]:
+        self._refuse_callback()
+        if (seen := self._next()) is None:
+            raise StopIteration
+        return seen
+
+    def _refuse_callback(self) -> None:
         if self._wanted.on_result is not None:
             raise InputError(
                 "a stream with a callback was iterated over",
                 expected="run() or start(), which call `on_result`",
                 fix="call one of them, or leave out `on_result`",
             )
-        if (seen := self._next()) is None:
-            raise StopIteration
-        return seen
 
     def _next(self) -> Streamed[R] | None:
         while (made := self._make()) is not None:
@@ -132,6 +135,7 @@ class Stream(Generic[R]):
 
     async def __aiter__(self) -> AsyncIterator[Streamed[R]]:
         """Yield results, made in a thread: the loop is never blocked. Cancelling closes the stream."""
+        self._refuse_callback()
         threads = ThreadPoolExecutor(2, "edgemae-stream")  # one makes results, one closes
         making: Future[tuple[str, Frame, R] | None] | None = None
         try:
@@ -163,7 +167,7 @@ class Stream(Generic[R]):
         if self._worker is not None and self._worker is not threading.current_thread():
             self._worker.join(CLOSE_TIMEOUT_S)
             if self._worker.is_alive():
-                log.warning("a callback does not return and was left behind")
+                log.warning("an inference or a callback does not return and was left behind")
 
     def __enter__(self) -> Stream[R]:
         return self
@@ -203,6 +207,9 @@ class Stream(Generic[R]):
                 except Exception as error:  # noqa: BLE001 - counted, logged, and an error after five in a row
                     self._note("failed", error, frame)
                     continue
+                except BaseException:
+                    self._count("dropped")
+                    raise
                 self._in_a_row["failed"] = 0
                 self._count("inferred")
                 return name, frame, result

@@ -32,7 +32,7 @@ class StreamCounters:
     failed: int = 0  # inferences that raised
     sink_failed: int = 0  # callbacks that raised; their results count as delivered
     withheld: int = 0  # older than `max_age_ms`, before the inference or after it
-    dropped: int = 0  # several cameras: replaced by a newer frame; any: it was closed during the inference
+    dropped: int = 0  # several cameras: replaced by a newer frame; any: it was closed or interrupted in the inference
 
 
 @dataclass(frozen=True, kw_only=True)

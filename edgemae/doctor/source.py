@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import codecs
 import os
-import re
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from edgemae.device.capture.address import redact
 from edgemae.doctor.board import is_jetson
 from edgemae.doctor.cameras import GROUP_FIX, SHARE_FIX, devices
 from edgemae.doctor.finding import Finding
@@ -18,6 +18,7 @@ from edgemae.spec.errors import EdgemaeError, nearest
 
 LOOK_S = 1.0  # how long a source is watched
 LOOK_FRAMES = 30
+PATIENCE_MS = 5000  # for a frame: a source may fall silent after its first ones
 HEAD_BYTES = 4096
 ARGUS = "/tmp/argus_socket"  # of nvargus-daemon
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
@@ -44,12 +45,7 @@ def _is_device(source: str) -> bool:
 
 
 def _bad(source: str, found: str, fix: str) -> Finding:
-    return Finding("source", without_password(source), "red", found, fix)
-
-
-def without_password(source: str) -> str:
-    """Return a source as it may be printed. That of the camera module cannot be imported without OpenCV."""
-    return re.sub(r"://\S*@", "://***@", source)
+    return Finding("source", redact(source), "red", redact(found), redact(fix))
 
 
 # ---------------------------------------------------------------- without opening it
@@ -110,8 +106,8 @@ def _file(path: Path) -> Finding | None:
         return _bad(text, f"does not exist{'.' if said else ''}{said}", fix)
     if not os.access(text, os.R_OK):
         return _bad(text, "this user may not read it", f"chmod a+r '{text}', or run as its owner")
-    if path.is_dir() or path.suffix.lower() in PICTURES:
-        return None
+    if not path.is_file() or path.suffix.lower() in PICTURES:
+        return None  # of a named pipe a look at its head would take it away, or wait for ever
     with path.open("rb") as file:
         head = file.read(HEAD_BYTES)
     if not head:
@@ -150,10 +146,10 @@ def _watched(source: str, root: Path, opener: Opener | None) -> Finding:
     start = time.monotonic()
     try:
         with opener(source) as camera:
-            first = camera.read()
+            first = camera.read(timeout_ms=PATIENCE_MS)
             wait_s, count, start = time.monotonic() - start, 1, time.monotonic()
             while first is not None and count < LOOK_FRAMES and time.monotonic() - start < LOOK_S:
-                if camera.read() is None:
+                if camera.read(timeout_ms=PATIENCE_MS) is None:
                     break
                 count += 1
             per_s = (count - 1) / max(time.monotonic() - start, 1e-6)
@@ -164,7 +160,7 @@ def _watched(source: str, root: Path, opener: Opener | None) -> Finding:
         return _bad(source, "ended before its first frame", "give a source that holds pictures")
     height, width = first.array_bgr.shape[:2]
     speed = f", {per_s:.0f} frames a second" if live and count > 1 else ""
-    return Finding("source", without_password(source), "green",
+    return Finding("source", redact(source), "green",
                    f"{width}x{height}, first frame after {wait_s:.1f} s{speed}")  # fmt: skip
 
 

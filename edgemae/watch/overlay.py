@@ -12,6 +12,7 @@ from edgemae.device.model import Result
 from edgemae.device.streamed import Streamed
 
 LEAST_PX = 360  # a smaller picture is enlarged first: text would cover all of one of 28 px
+MOST_PX = 4096  # to which that may make its long side: encoders of video take no more, and 1 x 2000 would become 800 MB
 ROWS = 3
 WHITE, SOFT, BLUE, GRAY = (255, 255, 255), (200, 200, 200), (233, 180, 86), (90, 90, 90)  # BGR
 TRUETYPE = hasattr(cv2, "FontFace")  # OpenCV 5; the stroke font of OpenCV 4 knows ASCII only
@@ -20,7 +21,7 @@ TRUETYPE = hasattr(cv2, "FontFace")  # OpenCV 5; the stroke font of OpenCV 4 kno
 def draw(seen: Streamed[Result], fps: float) -> NDArray[np.uint8]:
     """Return a copy of the frame, (H, W, 3) BGR, with what the model says of it, how old it is and the rate."""
     frame = seen.frame.array_bgr
-    times = -(-LEAST_PX // min(frame.shape[:2]))
+    times = min(-(-LEAST_PX // min(frame.shape[:2])), max(MOST_PX // max(frame.shape[:2]), 1))
     if times > 1:
         picture = cv2.resize(frame, None, fx=times, fy=times, interpolation=cv2.INTER_NEAREST)
     else:

@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import logging
 import secrets
+import select
+import socket
 import sys
 import threading
+from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from socketserver import BaseServer
@@ -29,6 +32,7 @@ ADDRESS = "127.0.0.1"
 PAGE = Path(__file__).with_name("page.html")
 QUALITY = 80
 TIMEOUT_S = 2.0  # of a browser that has stopped reading
+LOOK_S = 1.0  # how often a browser that waits is looked after
 MOST_BROWSERS = 8  # each has a thread of its own
 BOUNDARY = b"frame"
 
@@ -109,10 +113,15 @@ class Web:
         with self._changed:
             self._watching -= 1
 
-    def next_picture(self, after: int) -> tuple[int, bytes] | None:
-        """Wait for a picture newer than number `after`; return its number and it as JPEG, None at the end."""
+    def next_picture(self, after: int, is_gone: Callable[[], bool]) -> tuple[int, bytes] | None:
+        """Wait for a picture newer than number `after`; return its number and it as JPEG.
+
+        None at the end, or when the browser `is_gone`: while the source is away no write would tell.
+        """
         with self._changed:
-            self._changed.wait_for(lambda: self.closed or self._number > after)
+            while not (self.closed or self._number > after):
+                if not self._changed.wait(LOOK_S) and is_gone():
+                    return None
             number, seen = self._number, self._seen
             if self.closed or seen is None:
                 return None
@@ -174,6 +183,11 @@ class _Browser(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(body)
 
+    def _is_gone(self) -> bool:
+        """Tell whether the browser has closed its side: it sends nothing after its request."""
+        readable, _, _ = select.select([self.connection], [], [], 0)
+        return bool(readable) and not self.connection.recv(1, socket.MSG_PEEK)
+
     def _stream(self, web: Web) -> None:
         """Send pictures, always the newest, until the browser or the run ends."""
         if not web.enter():
@@ -184,7 +198,7 @@ class _Browser(BaseHTTPRequestHandler):
             self.send_header("Content-Type", f"multipart/x-mixed-replace; boundary={BOUNDARY.decode()}")
             self.end_headers()
             number = 0
-            while (found := web.next_picture(number)) is not None:
+            while (found := web.next_picture(number, self._is_gone)) is not None:
                 number, data = found
                 head = b"--%s\r\nContent-Type: image/jpeg\r\nContent-Length: %d\r\n\r\n" % (BOUNDARY, len(data))
                 self.wfile.write(head + data + b"\r\n")

@@ -20,10 +20,10 @@ import torch
 
 import edgemae
 from edgemae.data.augment import Augment, view
-from edgemae.data.decode import Views, joined
+from edgemae.data.decode import Views, joined, read_picture
 from edgemae.data.images import ImageSet, scan
 from edgemae.data.loader import Batch, Loader
-from edgemae.device.preprocess import normalise, preprocess, read_frame
+from edgemae.device.preprocess import normalise, preprocess
 from edgemae.spec.errors import DataError, MachineError, PlanError
 from edgemae.spec.graph import PixelContract
 
@@ -109,7 +109,7 @@ def test_evaluation_is_in_order_and_complete(images: ImageSet, workers: int) -> 
     assert torch.cat([b.indices for b in batches]).tolist() == list(range(14))
     assert tuple(torch.cat([b.labels for b in batches]).tolist()) == images.labels
     for path, pixels in zip(images.paths, torch.cat([b.pixels for b in batches]), strict=True):
-        np.testing.assert_array_equal(preprocess(read_frame(path, PIXEL), PIXEL)[0], pixels.numpy())
+        np.testing.assert_array_equal(preprocess(read_picture(path, PIXEL), PIXEL)[0], pixels.numpy())
 
 
 def test_without_labels_they_are_minus_one(images: ImageSet) -> None:

@@ -4,6 +4,7 @@ import os
 import socket
 import threading
 import time
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from edgemae.device.capture import reader as reader_module
 from edgemae.device.capture import supervisor as supervisor_module
 from edgemae.device.capture.grab import Grab
 from edgemae.device.capture.reader import hung_readers
-from edgemae.device.sources import MAX_PX, kind_of, redact
+from edgemae.device.sources import MAX_PX, REFUSED_RUN, kind_of
 from edgemae.spec.errors import CameraError, InputError
 from edgemae.spec.graph import PixelContract
 
@@ -224,18 +225,25 @@ def test_an_unknown_policy_is_refused(video: Path, policy: str) -> None:
         Camera(video, policy)
 
 
+@pytest.mark.parametrize("limit_ms", [0, -1, "3", 0.5, None])
+def test_a_time_out_that_is_none_is_refused(video: Path, limit_ms: Any) -> None:
+    for name in ("open_timeout_ms", "read_timeout_ms"):
+        with pytest.raises(InputError, match=f"{name} is {limit_ms!r}"):
+            Camera(video, **{name: limit_ms})
+
+
 def test_every_is_refused_for_a_live_source() -> None:
     with pytest.raises(InputError, match="live source"):
         Camera(0, "every")
 
 
-def test_kinds_and_redaction(tmp_path: Path) -> None:
+def test_kinds(tmp_path: Path) -> None:
     (tmp_path / "x.mkv").touch()
     assert [kind_of(s) for s in (0, "3", "rtsp://a/b", "HTTPS://a", tmp_path, tmp_path / "x.mkv", "/dev/null")] == [
         "camera", "camera", "url", "url", "images", "video", "camera",
     ]  # fmt: skip
-    assert redact("rtsp://me:p@ss/w@host:1/x") == "rtsp://***@host:1/x"
-    assert redact("/data/a@b.mp4") == "/data/a@b.mp4"
+    with pytest.raises(CameraError, match="'99999999999999999999' does not exist"):
+        kind_of("9" * 20)
 
 
 # ---------------------------------------------------------------- life cycle
@@ -433,6 +441,44 @@ def test_what_is_no_picture_is_counted_and_named_never_guessed(
     assert "array#0" in caplog.text
 
 
+def test_a_source_without_end_that_gives_no_picture_is_given_up() -> None:
+    def wrong() -> Iterator[np.ndarray]:
+        while True:
+            yield np.zeros((4, 4, 3), np.float32)
+
+    with pytest.raises(InputError, match=rf"{REFUSED_RUN} arrays in a row are no pictures; .*float32"):
+        Camera(wrong())
+
+    def late() -> Iterator[np.ndarray]:
+        for i in range(2 * REFUSED_RUN):
+            yield np.zeros((4, 4, 3), np.uint8 if i % REFUSED_RUN == 0 else np.float32)
+
+    with Camera(late()) as camera:
+        assert len(list(camera)) == 2
+    assert camera.counters.corrupt == 2 * (REFUSED_RUN - 1)
+
+
+def test_a_picture_that_would_fill_the_memory_is_not_decoded(tmp_path: Path) -> None:
+    """Its header says how large it is: 32 KB of PNG may be 1.5 GB of pixels."""
+    whole = cv2.imencode(".png", np.zeros((5, 7, 3), np.uint8))[1].tobytes()
+    head = whole[12:16] + (16384).to_bytes(4, "big") * 2 + whole[24:29]
+    (tmp_path / "a.png").write_bytes(whole[:12] + head + zlib.crc32(head).to_bytes(4, "big") + whole[33:])
+    (tmp_path / "b.png").write_bytes(whole)
+    with Camera(tmp_path) as camera:
+        assert [frame.array_bgr.shape for frame in camera] == [(5, 7, 3)]
+    assert camera.counters.corrupt == 1
+    assert camera.last_error.endswith("a.png: it has 256 Mpx, at most 128 are taken")
+
+
+def test_a_name_that_is_no_utf8_can_be_told(tmp_path: Path) -> None:
+    path = os.fsencode(tmp_path) + b"/caf\xe9.png"
+    Path(os.fsdecode(path)).write_bytes(cv2.imencode(".png", np.zeros((5, 7, 3), np.uint8))[1].tobytes())
+    with Camera(Path(os.fsdecode(path))) as camera:
+        (frame,) = list(camera)
+    assert frame.name.encode().endswith(b"/caf?.png")
+    assert camera.source == frame.name
+
+
 @pytest.mark.parametrize(
     "source", [np.zeros((4, 4, 3), np.uint8), np.zeros((4, 4), np.uint8), b"x", {}, 1.5, None, True]
 )
@@ -456,6 +502,16 @@ def test_a_stack_and_a_generator_are_sources_and_a_failing_one_is_an_error() -> 
     with Camera(numbers()) as camera:
         assert camera.read() is not None
     assert closed == [True]
+    waits = threading.Event()
+
+    def slow() -> Iterator[np.ndarray]:
+        yield np.zeros((2, 2, 3), np.uint8)
+        waits.wait(20)
+
+    with Camera(slow()) as camera:
+        assert camera.read() is not None
+    assert hung_readers() == 0  # the program takes its time; no driver hangs
+    waits.set()
 
     def failing() -> Iterator[np.ndarray]:
         yield np.zeros((2, 2, 3), np.uint8)

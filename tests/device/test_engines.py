@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import hashlib
 import json
 import os
 import subprocess
@@ -71,6 +72,27 @@ def test_outputs_stay_valid_after_the_next_call(name: str, graph: dict[str, byte
         assert not np.array_equal(session(PIXELS * 2)["logits"], kept)
         np.testing.assert_array_equal(first, kept)
         np.testing.assert_array_equal(session(PIXELS[:, :, ::1])["logits"], kept)
+
+
+@pytest.mark.parametrize("name", [name for name in ON_CPU if ENGINES[name].cached])
+def test_a_kept_blob_that_cannot_be_loaded_is_made_again(
+    name: str, graph: dict[str, bytes], box: Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    """Its digest is right: it was written that way."""
+    monkeypatch.setenv("EDGEMAE_CACHE_DIR", str(tmp_path))
+    with open_session(name, graph, box) as session:
+        expected = session(PIXELS)["logits"]
+    (blob,) = tmp_path.rglob("*.blob")
+    whole = blob.read_bytes()
+    blob.write_bytes(whole[:100])
+    digest = hashlib.sha256(whole[:100]).hexdigest()
+    blob.with_suffix(".sha256").write_text(f"{digest}  {blob.name}\n")
+    for said in (1, 0):
+        caplog.clear()
+        with open_session(name, graph, box) as session:
+            np.testing.assert_array_equal(session(PIXELS)["logits"], expected)
+        assert caplog.text.count("cannot be loaded, compiling again") == said
 
 
 @pytest.mark.parametrize("name", ON_CPU)

@@ -76,7 +76,7 @@ def test_entries_leave_by_number_or_label_and_numbers_are_never_given_twice(gall
     assert gallery.remove("even") == 3
     assert [entry.id for entry in gallery.entries] == [1, 3]
     assert gallery.add(FRAMES[0], "new") == 6
-    for gone in (5, "even"):
+    for gone in (5, "even", True):
         with pytest.raises(InputError, match="has no entry"):
             gallery.remove(gone)
     assert len(gallery) == 3
@@ -207,22 +207,29 @@ def test_a_bare_array_must_say_who_made_it(gallery: Gallery, seen: Any, message:
         gallery.search(seen)
 
 
-@pytest.mark.parametrize("vector", [np.ones(15), np.zeros(16), np.full(16, np.nan), np.ones((16, 1)), np.float32(3)])
+@pytest.mark.parametrize(
+    "vector", [np.ones(15), np.zeros(16), np.full(16, np.nan), np.ones((16, 1)), np.float32(3), "x", {}]
+)
 def test_what_is_no_embedding_is_refused(gallery: Gallery, vector: Any) -> None:
     with pytest.raises(InputError, match="is no embedding of this model"):
-        gallery.add(np.asarray(vector), "x", provenance=gallery.provenance)
+        gallery.add(vector, "x", provenance=gallery.provenance)
     assert len(gallery) == 6
 
 
 def test_metadata_must_be_what_json_can_hold(gallery: Gallery) -> None:
-    with pytest.raises(InputError, match="metadata cannot be stored"):
+    with pytest.raises(InputError, match=r"label 'x' with metadata .* cannot be stored"):
         gallery.add(FRAMES[0], "x", {"model": object()})
+    with pytest.raises(InputError, match=r"label '\\ud800x' .* cannot be stored"):
+        gallery.add(FRAMES[0], "\ud800x")
     kept = {"place": ["a", 1], "seen": None}
     assert gallery.search(FRAMES[0], top=9)[0].metadata == {"number": 0}
     gallery.remove(0)
     gallery.add(FRAMES[0], "x", kept)
     kept["place"] = "changed later"
-    assert gallery.search(FRAMES[0])[0].metadata == {"place": ["a", 1], "seen": None}
+    found = gallery.search(FRAMES[0])[0].metadata
+    assert found == {"place": ["a", 1], "seen": None}
+    found["place"] = "changed later"
+    assert gallery.search(FRAMES[0])[0].metadata == kept | {"place": ["a", 1]}
 
 
 # ------------------------------------------------------------------------------------------------ files

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from edgemae.device.preprocess import Frame, as_bgr, crop, decode, halve, normalise, preprocess, read_frame
+from edgemae.data.decode import read_picture
+from edgemae.device.preprocess import Frame, as_bgr, crop, decode, halve, normalise, preprocess
 from edgemae.spec.errors import DataError, InputError
 from edgemae.spec.graph import PixelContract
 
@@ -320,7 +321,7 @@ def test_orientation_is_applied_in_every_format(tmp_path: Path, suffix: str, ori
     data = with_exif(plain.tobytes(), suffix, orientation, frame.shape[:2])
     (tmp_path / f"x{suffix}").write_bytes(data)
     expected = upright(stored, orientation)
-    np.testing.assert_array_equal(read_frame(str(tmp_path / f"x{suffix}"), PIXEL), expected)
+    np.testing.assert_array_equal(read_picture(str(tmp_path / f"x{suffix}"), PIXEL), expected)
     ignoring = msgspec.structs.replace(PIXEL, exif="ignore")
     np.testing.assert_array_equal(decode(data, ignoring), stored)
     np.testing.assert_array_equal(preprocess(decode(data, PIXEL), PIXEL), preprocess(expected, PIXEL))  # type: ignore[arg-type]
@@ -335,7 +336,7 @@ def test_files_of_other_depths_and_channels_become_bgr(tmp_path: Path) -> None:
         "gray.bmp": gray,
     }.items():
         assert cv2.imwrite(str(tmp_path / name), array)
-        np.testing.assert_array_equal(read_frame(str(tmp_path / name), PIXEL), np.dstack([gray] * 3), err_msg=name)
+        np.testing.assert_array_equal(read_picture(str(tmp_path / name), PIXEL), np.dstack([gray] * 3), err_msg=name)
 
 
 def test_what_is_no_image_is_named(tmp_path: Path) -> None:
@@ -343,4 +344,4 @@ def test_what_is_no_image_is_named(tmp_path: Path) -> None:
     assert decode(b"text, not an image", PIXEL) is None
     (tmp_path / "notes.jpg").write_text("text")
     with pytest.raises(DataError, match=r"notes\.jpg"):
-        read_frame(str(tmp_path / "notes.jpg"), PIXEL)
+        read_picture(str(tmp_path / "notes.jpg"), PIXEL)

@@ -16,6 +16,7 @@ from edgemae.device.stream import Stream, stream
 from edgemae.device.streamed import StreamCounters, Streamed
 from edgemae.spec.errors import CameraError, EngineRuntimeError, InputError
 from edgemae.spec.graph import PixelContract
+from tests.streams import MjpegServer
 
 COUNT = 20
 FPS = 25.0
@@ -45,6 +46,10 @@ def ours() -> set[str]:
         if not found or time.monotonic() > deadline:
             return found
         time.sleep(0.01)
+
+
+def stamp_ns(_: np.ndarray) -> int:
+    return time.monotonic_ns()
 
 
 def level(frame_bgr: np.ndarray) -> int:
@@ -98,10 +103,11 @@ def test_an_interrupt_inside_the_model_frees_the_camera(folder: Path) -> None:
     def interrupted(_: np.ndarray) -> int:
         raise KeyboardInterrupt
 
-    threads = threading.active_count()
+    threads, results = threading.active_count(), stream(interrupted, folder)
     with pytest.raises(KeyboardInterrupt):
-        next(stream(interrupted, folder))
+        next(results)
     assert threading.active_count() == threads
+    assert results.counters == StreamCounters(dropped=1)
 
 
 def test_a_camera_that_was_brought_along_stays_open(folder: Path) -> None:
@@ -375,7 +381,58 @@ def test_a_frame_that_grows_too_old_while_it_waits_for_its_turn_is_dropped(tmp_p
     assert np.median(ages) < 100
 
 
+def test_what_waits_for_its_turn_is_from_before_no_silence() -> None:
+    """The camera clears its own slot when it falls silent; so does the line."""
+    with (
+        MjpegServer() as still, MjpegServer() as other, stream(stamp_ns, {"a": still.url, "b": other.url}) as results
+    ):  # fmt: skip
+        assert {next(results).source for _ in range(6)} == {"a", "b"}
+        time.sleep(0.2)  # a frame of each waits
+        still.freeze()
+        while results.cameras["a"].state == "live":
+            time.sleep(0.02)
+        seen = [next(results) for _ in range(5)]
+        assert {item.source for item in seen} == {"b"}
+        still.release()
+        back_ns = time.monotonic_ns()
+        while (item := next(results)).source != "a":
+            pass
+        assert item.frame.t_capture_ns > back_ns - 1e8
+
+
+@pytest.mark.parametrize("policy", ["latest", "every"])
+def test_counters_of_several_add_up_after_an_early_end(tmp_path: Path, policy: str) -> None:
+    paths = [clip(tmp_path / f"{name}.avi") for name in "abc"]
+    with stream(level, paths, policy, realtime=True) as results:
+        for _ in range(5):
+            next(results)
+            time.sleep(0.1)
+    counters = results.counters
+    read = sum(camera.counters.delivered for camera in results.cameras.values())
+    assert read == counters.delivered + counters.dropped == counters.dropped + 5
+
+
+def test_a_camera_that_was_brought_along_keeps_its_own_policy(tmp_path: Path) -> None:
+    path = clip(tmp_path / "clip.avi")
+    with Camera(path) as camera:
+        for more in ({"policy": "latest"}, {"realtime": True}):
+            with pytest.raises(InputError, match="beside a Camera, which has its own"):
+                stream(level, camera, **more)  # type: ignore[arg-type]
+        with pytest.raises(InputError, match="one source was given twice"):
+            stream(level, {"left": camera, "right": camera})
+
+
 # ---------------------------------------------------------------- the event loop
+
+
+def test_an_async_loop_over_a_stream_with_a_callback_is_refused(folder: Path) -> None:
+    async def main() -> None:
+        async with stream(level, folder, on_result=print) as results:
+            async for _ in results:
+                pass
+
+    with pytest.raises(InputError, match="with a callback was iterated over"):
+        asyncio.run(main())
 
 
 def test_results_reach_an_event_loop_that_goes_on_meanwhile(tmp_path: Path) -> None:

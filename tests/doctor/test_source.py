@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from contextlib import closing
 from pathlib import Path
@@ -10,6 +11,7 @@ import cv2
 import numpy as np
 import pytest
 
+from edgemae.device.capture.grab import silent
 from edgemae.doctor import cameras, source
 from edgemae.doctor.finding import Finding
 from edgemae.doctor.source import examine_source
@@ -158,7 +160,7 @@ class Frames:
     def __exit__(self, *_: object) -> None:
         self.left = -1
 
-    def read(self) -> Frames | None:
+    def read(self, timeout_ms: float) -> Frames | None:
         self.left -= 1
         return self if self.left >= 0 else None
 
@@ -169,6 +171,23 @@ def test_a_stream_that_runs_is_green() -> None:
     found = examine_source("rtsp://me:secret@camera/live", Path("/"), Frames)
     assert (found.state, found.name) == ("green", "rtsp://***@camera/live")
     assert found.found.startswith("64x48, first frame after 0.0 s, ")
+
+
+def test_a_stream_that_falls_silent_is_red() -> None:
+    class Silent(Frames):
+        def read(self, timeout_ms: float) -> Frames | None:
+            if self.left == 1:
+                raise silent("rtsp://camera/live", timeout_ms / 1e3)
+            return super().read(timeout_ms)
+
+    red(examine_source("rtsp://camera/live", Path("/"), Silent), "no frame came", "switched on")
+
+
+def test_a_named_pipe_is_not_read(tmp_path: Path) -> None:
+    """To look at what is in it would take it away, and wait for ever while there is nothing."""
+    os.mkfifo(tmp_path / "pipe")
+    found = examine_source(str(tmp_path / "pipe"), Path("/"), Frames)
+    assert found.state == "green"
 
 
 def test_an_unknown_scheme_is_red() -> None:

@@ -29,6 +29,12 @@ def test_bars_and_words_are_drawn(image_hw: tuple[int, int], truetype: bool, mon
     assert (picture[-picture.shape[0] // 3 :, : picture.shape[1] // 3] > 230).any()  # the label
 
 
+@pytest.mark.parametrize("image_hw", [(1, 2000), (16384, 1), (2, 5000)])
+def test_a_strip_does_not_become_a_wall(image_hw: tuple[int, int]) -> None:
+    picture = overlay.draw(seen(np.zeros((*image_hw, 3), np.uint8)), 10.0)
+    assert max(picture.shape) <= max(overlay.MOST_PX, *image_hw)
+
+
 def test_a_share_is_as_long_as_it_is_large() -> None:
     frame = np.zeros((400, 800, 3), np.uint8)
 

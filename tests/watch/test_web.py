@@ -125,6 +125,24 @@ def test_the_ninth_browser_is_told_so_and_nothing_is_encoded_for_nobody(
     web._watching = 0
 
 
+def test_browsers_that_left_give_their_place_back_though_no_picture_comes(
+    web: Web, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(room, "LOOK_S", 0.05)
+    web.show(seen(picture()))
+    for _ in range(MOST_BROWSERS):
+        with asked(web, "/live.mjpg") as response:
+            next_picture(response)
+    end = time.monotonic() + 10
+    while web._watching and time.monotonic() < end:
+        time.sleep(0.02)
+    assert web._watching == 0
+    with asked(web, "/live.mjpg") as response:
+        next_picture(response)
+        time.sleep(0.3)
+        assert web._watching == 1  # who waits is not sent away
+
+
 def test_closing_leaves_no_thread_though_browsers_watch_or_sleep(figures: Figures) -> None:
     before = set(threading.enumerate())
     silent = socket.socket()

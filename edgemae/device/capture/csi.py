@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import parse_qsl
 
+from edgemae.device.capture.address import redact, split
 from edgemae.spec.errors import InputError, nearest
 
 DEFAULTS = {"width": 1280, "height": 720, "fps": 30, "flip": 0}
@@ -14,25 +15,25 @@ def pipeline(address: str) -> str:
 
     `flip` is nvvidconv's flip-method, 0 to 7 (2 turns by 180 degrees). The appsink keeps the newest frame.
     """
-    parts = urlsplit(address)
+    parts = split(address)
     wanted = dict(DEFAULTS)
     for name, value in parse_qsl(parts.query, keep_blank_values=True):
         if name not in wanted:
             raise InputError(
-                f"camera address '{address}' has the unknown setting '{name}'.{nearest(name, list(DEFAULTS))}",
+                f"camera address '{redact(address)}' has the unknown setting '{name}'.{nearest(name, list(DEFAULTS))}",
                 expected=f"some of {', '.join(DEFAULTS)}",
                 fix="correct the name",
             )
         if not value.isdecimal() or (int(value) > 7 if name == "flip" else int(value) == 0):
             raise InputError(
-                f"camera address '{address}' sets {name} to '{value}'",
+                f"camera address '{redact(address)}' sets {name} to '{value}'",
                 expected="a whole number above 0 (flip: 0 to 7)",
                 fix="correct the number",
             )
         wanted[name] = int(value)
     if not parts.netloc.isdecimal() or parts.path.strip("/"):
         raise InputError(
-            f"camera address '{address}' names no connector",
+            f"camera address '{redact(address)}' names no connector",
             expected="csi://0 or csi://1, then settings such as ?width=1280&fps=30",
             fix="see the connectors with `v4l2-ctl --list-devices`",
         )

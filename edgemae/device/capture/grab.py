@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -64,8 +63,3 @@ def silent(source: str, seconds: float, more: str = "", kind: str = "timeout") -
         fix="see that it is switched on and reachable, raise the time-out for a slow one, then open it again",
         kind=kind,
     )
-
-
-def redact(source: object) -> str:
-    """Return the source as text without user name and password."""
-    return re.sub(r"://\S*@", "://***@", str(source))

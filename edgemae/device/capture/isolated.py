@@ -19,7 +19,8 @@ from typing import Any
 
 import numpy as np
 
-from edgemae.device.capture.grab import Grab, SourceError, redact
+from edgemae.device.capture.address import redact
+from edgemae.device.capture.grab import Grab, SourceError
 from edgemae.spec.errors import error_of
 
 _START = (
@@ -68,8 +69,8 @@ class Isolated:
         return Grab(array_bgr, said["t_capture_ns"], said["pts_ms"], said["name"], said["lost"], said["reason"])
 
     def interrupt(self) -> None:
-        if self._child is not None:
-            self._child.kill()
+        if (child := self._child) is not None:  # the reader's thread may be closing it
+            child.kill()
 
     def close(self) -> None:
         if self._child is not None:

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from edgemae.device.capture.grab import Grab, redact
+from edgemae.device.capture.address import redact
+from edgemae.device.capture.grab import Grab
 from edgemae.spec.errors import EdgemaeError
 
 log = logging.getLogger("edgemae.device.camera")
-STATES = ("opening", "live", "stalled", "reconnecting", "ended", "failed", "closed")
 OVER = ("ended", "failed", "closed")
 LOUD = ("stalled", "reconnecting", "failed")  # logged as warnings
 NAMES_KEPT = 100  # of corrupt frames
@@ -71,6 +71,7 @@ class Mailbox:
         self.generation = -1
         self.corrupt_names: list[str] = []
         self.picture_ns = time.monotonic_ns()  # when the last picture came, fresh or not
+        self.silence_ns = 0  # when the source last fell silent or was opened again: what is older is not handed over
         self.counts = dict.fromkeys(Counters.__slots__, 0)
         self._slot: Frame | None = None
         self.lived_in = -1  # the last generation that gave a frame
@@ -130,7 +131,7 @@ class Mailbox:
         with self.changed:
             self._clear("stale")
             self.generation += 1
-            self.picture_ns = time.monotonic_ns()
+            self.picture_ns = self.silence_ns = time.monotonic_ns()
             return self.generation
 
     def become(self, state: str, why: str = "", error: EdgemaeError | None = None) -> None:
@@ -144,6 +145,7 @@ class Mailbox:
                 self.counts["stalls"] += 1
             if state in ("stalled", "reconnecting"):
                 self._clear("stale")  # it is from before the silence
+                self.silence_ns = time.monotonic_ns()
             self.error = error
             if state != self.state:
                 self._become(state, redact(why))

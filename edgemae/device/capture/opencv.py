@@ -12,7 +12,9 @@ from contextlib import contextmanager
 import cv2
 
 from edgemae.device.capture import csi, probe
-from edgemae.device.capture.grab import Grab, SourceError, redact, silent
+from edgemae.device.capture.address import redact
+from edgemae.device.capture.grab import Grab, SourceError, silent
+from edgemae.device.memory import trim_heap
 
 log = logging.getLogger("edgemae.device.camera")
 # First frame after 90 ms instead of 1,170 ms on a 25 fps stream; only for RTSP, small probes break files. Not
@@ -114,6 +116,9 @@ class Video:
             self._capture.release()
             self._capture = None
             _hush(-1)
+            if self._kind == "url":
+                # A decoder and its packets hold 1 to 4 MiB, for which the process would stay as large as it ever was.
+                trim_heap()
 
     def _retrieve(self, capture: cv2.VideoCapture, t_ns: int, lost: int) -> Grab | None:
         pts_ms = float(capture.get(cv2.CAP_PROP_POS_MSEC))

@@ -11,7 +11,8 @@ from typing import Any
 import cv2
 
 from edgemae.device.capture import opencv
-from edgemae.device.capture.grab import Grab, Source, SourceError, redact
+from edgemae.device.capture.address import redact
+from edgemae.device.capture.grab import Grab, Source, SourceError
 from edgemae.device.capture.mailbox import Mailbox
 from edgemae.device.capture.rhythm import Rhythm
 from edgemae.spec.errors import EdgemaeError
@@ -31,12 +32,18 @@ def hung_readers() -> int:
 
 
 class Reader:
-    """Open a source, and put its frames into the mailbox. `rhythm` judges a live one; `realtime` paces a file."""
+    """Open a source, and put its frames into the mailbox.
+
+    `rhythm` judges a live one, `realtime` paces a file, `is_driver` tells a driver, which may hang, from the program's
+    own generator, which may take its time.
+    """
 
     def __init__(
-        self, make: Callable[[], Source], mailbox: Mailbox, rhythm: Rhythm | None, realtime: bool, wake: threading.Event
-    ) -> None:
+        self, make: Callable[[], Source], mailbox: Mailbox, rhythm: Rhythm | None, realtime: bool, is_driver: bool,
+        wake: threading.Event,
+    ) -> None:  # fmt: skip
         self._make, self._mailbox, self._rhythm, self._realtime = make, mailbox, rhythm, realtime
+        self._is_driver = is_driver
         self.generation = mailbox.begin()
         self._wake, self._stop = wake, threading.Event()
         self._source: Source | None = None
@@ -61,6 +68,9 @@ class Reader:
         self._thread.join(patience_s / 2)
         if self.is_done:
             return True
+        if not self._is_driver:
+            log.warning("the program's own frames did not end: the thread that waits for the next one was left behind")
+            return False
         opencv.opening.forget(self._thread)
         with _lock:
             _abandoned.append(self._thread)

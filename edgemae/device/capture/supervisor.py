@@ -11,7 +11,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from edgemae.device.capture.grab import Source, SourceError, redact, silent
+from edgemae.device.capture.address import redact
+from edgemae.device.capture.grab import Source, SourceError, silent
 from edgemae.device.capture.isolated import START_S
 from edgemae.device.capture.mailbox import OVER, Mailbox
 from edgemae.device.capture.reader import ZOMBIES, Reader, hung_readers
@@ -79,8 +80,9 @@ class Supervisor:
         conduct, again = self._conduct, self._attempts > 0 or self._has_lived
         isolated = bool(conduct.isolate or (conduct.isolate is None and hung_readers() >= ZOMBIES))
         reader = Reader(
-            lambda: conduct.make(again, isolated), self._mailbox, self._rhythm, conduct.realtime, self._wake
-        )
+            lambda: conduct.make(again, isolated), self._mailbox, self._rhythm, conduct.realtime,
+            conduct.isolate is not False, self._wake,
+        )  # fmt: skip
         open_limit_s = conduct.open_limit_s + (START_S if isolated else 0.0)
         while not reader.is_done:
             self._wake.wait(TICK_S)

@@ -5,18 +5,20 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 
-from edgemae.device.cache import compiled
+from edgemae.device.cache import find, make
 from edgemae.device.cores import on_cores
 from edgemae.device.engines import onnxruntime, openvino, tensorrt
 from edgemae.device.memory import trim_heap
 from edgemae.device.session import Engine, Session
-from edgemae.spec.errors import InputError, nearest
+from edgemae.spec.errors import EngineRuntimeError, InputError, nearest
 from edgemae.spec.target import Target
 
 __all__ = ["ENGINES", "Engine", "Session", "find_engine", "open_session"]
 
+_log = logging.getLogger("edgemae.device")
 ENGINES: dict[str, Engine] = {
     "onnxruntime": onnxruntime.ENGINE,
     "openvino": openvino.ENGINE,
@@ -43,8 +45,21 @@ def open_session(engine: str, files: Mapping[str, bytes], target: Target, cores:
     """
     chosen = find_engine(engine)
     with on_cores(cores):
-        blob = compiled(chosen, files, target) if chosen.cached else chosen.compile(files, target)
-        trim_heap()  # what compiling took, before loading takes its own
-        session = chosen.load(blob, target)
+        session = _from_cache(chosen, files, target) if chosen.cached else None
+        if session is None:
+            blob = make(chosen, files, target) if chosen.cached else chosen.compile(files, target)
+            trim_heap()  # what compiling took, before loading takes its own
+            session = chosen.load(blob, target)
     session.cores = cores
     return session
+
+
+def _from_cache(engine: Engine, files: Mapping[str, bytes], target: Target) -> Session | None:
+    """Return a session of a kept blob; None where there is none, or it cannot be loaded: a right digest says that it is
+    what was written, and a power cut or a full disk of the engine's own may have spoilt what was written."""
+    blob = find(engine, files, target)
+    try:
+        return None if blob is None else engine.load(blob, target)
+    except EngineRuntimeError as error:
+        _log.warning("the cached engine cannot be loaded, compiling again: %s", error.what)
+        return None

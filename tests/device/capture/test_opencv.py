@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import threading
 import time
@@ -15,6 +16,7 @@ import pytest
 from edgemae.device.capture import opencv
 from edgemae.device.capture.grab import SourceError
 from edgemae.device.capture.opencv import RTSP_OPTIONS, Video
+from edgemae.device.memory import trim_heap
 
 PICTURE = np.zeros((4, 4, 3), np.uint8)
 
@@ -84,6 +86,23 @@ def read_all(source: str, kind: str, script: list[str]) -> list[str]:
 )
 def test_reads_that_fail(kind: str, script: list[str], found: list[str]) -> None:
     assert read_all("http://camera/x" if kind == "url" else "/dev/null", kind, script) == found
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="needs glibc")
+@pytest.mark.parametrize("kind", ["url", "video"])
+def test_the_holes_that_a_lost_stream_leaves_are_given_back(kind: str) -> None:
+    """Of a file they are not: applications open thousands, and looking through all memory takes milliseconds."""
+
+    def resident_mib() -> float:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+    trim_heap()
+    blocks = [bytes(60_000) + b"not a page of zeros" for _ in range(1000)]  # 57 MiB
+    del blocks[:-1]  # the last one keeps the heap from shrinking by itself
+    before = resident_mib()
+    read_all("http://camera/x" if kind == "url" else "/dev/null", kind, ["ok"])
+    given_back = before - resident_mib()
+    assert given_back > 30 if kind == "url" else given_back < 10
 
 
 def test_a_link_to_a_device_is_followed_at_every_opening(tmp_path: Path) -> None:
