@@ -133,7 +133,7 @@ def bench(args: argparse.Namespace, plan: Plan) -> dict[str, Any]:
     earlier = kept(args.json, plan, images, right_text(right), wanted)
     adopt(args.output, earlier, wanted, trusted=same_plan)
     with ThreadPoolExecutor(args.jobs) as pool:
-        rows = list(pool.map(lambda run: row_of(args, *run, wanted(*run)), runs))
+        rows = list(pool.map(lambda run: row_of(args, run[0], run[1], wanted(*run)), runs))
     rows += [row for row in earlier if (row["method"], row["seed"]) not in runs]
     rows.sort(key=lambda row: (row["seed"], METHODS.index(row["method"])))
     shape = shape_of(plan.student, classes=len(evaluation(images).classes))

@@ -244,7 +244,7 @@ def readme_table(result: Row) -> str:
 
     lines = ["| Model | Precision | Top-1 | Vote of 10 |", "| --- | --- | ---: | ---: |"]
     for r in result["rows"]:
-        cells = (r["model"], r["precision"], pair(r, "top1"), pair(r, "vote10"))
+        cells: tuple[str, ...] = (r["model"], r["precision"], pair(r, "top1"), pair(r, "vote10"))
         lines.append(f"| {' | '.join(cells)} |")
     heads = ("Model", "Precision", "Normal", "Core-set", "AUROC, other classes", "AUROC, planted", "Peak inside",
              "False alarms")  # fmt: skip

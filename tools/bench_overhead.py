@@ -58,7 +58,7 @@ def main() -> int:
     graph = to_onnx(ViT(TINY).eval(), PIXEL)
     target = msgspec.structs.replace(find_target("cpu-onnxruntime"), threads=1)
     cv2.setNumThreads(1)
-    result = {
+    result: dict[str, Any] = {
         "command": shlex.join(["python", "tools/bench_overhead.py", *sys.argv[1:]]), "rounds": rounds, "limit": LIMIT,
         "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "engines": [on_engine(engine, graph, target, rounds) for engine in ENGINES],

@@ -89,7 +89,8 @@ class Ages:
 def soak(minutes: float, seed: int) -> dict[str, Any]:
     """Return what a consumer of mixed speed saw in `minutes` of faults."""
     most = round(minutes * 60 * FPS * 1.5)
-    start, samples, ages, hidden = time.monotonic(), [], Ages(most), Ages(most)
+    start, ages, hidden = time.monotonic(), Ages(most), Ages(most)
+    samples: list[dict[str, Any]] = []
     states: Counter[str] = Counter()
     seen = {"reads_without_frame": 0, "unreadable": 0, "older_than_policy": 0, "old_after_noise": 0}
     dice, broken = random.Random(seed + 1), Broken()

@@ -71,7 +71,7 @@ def opencv(url: str, work_s: float, policy: str) -> None:
 
 
 def roboflow(url: str, work_s: float, policy: str) -> None:
-    from inference import InferencePipeline
+    from inference import InferencePipeline  # type: ignore[import-not-found]
 
     pipeline = InferencePipeline.init_with_custom_logic(
         video_reference=url,

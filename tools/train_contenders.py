@@ -164,7 +164,8 @@ def memory_batch(case: Case) -> Batch:
 def parity(case: Case) -> dict[str, float]:
     """Return both losses for the same weights, positions and masks. Raises InternalError when they differ."""
     torch.manual_seed(0)
-    mine, other, batch = ours(case).module, theirs(case).module, memory_batch(case)
+    mine: Any = ours(case).module
+    other, batch = theirs(case).module, memory_batch(case)
     for vit, name in (
         (mine.encoder, "vit.embeddings.position_embeddings"),
         (mine.decoder, "decoder.decoder_pos_embed"),

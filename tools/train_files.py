@@ -95,14 +95,14 @@ class Photos(Dataset[Tensor]):
 
     def __init__(self, images: ImageSet, pixel: PixelContract) -> None:
         self.images, self.pixel = images, pixel
-        self.mean, self.std = np.float32(pixel.mean), np.float32(pixel.std)
+        self.mean, self.std = np.array(pixel.mean, np.float32), np.array(pixel.std, np.float32)
 
     def __len__(self) -> int:
         return len(self.images)
 
     def __getitem__(self, index: int) -> Tensor:
         rng = np.random.default_rng(int(torch.randint(0, 2**31, ())))
-        frame = cv2.cvtColor(cv2.imread(self.images.paths[index]), cv2.COLOR_BGR2RGB)
+        frame = cv2.cvtColor(np.asarray(cv2.imread(self.images.paths[index])), cv2.COLOR_BGR2RGB)
         top, left, h, w = crop_box(frame.shape[0], frame.shape[1], 0.2, rng)
         view = cv2.resize(frame[top : top + h, left : left + w], (self.pixel.image_px,) * 2)
         if rng.random() < 0.5:
