@@ -47,6 +47,7 @@ from edgemae.spec.target import find_target
 TOOLS = Path(__file__).resolve().parent
 SLOWER = 0.05
 TARGET = "laptop-x86-avx2"  # 2 threads: more than there are cores would switch one another out
+PARTS = ("ratios", "verdicts", "benchmark_app")
 HOG = "while True: pass"
 QUOTA_V1 = Path("/sys/fs/cgroup/cpu")
 QUOTA_V2 = Path("/sys/fs/cgroup")
@@ -57,24 +58,36 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="4 repeats of each in place of 20")
     parser.add_argument("--engine", default="openvino", choices=("openvino", "onnxruntime"))
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the results there")
+    parser.add_argument("--only", nargs="+", choices=PARTS, help="measure these anew, keep the others of --json")
     args = parser.parse_args()
+    if args.only and args.json is None:
+        parser.error("--only wants --json, the earlier results")
     repeats = 4 if args.quick else 20
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(TOOLS), os.environ.get("PYTHONPATH", ""))))
+    result: dict[str, Any] = {
+        "command": shlex.join(["python", "tools/bench_trust.py", *sys.argv[1:]]), "engine": args.engine,
+        "repeats": repeats, "machine": fingerprint(), "created": {},
+    }  # fmt: skip
+    if args.only:
+        before = json.loads(args.json.read_bytes())
+        if any(before[name] != result[name] for name in ("engine", "repeats")):
+            parser.error("--only wants the engine and the repeats of the earlier results")
+        result = before
     with tempfile.TemporaryDirectory() as folder:
         bundle = tiny_bundle(Path(folder) / "tiny.edgemae", args.engine, find_target(TARGET))
         graph = Path(folder) / "tiny.onnx"
         graph.write_bytes(open_bundle(bundle).read(GRAPH))
-        result = {
-            "command": shlex.join(["python", "tools/bench_trust.py", *sys.argv[1:]]),
-            "engine": args.engine, "repeats": repeats,
-            "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-            "ratios": [ratios(graph, args.engine, share, repeats) for share in (0.0, SLOWER)],
-            "verdicts": verdicts(graph, args.engine, repeats),
-            "benchmark_app": agreement(bundle, graph, 3 if args.quick else 10) if args.engine == "openvino" else None,
-            "machine": fingerprint(),
+        parts: dict[str, Callable[[], Any]] = {
+            "ratios": lambda: [ratios(graph, args.engine, share, repeats) for share in (0.0, SLOWER)],
+            "verdicts": lambda: verdicts(graph, args.engine, repeats),
+            "benchmark_app": lambda: agreement(bundle, graph, 3 if args.quick else 10)
+            if args.engine == "openvino" else None,
         }  # fmt: skip
-    if args.json is not None:
-        args.json.write_text(json.dumps(msgspec.to_builtins(result), indent=1) + "\n")
+        for name in args.only or parts:
+            result[name] = parts[name]()
+            result["created"][name] = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+            if args.json is not None:  # after every part: a long run that is stopped keeps what it has
+                args.json.write_text(json.dumps(msgspec.to_builtins(result), indent=1) + "\n")
     print(readme_table(result))
     return 0
 

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import glob
-import io
 import os
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-import imagesize
 import numpy as np
 from numpy.typing import NDArray
 
@@ -19,6 +17,7 @@ from edgemae.device.capture.address import redact, split
 from edgemae.device.capture.grab import Grab, Source
 from edgemae.device.capture.isolated import Isolated
 from edgemae.device.capture.opencv import Video
+from edgemae.device.headers import declared_px
 from edgemae.device.preprocess import as_bgr, decode
 from edgemae.spec.errors import CameraError, InputError
 from edgemae.spec.graph import PixelContract
@@ -128,7 +127,7 @@ class Images:
         except OSError:
             data = b""
         name, t_capture_ns = redact(path), time.monotonic_ns()
-        if (size := _declared_px(data)) > MAX_PX:
+        if (size := declared_px(data)) > MAX_PX:
             why = f"it has {size >> 20} Mpx, at most {MAX_PX >> 20} are taken"
             return Grab(None, t_capture_ns, None, name, reason=why)
         return Grab(decode(data, self._pixel), t_capture_ns, None, name)
@@ -180,15 +179,6 @@ class Arrays:
     def close(self) -> None:
         if (close := getattr(self._items, "close", None)) is not None:
             close()  # a generator frees what it holds
-
-
-def _declared_px(data: bytes) -> int:
-    """Return the pixels that a picture's header speaks of, 0 where it cannot be read: 32 KB of PNG may be 1.5 GB."""
-    try:
-        width, height = imagesize.get(io.BytesIO(data), exif_rotation=False)
-    except Exception:  # noqa: BLE001 - whatever it stumbles over is the decoder's to judge
-        return 0
-    return int(max(width, 0) * max(height, 0))
 
 
 def _checked(item: NDArray[Any]) -> NDArray[np.uint8]:

@@ -331,7 +331,7 @@ def test_nothing_is_handed_to_an_engine_before_all_hashes_agree(
     data = bytearray(path.read_bytes())
     data[-4000] ^= 4
     (tmp_path / "flipped.edgemae").write_bytes(data)
-    for room, name in ((model, "open_session"), (engines, "compiled"), (model, "check")):
+    for room, name in ((model, "open_session"), (engines, "make"), (model, "check")):
         monkeypatch.setattr(room, name, lambda *_: pytest.fail("an engine was reached"))
     with pytest.raises(BundleCorruptError):
         load(tmp_path / "flipped.edgemae")
