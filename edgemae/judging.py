@@ -24,7 +24,7 @@ from edgemae.device.profiling.keep import keep
 from edgemae.device.profiling.profiler import profile
 from edgemae.measure.accuracy import Predictions, predict, score
 from edgemae.spec.bundle import Bundle, open_bundle
-from edgemae.spec.errors import DataError, EngineMissingError, EngineRuntimeError, InputError
+from edgemae.spec.errors import DataError, EdgemaeError, EngineMissingError, EngineRuntimeError, InputError
 from edgemae.spec.graph import PixelContract
 from edgemae.spec.progress import progress
 from edgemae.spec.report import StageScore
@@ -187,7 +187,11 @@ def finalize(path: Path, target: str | None, *, measure: bool = True) -> dict[st
     ready = {"bundle": str(path), "engine": first, "engines": rungs}
     if not measure:
         return ready
-    found = profile(path, engine=first, target=target, per_layer=True)
+    try:
+        found = profile(path, engine=first, target=target, per_layer=True)
+    except EdgemaeError as error:  # what was built and proved is ready all the same
+        log.warning("'%s' is ready, but could not be profiled: %s (%s)", path, error.what, error.fix)
+        return ready
     if found.verdict == "INVALID":  # of the figures, not of the bundle: what was built and proved is ready all the same
         log.warning("'%s' is ready, its latencies are INVALID: %s", path, "; ".join(found.reasons))
     return {**ready, "verdict": found.verdict, "reasons": found.reasons, "cold_ms": found.start and found.start.cold_ms,

@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
+from edgemae.device.cache import cache_folder
 from edgemae.far_end import MARK
 from edgemae.spec.errors import EngineRuntimeError, InputError, RemoteError, StorageError
 from edgemae.spec.progress import Progress, progress
@@ -42,7 +43,8 @@ CHUNK = 1 << 16
 COPIES = 2  # of a file that arrived changed
 LOST = 255  # exit code of ssh for its own troubles
 NO_PROGRAM = (126, 127)
-TROUBLES = {  # what ssh says, as a pattern: what it means, what to do
+Troubles = dict[str, tuple[str, str]]
+OTHER_KEY: Troubles = {  # what ssh says, as a pattern: what it means, what to do
     "IDENTIFICATION HAS CHANGED": (
         "{host} shows another host key than the one that is known",
         "was it set up anew? then ssh-keygen -R HOST, ssh to it once and compare the fingerprint; or is it an attack?",
@@ -51,6 +53,8 @@ TROUBLES = {  # what ssh says, as a pattern: what it means, what to do
         "the host key of {host} is not known",
         "ssh to it once by hand, and compare the fingerprint: there, ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub",
     ),
+}
+NEVER_MET: Troubles = {  # of a machine that has answered before, these are a lost connection: names go with the network
     "Permission denied|Too many authentication failures": (
         "{host} does not let us in: {last}",
         "give it your key: ssh-copy-id; a key with a passphrase needs ssh-agent",
@@ -229,7 +233,11 @@ class Far:
                 offset = message["offset"]
                 log.info("%s: %s", self.address.host, message["line"])
 
+        fetched = cache_folder() / "remote" / f"{job}.fetched"  # a result that is here already is no new one
         try:
+            if fetched.exists():
+                self.again(lambda: self.ask("drop", job=job))
+                fetched.unlink(missing_ok=True)
             begun = self.again(lambda: self.ask("start", job=job, commands=commands))
             if not begun["started"]:
                 log.info("%s: found the same run there, begun %.0f s ago", self.address.host, begun["age_s"])
@@ -240,8 +248,12 @@ class Far:
             with contextlib.suppress(LostError, RemoteError, StorageError):
                 self.ask("drop", job=job)
             raise
-        with contextlib.suppress(RemoteError, StorageError):  # what it found is here: it may be swept away later
+        try:
             self.again(lambda: self.ask("drop", job=job))
+        except (RemoteError, StorageError):
+            with contextlib.suppress(OSError):
+                fetched.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+                fetched.touch()
         if ended["codes"] is None:
             raise EngineRuntimeError(
                 f"the run on {self.address.host} was killed before it ended",
@@ -275,7 +287,7 @@ class Far:
                 f"Python on {host} failed: {last}", expected="a Python 3.10 or newer that starts",
                 fix=f"try it by hand: ssh {host} {self._python_text} --version",
             )  # fmt: skip
-        for pattern, (what, fix) in TROUBLES.items():
+        for pattern, (what, fix) in (OTHER_KEY if self._met else OTHER_KEY | NEVER_MET).items():
             if re.search(pattern, said):
                 return RemoteError(what.format(host=host, last=last), expected="ssh to log in without asking", fix=fix)
         if self._met:

@@ -12,7 +12,7 @@ import pytest
 from edgemae import judging, load
 from edgemae.data.images import scan
 from edgemae.judging import describe, evaluate_path, is_bundle, known_classes
-from edgemae.spec.errors import DataError, InputError
+from edgemae.spec.errors import DataError, EngineRuntimeError, InputError
 from tests.profiles import full_profile
 from tests.tiny import CLASSES, Job, Ran, meta_pth, stage, write_shapes
 
@@ -75,6 +75,20 @@ def test_a_bundle_is_ready_whatever_its_latencies_are_worth(
     assert (found["verdict"], found["reasons"]) == ("INVALID", ("a clock jumped",))
     assert any(engine["ready"] for engine in found["engines"])
     assert "is ready, its latencies are INVALID: a clock jumped" in caplog.text
+
+
+def test_a_bundle_is_ready_though_it_cannot_be_profiled(
+    job: Job, compiled: Ran, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise EngineRuntimeError("no room for a second copy", expected="memory", fix="free some")
+
+    shutil.copy(job.bundle, tmp_path / "b.edgemae")
+    monkeypatch.setattr(judging, "profile", broken)
+    found = judging.finalize(tmp_path / "b.edgemae", None)
+    assert any(engine["ready"] for engine in found["engines"])
+    assert "verdict" not in found
+    assert "is ready, but could not be profiled: no room for a second copy" in caplog.text
 
 
 def test_what_counts_as_a_bundle(job: Job, compiled: Ran, tmp_path: Path) -> None:

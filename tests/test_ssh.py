@@ -219,6 +219,39 @@ def test_an_interrupt_ends_the_job_and_leaves_nothing(far: Far, server: Server, 
     pytest.fail("the job still runs")
 
 
+def test_a_result_that_is_here_already_is_no_new_one(
+    far: Far, server: Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Whether or not the other side could be told to forget it."""
+    monkeypatch.setenv("EDGEMAE_CACHE_DIR", str(tmp_path / "own"))
+    count = tmp_path / "count"
+    program = f"open({str(count)!r}, 'a').write('x'); print(len(open({str(count)!r}).read()))"
+    ask = far.ask
+
+    def deaf(order: str, **more: object) -> object:
+        if order == "drop":
+            raise RemoteError("it cannot be reached", expected="it", fix="wait")
+        return ask(order, **more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(far, "ask", deaf)
+    assert far.run([[sys.executable, "-c", program]]) == ([0], ["1\n"])
+    assert len(server.jobs()) == 1
+    monkeypatch.setattr(far, "ask", ask)
+    assert far.run([[sys.executable, "-c", program]]) == ([0], ["2\n"])
+    assert server.jobs() == []
+    assert not list((tmp_path / "own").rglob("*.fetched"))
+
+
+def test_a_network_that_takes_its_names_along_is_a_lost_connection(far: Far) -> None:
+    said = "ssh: Could not resolve hostname board: Temporary failure in name resolution"
+    assert isinstance(far._failure(255, said), ssh.LostError)
+    assert isinstance(far._failure(255, "bash: /opt/x.sh: Permission denied\nBroken pipe"), ssh.LostError)
+    changed = "@ WARNING: REMOTE HOST IDENTIFICATION HAS CHANGED! @\nHost key verification failed."
+    assert isinstance(far._failure(255, changed), RemoteError)
+    never = Far(parse_address("device"), sys.executable)
+    assert isinstance(never._failure(255, said), RemoteError)
+
+
 # ---------------------------------------------------------------- being refused
 
 

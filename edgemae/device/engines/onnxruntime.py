@@ -61,6 +61,14 @@ def load(blob: bytes, target: Target) -> Session:
     return Session(NAME, run, _nothing)
 
 
+def input_dtype(graph: bytes) -> str:
+    """Return the type of a graph's input, as numpy names it. Raises EngineRuntimeError."""
+    runtime = library(NAME, MODULES, NEEDS)
+    with engine_errors(NAME, "read the graph"):
+        kind = str(runtime.InferenceSession(graph, providers=["CPUExecutionProvider"]).get_inputs()[0].type)
+    return {"tensor(float)": "float32", "tensor(uint8)": "uint8"}.get(kind, kind)
+
+
 def instrument(files: Mapping[str, bytes], target: Target) -> Instrumented:
     """Return a session that writes a trace: about 0.5 MB a run of a ViT-Tiny, read and deleted by `finish`."""
     runtime = library(NAME, MODULES, NEEDS)

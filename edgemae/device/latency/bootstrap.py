@@ -36,9 +36,9 @@ def mean_interval(values: ArrayLike, confidence: float = 0.95, seed: int = 0) ->
     """
     data = np.asarray(values, np.float64)
     length = len(data) // BLOCKS
-    blocks: NDArray[np.float64] = data[len(data) - BLOCKS * length :].reshape(BLOCKS, length).mean(axis=1)
+    blocks: NDArray[np.float64] = np.array([part.mean() for part in np.array_split(data, BLOCKS)])
     value, mean, error = float(data.mean()), float(blocks.mean()), blocks.std(ddof=1)
-    if error == 0:  # the first values, fewer than a block, may differ all the same
+    if error == 0:
         return Mean(value, min(mean, value), max(mean, value), length)
     drawn = blocks[np.random.default_rng(seed).integers(0, BLOCKS, (DRAWS, BLOCKS))]
     # A drawing of one block over and over has no error of its own; a hundredth of the real one stands for it.

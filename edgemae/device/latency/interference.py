@@ -113,11 +113,12 @@ class Observed(NamedTuple):
 class Window:
     """Read what the machine did between its creation and `close()`; `glance` between two runs sees what came and went.
 
-    `processes` are others that belong to the measurement: what they use is not others' use.
+    `processes` are others that belong to the measurement, and with `children` so do those that this process starts and
+    waits for: what they use is not others' use.
     """
 
-    def __init__(self, processes: tuple[int, ...] = ()) -> None:
-        self._processes, self._next_s = processes, 0.0
+    def __init__(self, processes: tuple[int, ...] = (), *, children: bool = False) -> None:
+        self._processes, self._children, self._next_s = processes, children, 0.0
         self._watcher = Watcher(self._moment(), len(usable_cpus()))
 
     def glance(self) -> None:
@@ -139,7 +140,7 @@ class Window:
 
     def _moment(self) -> Moment:
         start_s = time.thread_time()  # of the processor: beside other work a look lasts longer, and costs no more
-        own_s = _own_cpu_s() + sum(map(_cpu_s_of, self._processes))
+        own_s = _own_cpu_s(self._children) + sum(map(_cpu_s_of, self._processes))
         found = Moment(time.monotonic(), witnesses.look(), clock.read(), own_s, _cpu_seconds())
         cost_s = glances.COSTS * (time.thread_time() - start_s)
         self._next_s = time.monotonic() + min(max(glances.EVERY_S, cost_s), glances.SELDOM_S)
@@ -187,6 +188,22 @@ def judge(
         wall_step_s=seen.trouble.wall_step_s, absent=_absent(seen),
     )  # fmt: skip
     return with_verdict(evidence)
+
+
+def disturbances(window: Window) -> tuple[str, ...]:
+    """Return what disturbed a window in which nothing was timed run by run.
+
+    Not the waiting of tasks and the fall of the frequency: what starts a process and builds an engine causes both.
+    """
+    seen = window.close()
+    evidence = Interference(
+        verdict="", reasons=(), clean_fraction=1.0, switched_runs=0, slow_canaries=0, others_share=seen.others_share,
+        steal_share=seen.steal_share, spread=0.0, window_s=seen.seconds,
+        throttled_share=share(seen.before.throttled_us, seen.after.throttled_us, seen.seconds),
+        heat_throttles=grown(seen.before.heat_throttles, seen.after.heat_throttles),
+        clock_jump_ms=seen.trouble.jump_ms, suspended_s=seen.trouble.suspended_s,
+    )  # fmt: skip
+    return with_verdict(evidence).reasons
 
 
 def with_verdict(e: Interference, noisy: tuple[str, ...] = ()) -> Interference:
@@ -246,9 +263,9 @@ def _slope(before: float | None, after: float | None, seconds: float) -> float |
     return None if before is None or after is None else (after - before) * 60 / max(seconds, 1e-3)
 
 
-def _own_cpu_s() -> float:
+def _own_cpu_s(children: bool) -> float:
     times = os.times()
-    return times.user + times.system
+    return times.user + times.system + (times.children_user + times.children_system if children else 0.0)
 
 
 def _cpu_s_of(pid: int) -> float:

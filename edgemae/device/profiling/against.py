@@ -29,7 +29,7 @@ def contender_of(text: str, pixels_of: Path, engine: str, target: str) -> Conten
             expected="a bundle, a stored profile (.json), pytorch:STUDENT.safetensors or onnx:GRAPH.onnx",
             fix="correct the prefix",
         )
-    if not Path(rest).exists():
+    if not (Path(rest).exists() if kind == "bundle" else Path(rest).is_file()):
         raise _not_there(rest)
     return Contender(kind, rest, engine if kind == "bundle" else "auto", target, str(pixels_of), MODULES[kind])
 

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from edgemae.device.engines import ENGINES, open_session
+from edgemae.device.engines.onnxruntime import input_dtype
 from edgemae.device.latency.timing import LEAD_RUNS, Recorder, Run, park, warm
 from edgemae.device.model import load, top_classes
 from edgemae.device.preprocess import preprocess
@@ -93,11 +94,13 @@ def _bundle(order: Order) -> Made:
 def _onnx(order: Order) -> Made:
     """Hold an ONNX file in ONNX Runtime, behind the pixel contract of the bundle that it is compared with."""
     bundle = open_bundle(order["pixels_of"])
-    session = open_session("onnxruntime", {"graph.onnx": Path(order["path"]).read_bytes()}, goal_of(order, bundle))
+    graph = Path(order["path"]).read_bytes()
+    session = open_session("onnxruntime", {"graph.onnx": graph}, goal_of(order, bundle))
+    dtype = input_dtype(graph)
     frames, manifest = cycle(golden_frames(bundle)), bundle.manifest
 
     def run() -> None:
-        outputs = session(preprocess(next(frames), manifest.pixel))
+        outputs = session(preprocess(next(frames), manifest.pixel, dtype))
         if "logits" in outputs:
             top_classes(outputs["logits"][0], manifest.labels)
 

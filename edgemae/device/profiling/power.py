@@ -204,6 +204,8 @@ class PowerSampler:
                 absent.append("energy of one inference: no idle power to take away from it")
             elif on_gpu and whole[0].source == "rapl":
                 absent.append("energy of one inference: it runs on the GPU, and rapl tells of the processors alone")
+            elif run_w <= idle_w:
+                absent.append("energy of one inference: the power under load was not above that at rest")
             else:
                 energy_mj = 1e3 * (run_w - idle_w) * self._seconds / runs
         could_tell = any(seen for _, seen in self._witnesses) or bool(self._clocks and self._heat)

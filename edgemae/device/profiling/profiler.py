@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgemae.device.latency import early_stopping
-from edgemae.device.latency.interference import worst
+from edgemae.device.latency.interference import Interference, Window, disturbances, worst
 from edgemae.device.latency.machine import fingerprint
 from edgemae.device.latency.quantiles import runs_needed, summarise, too_few
 from edgemae.device.latency.timing import park
@@ -38,7 +38,7 @@ from edgemae.device.profiling.slo import COLD_STARTS, Slo, judge, parse_slo, run
 from edgemae.device.profiling.soak import first_against_last, parse_soak
 from edgemae.device.profiling.trace import chrome_trace
 from edgemae.device.profiling.versus import Contender, versus
-from edgemae.spec.errors import InputError, StorageError, nearest
+from edgemae.spec.errors import EdgemaeError, EngineRuntimeError, InputError, StorageError, nearest
 
 if TYPE_CHECKING:
     from edgemae.device.model import Model
@@ -46,6 +46,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("edgemae.device")
 MIN_RUNS = {"single": 100, "offline": 600, "camera": 100}  # 600: from here on a block interval at 95 % holds 94 %
 MIN_SECONDS = 3.0
+MOST_RUNS = 20_000_000  # 2 GB of notes
 LAYERS_NOISY = 0.10  # between the plain runs beside the watched ones, and the inference stage of the scenario
 IDLE_S = 2.0  # of rest, before power is read under load
 FPS, FASTEST_FPS = 25.0, 1000.0  # of a camera: unless told, at most
@@ -80,26 +81,27 @@ def profile(
         stored = stored_profile(str(against), machine, scenario, wanted.fps) if against else None
         own = "" if model.target == model.manifest.target else target or model.target.name
         rival = contender_of(str(against), model.path, engine, own) if against and stored is None else None
-        start = _start(model, own, COLD_STARTS if any(limit.metric == "cold" for limit in limits) else 1)
+        start, beside_start = _start(model, own, COLD_STARTS if any(limit.metric == "cold" for limit in limits) else 1)
+        compared: Against | None = None
+        doubts: list[tuple[str, str, tuple[str, ...]]] = [("NOISY", "cold start: ", beside_start)]
+        if rival is not None:  # before the runs: what cannot be compared must not cost an hour of them
+            this = Contender("bundle", str(model.path), model.rung.engine, own, str(model.path))
+            compared, beside = _versus(this, rival, str(against))
+            doubts.append((beside.verdict, "comparison: ", beside.reasons))
         park()
         taken, power = _with_power(lambda: RUNNERS[scenario](model, wanted), on_gpu=model.rung.engine == "tensorrt")
         steady, evidence = summarise(taken.calls), taken.samples.interference
-        doubts = [
+        doubts[:0] = [
             (evidence.verdict, "", evidence.reasons),
             ("NOISY", "", elsewhere),
             ("NOISY", "", power.throttle),
         ]
-        compared: Against | None = None
         if stored is not None:
             compared = against_stored(steady, stored)
-            doubts.append((stored.interference.verdict, "comparison: ", stored.interference.reasons))
-        elif rival is not None:
-            this = Contender("bundle", str(model.path), model.rung.engine, own, str(model.path))
-            compared, beside = versus(this, rival)
-            doubts.append((beside.verdict, "comparison: ", beside.reasons))
-        layers = layers_of(model) if per_layer else None
-        if layers is not None:  # it shares out a time that has its own evidence: it warns, and never condemns
-            doubts.append(("NOISY", "layers: ", (*layers.reasons, *_apart(layers, taken))))
+            doubts.append((stored.verdict, "comparison: ", stored.reasons))
+        # It shares out a time that has its own evidence: it warns, and never condemns.
+        layers, doubtful = _layers(model, taken) if per_layer else (None, ())
+        doubts.append(("NOISY", "layers: ", doubtful))
         if trace is not None:
             _store_trace(Path(trace), taken, layers)
         manifest, rung = model.manifest, model.rung
@@ -119,6 +121,26 @@ def profile(
                 "--engine": None if engine == "auto" else engine, "--target": target,
             }) + " --per-layer" * per_layer,
         )  # fmt: skip
+
+
+def _versus(this: Contender, rival: Contender, named: str) -> tuple[Against, Interference]:
+    """Compare in turns; an error names what was to be compared."""
+    try:
+        return versus(this, rival)
+    except EngineRuntimeError as error:
+        raise EngineRuntimeError(
+            f"the comparison with '{named}' failed: {error.what}", expected=error.expected, fix=error.fix
+        ) from error
+
+
+def _layers(model: Model, taken: Taken) -> tuple[Layers | None, tuple[str, ...]]:
+    """Return where an inference spends its time, and why to doubt it; a failure costs the layers, not the profile."""
+    try:
+        found = layers_of(model)
+    except EdgemaeError as error:
+        log.error("the layers are lost, the profile is not: %s (%s)", error.what, error.fix)
+        return None, (f"they could not be taken: {error.what}",)
+    return found, (*found.reasons, *_apart(found, taken))
 
 
 def _store_trace(path: Path, taken: Taken, layers: Layers | None) -> None:
@@ -183,17 +205,24 @@ def _wanted(
             fix="ask for more runs, or leave --runs out",
         )
     needed = runs_for(limits, scenario, fps, runs)
+    if max(needed, runs or 0) > MOST_RUNS:
+        raise InputError(
+            f"{max(needed, runs or 0):,} runs were asked for, or are needed to show the limits",
+            expected=f"at most {MOST_RUNS:,}", fix="ask for fewer runs, or for a limit that fewer runs can show",
+        )  # fmt: skip
     if runs is not None:
         return Wanted(runs, 0.0, fps)
     return Wanted(max(MIN_RUNS[scenario], needed), parse_soak(soak) if soak else MIN_SECONDS, fps)
 
 
-def _start(model: Model, target: str, processes: int) -> Start:
-    """Start new processes; of several, return medians and the slowest, which is above the true median."""
+def _start(model: Model, target: str, processes: int) -> tuple[Start, tuple[str, ...]]:
+    """Start new processes, and tell what disturbed them; of several, return medians and the slowest, which is above the
+    true median."""
+    window = Window(children=True)
     found = [cold_start(model.path, model.rung.engine, target) for _ in range(processes)]
     middle = {key: float(np.median([one[key] for one in found])) for key in found[0]}
     slowest = max(one["cold_ms"] for one in found) if processes >= COLD_STARTS else None
-    return Start(**middle, runs=processes, cold_high_ms=slowest)
+    return Start(**middle, runs=processes, cold_high_ms=slowest), disturbances(window)
 
 
 def _with_power(work: Callable[[], Taken], root: str | Path = "/", *, on_gpu: bool = False) -> tuple[Taken, Power]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
+import subprocess
 import sys
 import threading
 import time
@@ -22,6 +24,7 @@ from onnx import TensorProto, helper, numpy_helper
 from edgemae.console import print_profile
 from edgemae.device.engines import open_session
 from edgemae.device.isa import isa_class
+from edgemae.device.latency import interference
 from edgemae.device.model import load
 from edgemae.device.preprocess import preprocess
 from edgemae.device.profiling import cold, profiler
@@ -30,6 +33,7 @@ from edgemae.device.profiling.cold import cold_start
 from edgemae.device.profiling.fit import misfits
 from edgemae.device.profiling.frames import bundle_of, golden_frames
 from edgemae.device.profiling.page import page
+from edgemae.device.profiling.power import PowerSampler
 from edgemae.device.profiling.profiler import profile
 from edgemae.device.profiling.record import Profile, SloVerdict, read_profile
 from edgemae.device.profiling.scenarios import single
@@ -157,13 +161,15 @@ def test_a_stored_profile_of_this_machine_is_compared_and_of_another_refused(
 ) -> None:
     monkeypatch.setattr(profiler, "cold_start", lambda *_: {"cold_ms": 1.0, "load_ms": 1.0, "first_ms": 1.0})
     path = tmp_path / "before.json"
-    path.write_bytes(msgspec.json.encode(msgspec.structs.replace(record, verdict="INVALID")))
+    path.write_bytes(msgspec.json.encode(msgspec.structs.replace(record, verdict="INVALID", reasons=("it was hot",))))
     with load(bundles[1]) as slow:
         found = profile(slow, path, runs=20)
         assert slow.session is not None
         slow(np.zeros((8, 8, 3), np.uint8))  # a model that was brought along is still open
     assert found.against is not None
     assert not found.against.paired
+    assert found.verdict == "INVALID"  # what it is compared with cannot be believed
+    assert "comparison: it was hot" in found.reasons
     assert found.against.name == "quick"
     assert found.against.ratio_high < 1  # the slow one is not as fast
     assert found.against.different is None  # two sessions of one machine differ for reasons of their own
@@ -323,6 +329,8 @@ def test_the_exit_code_is_that_of_the_worst(
         ({"soak": "1m", "runs": 100}, "both 100 runs and a soak"),
         ({"soak": "1"}, "no length of a soak"),
         ({"slo": ("p99<3ms",), "runs": 100}, "100 runs cannot show"),
+        ({"runs": 10**11}, "100,000,000,000 runs were asked for"),
+        ({"slo": ("drop<0.0000001%",), "scenario": "camera"}, "or are needed to show the limits"),
     ],
 )
 def test_what_cannot_be_measured_is_refused_before_any_work(tmp_path: Path, asked: dict[str, Any], what: str) -> None:
@@ -412,6 +420,61 @@ def test_layers_that_were_disturbed_are_a_reason_and_never_condemn(
     assert found.reasons[0] == "layers: a dog barked"
     assert found.reasons[1].startswith("layers: their plain runs took 1000.000 ms, the inference stage 0.")
     assert "this pass was INVALID: a dog barked" in "\n".join(describe(found))
+
+
+def test_layers_that_cannot_be_taken_cost_no_profile(
+    bundles: tuple[Path, Path], warm_start: list[int], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(_: object) -> None:
+        raise EngineRuntimeError("no room for a second copy", expected="memory", fix="free some")
+
+    monkeypatch.setattr(profiler, "layers_of", broken)
+    found = profile(bundles[0], runs=20, per_layer=True)
+    assert found.layers is None
+    assert found.steady.n == 20
+    assert "layers: they could not be taken: no room for a second copy" in found.reasons
+    assert found.verdict != "TRUSTED"
+    assert "the layers are lost, the profile is not" in caplog.text
+
+
+def test_what_cannot_be_compared_is_named_before_the_runs(
+    bundles: tuple[Path, Path], warm_start: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "bad.onnx").write_bytes(b"no graph")
+    monkeypatch.setitem(profiler.RUNNERS, "single", lambda *_: pytest.fail("an hour was lost"))
+    with pytest.raises(EngineRuntimeError, match=r"the comparison with 'onnx:.*bad\.onnx' failed"):
+        profile(bundles[0], f"onnx:{tmp_path / 'bad.onnx'}", runs=20)
+    with pytest.raises(InputError, match="does not exist"):
+        profile(bundles[0], "onnx:", runs=20)
+
+
+def test_a_cold_start_has_witnesses_of_its_own(bundles: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    quiet = full_profile(verdict="TRUSTED").interference
+    monkeypatch.setitem(profiler.RUNNERS, "single", lambda model, wanted: with_evidence(model, wanted, quiet))
+    monkeypatch.setattr(profiler, "misfits", lambda target: ())
+
+    def beside_hogs(*_: object) -> dict[str, float]:
+        program = [sys.executable, "-c", "import time; end = time.time() + 1.5\nwhile time.time() < end: pass"]
+        # Started by somebody else: what our own children use is not others' use.
+        hogs = [subprocess.Popen(["setsid", "--fork", *program]) for _ in range(2)]
+        time.sleep(1.2)
+        for hog in hogs:
+            hog.wait()
+        return {"cold_ms": 900.0, "load_ms": 1.0, "first_ms": 1.0}
+
+    monkeypatch.setattr(profiler, "cold_start", beside_hogs)
+    found = profile(bundles[0], runs=20)
+    assert found.verdict == "NOISY"
+    assert any(re.match(r"cold start: others used \d+% of the processors", reason) for reason in found.reasons)
+
+
+def test_what_our_own_children_use_is_not_others_use() -> None:
+    before = [interference._own_cpu_s(children) for children in (True, False)]
+    burn = "import time\nwhile time.process_time() < 0.6: pass"
+    subprocess.run([sys.executable, "-c", burn], check=True)
+    with_them, without = (interference._own_cpu_s(c) - b for c, b in zip((True, False), before, strict=True))
+    assert with_them > 0.5
+    assert without < 0.3
 
 
 def with_evidence(model: Any, wanted: Any, evidence: Any) -> Any:
@@ -517,3 +580,9 @@ def test_energy_is_what_a_rail_says_above_rest(tmp_path: Path, monkeypatch: pyte
     assert power.idle_w == pytest.approx(1.0, rel=0.25)
     assert power.run_w == pytest.approx(6.0, rel=0.25)
     assert power.energy_mj == pytest.approx(1e3 * 5 * 2 / 100, rel=0.35)  # 5 W above rest, 2 s, 100 runs
+    rested = msgspec.structs.replace(power, run_w=9.0)
+    with PowerSampler(tmp_path) as busy:
+        time.sleep(1.2)
+    no_more = busy.result(runs=100, idle=rested)  # it was busier at rest than at work
+    assert no_more.energy_mj is None
+    assert "energy of one inference: the power under load was not above that at rest" in no_more.absent

@@ -12,6 +12,8 @@ from edgemae.device.engines import ENGINES
 from edgemae.device.profiling import versus as module
 from edgemae.device.profiling.against import contender_of
 from edgemae.device.profiling.versus import Contender, versus
+from edgemae.export.to_onnx import to_onnx
+from edgemae.export.uint8_input import take_uint8
 from edgemae.model.student import Student
 from edgemae.model.vit import ViT, ViTShape
 from edgemae.spec.bundle import open_bundle
@@ -155,6 +157,17 @@ def test_a_bundle_against_its_own_graph(make_bundle: Callable[..., Path], tmp_pa
     assert found.version == ENGINES["onnxruntime"].version()
     assert found.n >= 48
     assert 0.2 < found.ratio < 5  # the same graph in the same engine; how equal is for a benchmark to say
+
+
+def test_a_graph_that_takes_bytes(make_bundle: Callable[..., Path], tmp_path: Path) -> None:
+    bundle, graph = make_bundle(), tmp_path / "bytes.onnx"
+    shape = ViTShape.uniform(image_px=32, patch_px=8, width=16, depth=1, heads=2, classes=5)
+    pixel = PixelContract(image_px=32)
+    graph.write_bytes(take_uint8(to_onnx(ViT(shape).eval(), pixel), pixel).onnx)
+    found, _ = versus(
+        contender_of(str(bundle), bundle, "auto", ""), contender_of(f"onnx:{graph}", bundle, "", ""), rounds=8
+    )
+    assert found.name == "bytes"
 
 
 def test_a_graph_that_is_none_is_told(make_bundle: Callable[..., Path], tmp_path: Path) -> None:
