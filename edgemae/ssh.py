@@ -27,6 +27,7 @@ from edgemae.device.cache import cache_folder
 from edgemae.far_end import MARK
 from edgemae.spec.errors import EngineRuntimeError, InputError, RemoteError, StorageError
 from edgemae.spec.progress import Progress, progress
+from edgemae.ssh_words import LostError, failure
 
 log = logging.getLogger("edgemae")
 FAR_END = Path(__file__).with_name("far_end.py")
@@ -41,35 +42,7 @@ ATTEMPTS = 8  # losses in a row, without any progress between them
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.5, 30.0
 CHUNK = 1 << 16
 COPIES = 2  # of a file that arrived changed
-LOST = 255  # exit code of ssh for its own troubles
-NO_PROGRAM = (126, 127)
-Troubles = dict[str, tuple[str, str]]
-OTHER_KEY: Troubles = {  # what ssh says, as a pattern: what it means, what to do
-    "IDENTIFICATION HAS CHANGED": (
-        "{host} shows another host key than the one that is known",
-        "was it set up anew? then ssh-keygen -R HOST, ssh to it once and compare the fingerprint; or is it an attack?",
-    ),
-    "ost key verification failed|No .* host key is known": (
-        "the host key of {host} is not known",
-        "ssh to it once by hand, and compare the fingerprint: there, ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub",
-    ),
-}
-NEVER_MET: Troubles = {  # of a machine that has answered before, these are a lost connection: names go with the network
-    "Permission denied|Too many authentication failures": (
-        "{host} does not let us in: {last}",
-        "give it your key: ssh-copy-id; a key with a passphrase needs ssh-agent",
-    ),
-    "Could not resolve": ("{last}", "check the name, or add a Host to ~/.ssh/config"),
-    "Bad configuration|bad configuration|Can't open user config": (
-        "ssh does not accept its settings: {last}",
-        "correct ssh_config",
-    ),
-}
 T = TypeVar("T")
-
-
-class LostError(Exception):
-    """The connection broke: worth another attempt."""
 
 
 @dataclass(frozen=True)
@@ -168,7 +141,7 @@ class Far:
             errors.seek(0)
             said = errors.read().decode(errors="replace").strip()
         if answer is None:
-            raise self._failure(code, said)
+            raise failure(code, said, self.address.host, self._python_text, met=self._met)
         self._met = True
         if "error" in answer:
             raise self._disk(answer)
@@ -233,7 +206,9 @@ class Far:
                 offset = message["offset"]
                 log.info("%s: %s", self.address.host, message["line"])
 
-        fetched = cache_folder() / "remote" / f"{job}.fetched"  # a result that is here already is no new one
+        fetched = (
+            cache_folder() / "remote" / f"{self.address.name}-{job}.fetched"
+        )  # a result that is here already is no new one
         try:
             if fetched.exists():
                 self.again(lambda: self.ask("drop", job=job))
@@ -273,29 +248,6 @@ class Far:
             command += ["-o", f"{key}={value}"]
         command += ["-l", self.address.user] if self.address.user else []
         return command + (["-p", self.address.port] if self.address.port else [])
-
-    def _failure(self, code: int, said: str) -> Exception:
-        """Return what ssh's exit code and last words mean. Before the first answer nothing is worth another attempt."""
-        host, last = self.address.host, said.splitlines()[-1].strip() if said else f"ssh ended with {code}"
-        if code in NO_PROGRAM:
-            return RemoteError(
-                f"{host} cannot run '{self._python_text}': {last}", expected="Python 3.10 or newer there",
-                fix="name the interpreter that has edgemae: --remote-python ~/venv/bin/python",
-            )  # fmt: skip
-        if 0 <= code != LOST:
-            return RemoteError(
-                f"Python on {host} failed: {last}", expected="a Python 3.10 or newer that starts",
-                fix=f"try it by hand: ssh {host} {self._python_text} --version",
-            )  # fmt: skip
-        for pattern, (what, fix) in (OTHER_KEY if self._met else OTHER_KEY | NEVER_MET).items():
-            if re.search(pattern, said):
-                return RemoteError(what.format(host=host, last=last), expected="ssh to log in without asking", fix=fix)
-        if self._met:
-            return LostError(last if said else "the connection was lost")
-        return RemoteError(
-            f"cannot connect to {host}: {last}", expected="a machine that is on, with an ssh server",
-            fix=f"try it by hand: ssh {host}",
-        )  # fmt: skip
 
     def _disk(self, answer: dict[str, Any]) -> StorageError:
         what = "the disk of {} is full" if answer["error"] == "full" else "{} refuses to write"

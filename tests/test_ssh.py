@@ -17,6 +17,7 @@ from edgemae import ssh
 from edgemae.spec.errors import EngineRuntimeError, InputError, RemoteError, StorageError
 from edgemae.spec.progress import Progress
 from edgemae.ssh import Far, parse_address
+from edgemae.ssh_words import LostError, failure
 from tests.sshd import Server, keygen
 
 
@@ -175,7 +176,7 @@ def test_a_job_is_found_again_by_the_next_attempt(
 
     def cut_off(verb: str, **order: object) -> dict[str, object]:
         if verb == "follow":
-            raise ssh.LostError("the cable is cut")
+            raise LostError("the cable is cut")
         return ask(verb, **order)  # type: ignore[arg-type]
 
     monkeypatch.setattr(far, "ask", cut_off)
@@ -242,14 +243,15 @@ def test_a_result_that_is_here_already_is_no_new_one(
     assert not list((tmp_path / "own").rglob("*.fetched"))
 
 
-def test_a_network_that_takes_its_names_along_is_a_lost_connection(far: Far) -> None:
-    said = "ssh: Could not resolve hostname board: Temporary failure in name resolution"
-    assert isinstance(far._failure(255, said), ssh.LostError)
-    assert isinstance(far._failure(255, "bash: /opt/x.sh: Permission denied\nBroken pipe"), ssh.LostError)
-    changed = "@ WARNING: REMOTE HOST IDENTIFICATION HAS CHANGED! @\nHost key verification failed."
-    assert isinstance(far._failure(255, changed), RemoteError)
-    never = Far(parse_address("device"), sys.executable)
-    assert isinstance(never._failure(255, said), RemoteError)
+def test_a_network_that_takes_its_names_along_is_a_lost_connection() -> None:
+    def meaning(said: str, met: bool = True) -> type[Exception]:
+        return type(failure(255, said, "board", "python3", met=met))
+
+    lost_names = "ssh: Could not resolve hostname board: Temporary failure in name resolution"
+    assert meaning(lost_names) is LostError
+    assert meaning("bash: /opt/x.sh: Permission denied\nBroken pipe") is LostError
+    assert meaning("@ WARNING: REMOTE HOST IDENTIFICATION HAS CHANGED! @\nHost key verification failed.") is RemoteError
+    assert meaning(lost_names, met=False) is RemoteError
 
 
 # ---------------------------------------------------------------- being refused
