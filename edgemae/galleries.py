@@ -16,6 +16,7 @@ from edgemae.data.decode import read_picture
 from edgemae.data.images import EXTENSIONS, ImageSet
 from edgemae.data.shards import images_at
 from edgemae.device.anomaly import AnomalyDetector
+from edgemae.device.capture.address import printable
 from edgemae.device.gallery import Gallery
 from edgemae.device.heatmap import overlay
 from edgemae.device.model import Model, load
@@ -109,8 +110,7 @@ def _frames(label: str, images: ImageSet, model: Model) -> Iterator[Frame]:
 def _name(images: ImageSet, i: int) -> str:
     """Return the path of a picture below its folder."""
     path = Path(images.paths[i])
-    name = str(path.relative_to(images.folder)) if path.is_relative_to(images.folder) else path.name
-    return name.encode("utf-8", "replace").decode()  # names of files need not be UTF-8
+    return printable(path.relative_to(images.folder) if path.is_relative_to(images.folder) else path.name)
 
 
 def _draw(path: Path, picture_bgr: Frame) -> Path:

@@ -206,9 +206,8 @@ class Far:
                 offset = message["offset"]
                 log.info("%s: %s", self.address.host, message["line"])
 
-        fetched = (
-            cache_folder() / "remote" / f"{self.address.name}-{job}.fetched"
-        )  # a result that is here already is no new one
+        # A result that is here already is no new one.
+        fetched = cache_folder() / "remote" / f"{self.address.name}-{job}.fetched"
         try:
             if fetched.exists():
                 self.again(lambda: self.ask("drop", job=job))

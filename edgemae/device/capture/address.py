@@ -14,9 +14,14 @@ _LOGIN = re.compile(r"(\w\w+:/+).*@", re.DOTALL)
 _SECRET = re.compile(r"(?i)([a-z_-]*(?:user|usr|login|pass|pwd|psw|token|key|secret|auth)[a-z_-]*=)[^&\s'\"]*")
 
 
+def printable(source: object) -> str:
+    """Return text that can be printed and stored: names of files need not be UTF-8."""
+    return str(source).encode("utf-8", "replace").decode()
+
+
 def redact(source: object) -> str:
     """Return a source, or what was said of one, as printable text without user name and password."""
-    text = str(source).encode("utf-8", "replace").decode()  # names of files need not be UTF-8
+    text = printable(source)
     if not _ADDRESS.search(text):
         return text
     return _SECRET.sub(r"\1***", _LOGIN.sub(r"\1***@", text))

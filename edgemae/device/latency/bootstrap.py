@@ -39,7 +39,7 @@ def mean_interval(values: ArrayLike, confidence: float = 0.95, seed: int = 0) ->
     blocks: NDArray[np.float64] = np.array([part.mean() for part in np.array_split(data, BLOCKS)])
     value, mean, error = float(data.mean()), float(blocks.mean()), blocks.std(ddof=1)
     if error == 0:
-        return Mean(value, min(mean, value), max(mean, value), length)
+        return Mean(value, value, value, length)
     drawn = blocks[np.random.default_rng(seed).integers(0, BLOCKS, (DRAWS, BLOCKS))]
     # A drawing of one block over and over has no error of its own; a hundredth of the real one stands for it.
     t = (drawn.mean(axis=1) - mean) / np.maximum(drawn.std(axis=1, ddof=1), error / 100)
