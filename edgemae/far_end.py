@@ -93,8 +93,10 @@ def stored(sha256: str, size: int, name: str) -> dict[str, Any]:
     whole.parent.mkdir(exist_ok=True)
     os.replace(part, whole)
     kept = sorted((p for p in folder().iterdir() if p.name != "jobs"), key=lambda p: p.stat().st_mtime, reverse=True)
+    used = b"".join(needed(job) for job in (folder() / "jobs").glob("*"))
     for old in kept[KEPT_FILES:]:
-        old.unlink() if old.is_file() else shutil.rmtree(old, ignore_errors=True)
+        if old.name.encode() not in used:
+            old.unlink() if old.is_file() else shutil.rmtree(old, ignore_errors=True)
     return {"done": True, "have": size, "path": str(whole)}
 
 
@@ -156,6 +158,14 @@ def work(commands: list[list[str]]) -> None:
             break
     Path("ended.tmp").write_text(json.dumps(codes))
     os.replace("ended.tmp", "ended")
+
+
+def needed(place: Path) -> bytes:
+    """Return a text that names all that a job needs, for as long as it lives."""
+    try:
+        return (place / "work.py").read_bytes() if alive(place) else b""
+    except FileNotFoundError:  # dropped meanwhile
+        return b""
 
 
 def follow(job: str, offset: int) -> dict[str, Any]:

@@ -107,13 +107,20 @@ def test_a_full_disk_there_is_said_to_be_full(far: Far, file: Path, server: Serv
         far.copy(file)
 
 
-def test_old_copies_make_room(far: Far, tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("in_use", [False, True])
+def test_old_copies_make_room_unless_a_job_reads_them(
+    far: Far, tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch, in_use: bool
+) -> None:
     (tmp_path / "far_end.py").write_text(ssh.FAR_END.read_text().replace("KEPT_FILES = 8", "KEPT_FILES = 2"))
     monkeypatch.setattr(ssh, "FAR_END", tmp_path / "far_end.py")
     for number in range(3):
         (tmp_path / str(number)).write_text(str(number))
-        far.copy(tmp_path / str(number))
-    assert sorted(path.name for path in server.cache.glob("*/[0-9]")) == ["1", "2"]
+        there = far.copy(tmp_path / str(number))
+        if number == 0 and in_use:
+            wait = [sys.executable, "-c", "import time; time.sleep(60)", there]
+            assert far.ask("start", job="reads", commands=[wait])["started"]
+    assert sorted(path.name for path in server.cache.glob("*/[0-9]")) == (["0", "1", "2"] if in_use else ["1", "2"])
+    far.ask("drop", job="reads")
 
 
 # ---------------------------------------------------------------- jobs
