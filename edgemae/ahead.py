@@ -12,6 +12,7 @@ from edgemae.distill.elastic import sizes_of, space_of
 from edgemae.distill.ranks import Ranks
 from edgemae.distill.recipes import choose_recipe
 from edgemae.distill.stages import shape_of, student_pixel
+from edgemae.distill.view import require_colours
 from edgemae.flow import is_student, read_teacher, teacher_pixel, tell_import
 from edgemae.inputs import Inputs
 from edgemae.model.student import Student, load_student
@@ -22,6 +23,7 @@ from edgemae.quantize.calibrate import check_calibration
 from edgemae.quantize.schemes import candidates
 from edgemae.rules import check_plan, training_tables
 from edgemae.spec.errors import CheckpointError, DataError, EngineMissingError, PlanError
+from edgemae.spec.graph import PixelContract
 from edgemae.spec.sections import Plan, ShapePlan
 from edgemae.spec.target import Target
 from edgemae.trials import calibration_of
@@ -70,14 +72,17 @@ def _refuse_kernel(plan: Plan, student: Student) -> None:
         )
 
 
-def check_recipe(plan: Plan, teacher: Teacher) -> ViTShape:
-    """Put recipe, teacher and student together once: what does not fit says so now. Return the student's shape."""
+def check_recipe(plan: Plan, teacher: Teacher, tuned: Teacher | None = None) -> ViTShape:
+    """Put recipe, teacher and student together once: what does not fit says so now. Return the student's shape.
+
+    Without a `tuned` one it will be made of `teacher`, so that this stands for both.
+    """
     shape = _shape(plan.student, "student")
     if plan.elastic.on:
         space = space_of(plan.elastic, shape)
         space.find(plan.elastic.shape or sizes_of(shape))
-    recipe, _ = choose_recipe(plan.distill, teacher, teacher)  # whether there will be labels is not known yet
-    recipe(ViT(shape), teacher, student_pixel(teacher.pixel, plan), plan.distill)
+    recipe, source = choose_recipe(plan.distill, teacher, tuned or teacher)  # labels are not known of yet
+    recipe(ViT(shape), source, student_pixel(teacher.pixel, plan), plan.distill)
     return shape
 
 
@@ -161,8 +166,11 @@ def check_labels(model: Student | Teacher, inputs: Inputs) -> None:
     )
 
 
-def read_guide(path: Path, plan: Plan, inputs: Inputs) -> Teacher:
-    """Return a fine-tuned teacher for these classes. Raises CheckpointError without a head, DataError for others."""
+def read_guide(path: Path, plan: Plan, pixel: PixelContract) -> Teacher:
+    """Return a fine-tuned teacher for a student's pixels.
+
+    Raises CheckpointError without a head, PlanError for other channels or another order of them.
+    """
     teacher = read_teacher(path, plan)
     if teacher.vit.head is None:
         raise CheckpointError(
@@ -170,7 +178,7 @@ def read_guide(path: Path, plan: Plan, inputs: Inputs) -> Teacher:
             expected="a fine-tuned teacher",
             fix=f"make one with `edgemae finetune {path}`",
         )
-    check_labels(teacher, inputs)
+    require_colours(teacher, pixel)
     return teacher
 
 

@@ -17,6 +17,7 @@ from edgemae.ahead import (
 )
 from edgemae.distill.elastic import SIZES, sizes_of
 from edgemae.distill.elastic import extract as take_out
+from edgemae.distill.stages import student_pixel
 from edgemae.flow import Flow, distilled, finetuned, open_flow, pretrained, pruned, read_teacher, tell_import
 from edgemae.graph_files import graph_digest
 from edgemae.measure.accuracy import score
@@ -59,16 +60,18 @@ def distill(plan: Plan, teacher: Path, guide: Path | None, **at: Any) -> Path:
     """Distill a student, guided by a fine-tuned teacher (made here when there are labels and none is given)."""
     check_plan(plan)
     begin = read_teacher(teacher, plan)
-    check_recipe(plan, begin)
+    tuned = read_guide(guide, plan, student_pixel(begin.pixel, plan)) if guide else None
+    check_recipe(plan, begin, tuned)
     tell_import(begin)
     flow = open_flow(plan, together=True, **at)
     check_elastic(plan, flow.inputs)
+    if tuned is not None:
+        check_labels(tuned, flow.inputs)
     has_head = begin.vit.head is not None and begin.labels == flow.inputs.classes
     labels = ["distill.finetune"] + ([] if guide or has_head else ["finetune"]) if flow.inputs.labelled else []
     check_batches(plan, flow.inputs, "distill", *labels)
-    if guide is not None:
-        read_guide(guide, plan, flow.inputs)
-    elif flow.inputs.labelled is not None:
+    del begin, tuned  # the stages read them again, and a large teacher is gigabytes
+    if guide is None and flow.inputs.labelled is not None:
         guide = teacher if has_head else finetuned(flow, teacher)
     return distilled(flow, teacher, guide)
 
@@ -86,9 +89,7 @@ def extract(source: Path, wanted: dict[str, int | None], output: Path) -> dict[s
 def prune(plan: Plan, student: Path, guide: Path | None, width_multiple: int, **at: Any) -> Path:
     """Prune a student and heal it; return its file."""
     check_plan(plan)
-    flow = _with_student(plan, load_student(student), "prune.heal", **at)
-    if guide is not None:
-        read_guide(guide, plan, flow.inputs)
+    flow = _with_student(plan, load_student(student), guide, "prune.heal", **at)
     return pruned(flow, student, guide, width_multiple)
 
 
@@ -105,9 +106,7 @@ def quantize(plan: Plan, student: Path, guide: Path | None, target: Target, **at
             expected=f"one of {', '.join(STATIC_SCHEMES)}",
             fix="leave --scheme or --aware out",
         )
-    flow = _with_student(plan, load_student(student), "quantize.aware", **at)
-    if guide is not None:
-        read_guide(guide, plan, flow.inputs)
+    flow = _with_student(plan, load_student(student), guide, "quantize.aware", **at)
     float_graph = graphs(flow, student)["explicit"]
     floats = [Candidate(e, float_graph, "explicit", graph_digest(float_graph)) for e in target.engines]
     eights = int8_candidates(flow, student, schemes)
@@ -138,8 +137,12 @@ def _scores(flow: Flow, target: Target, path: Path, found: list[Candidate]) -> d
     }  # fmt: skip
 
 
-def _with_student(plan: Plan, student: Student, table: str, **at: Any) -> Flow:
+def _with_student(plan: Plan, student: Student, guide: Path | None, table: str, **at: Any) -> Flow:
+    """Return the flow of a verb that trains a student on by one table of the plan; what cannot work is refused."""
+    tuned = read_guide(guide, plan, student.pixel) if guide else None
     flow = open_flow(plan, reads=student.vit.shape, **at)
-    check_labels(student, flow.inputs)
+    for model in (student, tuned):
+        if model is not None:
+            check_labels(model, flow.inputs)
     check_batches(plan, flow.inputs, table)
     return flow

@@ -73,6 +73,8 @@ def start_logging(verbose: bool) -> None:
     )  # fmt: skip
     quiet = logging.ERROR if SILENT else logging.INFO
     logging.getLogger("edgemae").setLevel(logging.DEBUG if verbose else quiet)
+    if SILENT:  # what the first process does not see
+        logging.getLogger("edgemae.data.loader").setLevel(logging.WARNING)
 
 
 def run_app(app: typer.Typer) -> int:

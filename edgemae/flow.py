@@ -18,6 +18,7 @@ from torch import Tensor
 import edgemae
 from edgemae.data.augment import Augment
 from edgemae.data.loader import Loader
+from edgemae.distill.cache import require_folder
 from edgemae.distill.elastic import curve as elastic_curve
 from edgemae.distill.elastic import extract
 from edgemae.distill.job import Curve
@@ -81,15 +82,17 @@ def open_flow(
     `together` allows several processes; without `labels` class folders are not looked at; `reads` is the shape of the
     model that is trained, by default the plan's student. Raises InputError for more processes than allowed.
     """
-    if Ranks().world > 1 and not together:
+    ranks = Ranks()
+    if ranks.world > 1 and not together:
         raise InputError(
-            f"{Ranks().world} processes were started, and this verb works alone",
+            f"{ranks.world} processes were started, and this verb works alone",
             expected="pretrain, finetune or distill under torchrun or accelerate launch",
             fix="distill in many processes, then run this verb on the result in one",
         )
     torch.set_num_threads(plan.threads)
     check_output(output, overwrite=overwrite, resume=resume)
-    inputs = gather(plan, labels=labels, reads=reads)
+    inputs = ranks.from_first(lambda: gather(plan, labels=labels, reads=reads))  # every picture is decoded once
+    require_folder(plan.scale.views_folder)
     work = Workdir(output, overwrite=overwrite, resume=resume)
     work.keep_plan(plan)
     return Flow(plan, work, inputs)

@@ -86,7 +86,8 @@ def gather(plan: Plan, *, labels: bool = True, reads: ViTShape | None = None) ->
     if plan.data.unlabelled:
         unlabelled = unlabelled.joined(images_at(plan.data.unlabelled).unlabelled())
     read = reads or plan.student
-    require_size(unlabelled, read.image_px, plan.seed, read.patch_px)
+    for images in (unlabelled, evaluation):
+        require_size(images, read.image_px, plan.seed, read.patch_px)
     require_disjoint(unlabelled, evaluation)
     return Inputs(
         unlabelled=unlabelled,

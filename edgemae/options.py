@@ -204,8 +204,9 @@ class ProfileFlags:
 
 def _count(place: str) -> int:
     from edgemae.data.count import count_images
+    from edgemae.distill.ranks import Ranks
 
-    return count_images(place)
+    return Ranks().from_first(lambda: count_images(place))
 
 
 def unfold(verb: Callable[..., None]) -> Callable[..., None]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import functools
 import json
+import logging
 import os
 import sys
 from collections.abc import Callable
@@ -14,7 +16,9 @@ import numpy as np
 import pytest
 import typer
 
+from edgemae import console
 from edgemae.console import Verbs, print_rows, print_targets, run_app, to_builtins
+from edgemae.data import loader
 from edgemae.spec import errors
 from edgemae.spec.errors import EdgemaeError
 from edgemae.spec.target import find_target
@@ -133,6 +137,20 @@ def test_no_verb_at_all_gets_the_help(outcome: Callable[..., Ran]) -> None:
 
 
 # ------------------------------------------------------------------------------------------------ printing
+
+
+def test_further_processes_say_only_what_the_first_cannot_know(
+    monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    """Each reads pictures of its own, and so it alone meets the broken ones among them."""
+    heard = [logging.getLogger(name) for name in ("edgemae", "edgemae.data.loader")]
+    for log in heard:
+        request.addfinalizer(functools.partial(log.setLevel, log.level))
+    monkeypatch.setattr(logging, "basicConfig", lambda **_: None)
+    monkeypatch.setattr(console, "SILENT", True)
+    console.start_logging(False)
+    assert [log.isEnabledFor(logging.WARNING) for log in heard] == [False, True]
+    assert loader.log is heard[1]
 
 
 def test_numpy_values_become_json() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import cv2
 import pytest
 import webdataset
 
@@ -56,6 +57,14 @@ def test_more_images_without_labels_are_added_once(train: Path, tmp_path: Path) 
     assert len(set(inputs.unlabelled.paths)) == 46
     assert inputs.labelled is not None
     assert len(inputs.labelled) == 40
+
+
+def test_evaluation_images_that_are_too_small_are_refused(train: Path, tmp_path: Path) -> None:
+    val = write_shapes(tmp_path / "val", 4, seed=2)
+    for path in val.rglob("*.png"):
+        assert cv2.imwrite(str(path), cv2.resize(cv2.imread(str(path)), (4, 4)))
+    with pytest.raises(DataError, match=r"8 of 8 images in '.*/val' are smaller than"):
+        gather(plan(train=train, eval=val))
 
 
 def test_calibration_images_come_from_their_own_folder_when_there_is_one(train: Path, tmp_path: Path) -> None:

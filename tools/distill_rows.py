@@ -33,10 +33,11 @@ def plan_for(tree: dict[str, Any], method: str, seed: int, views_folder: str = "
 def digest(plan: Plan, images: Images, teacher: Path, tuned: Path, method: str, seed: int) -> str:
     """Return what stands for all that a row is made from."""
     tree = plan_tree(plan_for(plan_tree(plan), method, seed))
+    kernel = [plan.data.kernel] if plan.data.kernel else []
     sets = (images.unlabelled, images.labelled, images.evaluation)
     return digest_of({
         "method": method, "seed": seed, "distill": tree["distill"], "student": tree["student"],
-        "pixels": [tree["data"][name] for name in ("resize", "mean", "std")],
+        "pixels": [tree["data"][name] for name in ("resize", "mean", "std")] + kernel,
         "images": [part.fingerprint if part else "" for part in sets], "teacher": file_digest(teacher),
         "tuned": file_digest(tuned) if method in RECIPES else "",
     })[:16]  # fmt: skip

@@ -58,6 +58,13 @@ class ImageSet:
             digest.update(repr(row).encode())
         return digest.hexdigest()[:32]
 
+    @cached_property
+    def sequence(self) -> str:
+        """Return a digest of contents in their order: names decide it, and it decides steps and views."""
+        if not self.checked:
+            return self.fingerprint  # that of shards knows the order
+        return hashlib.sha256(repr(tuple(self.hashes)).encode()).hexdigest()[:32]
+
     def pick(self, indices: Sequence[int]) -> ImageSet:
         """Return the images at `indices`, in that order."""
         return replace(

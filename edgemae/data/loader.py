@@ -25,7 +25,7 @@ from edgemae.device.preprocess import normalise
 from edgemae.spec.errors import DataError, MachineError, PlanError
 from edgemae.spec.graph import PixelContract
 
-log = logging.getLogger("edgemae.data")
+log = logging.getLogger("edgemae.data.loader")
 LOST_FEW = 10  # broken pictures in shards that are put up with in any case
 AHEAD = 4  # batches that each worker may be ahead: 3.5 MB each at 128 x 96 px
 AHEAD_BYTES = 2 << 30  # and all of them together: 4,096 x 224 px are 616 MB

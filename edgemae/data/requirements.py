@@ -99,14 +99,15 @@ def require_size(images: ImageSet, image_px: int, seed: int, patch_px: int = 1) 
     if not images.sides_px:
         images = sift(sample(images, SAMPLED, seed))
     small = [i for i, side_px in enumerate(images.sides_px) if 3 * side_px < image_px or side_px < patch_px]
-    if len(small) <= FEW:
+    most = 2 * len(small) > len(images)
+    if not small or (len(small) <= FEW and not most):
         return
     limit = f"a patch of {patch_px} px" if 3 * patch_px > image_px else f"a third of the {image_px} px"
     what = (
         f"{len(small)} of {len(images)} images in '{images.folder}' are smaller than {limit} that "
         f"the model reads, for example {shown(images.paths[small[0]])} with {images.sides_px[small[0]]} px"
     )
-    if 2 * len(small) <= len(images):
+    if not most:
         log.warning("%s: they are enlarged", what)
         return
     raise DataError(

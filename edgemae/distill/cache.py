@@ -44,12 +44,14 @@ class TeacherCache:
         Always as rounded to fp16, so that a training does not depend on what was kept before.
         """
         rows = (batch.view * self.images + batch.indices).tolist()
-        found = self._read(name, rows)
-        if found is None:
-            made = compute(batch.pixels).half().cpu().numpy()
-            self.computed += len(made)
-            self._write(name, rows, made)
-            found = made
+        try:
+            found = self._read(name, rows)
+            if found is None:
+                found = compute(batch.pixels).half().cpu().numpy()
+                self.computed += len(found)
+                self._write(name, rows, found)
+        except OSError as error:
+            raise self._refused(error.strerror or str(error)) from error
         return torch.from_numpy(found).to(batch.pixels.device).float()
 
     def _read(self, name: str, rows: list[int]) -> np.ndarray | None:
@@ -75,15 +77,12 @@ class TeacherCache:
             return None
 
     def _write(self, name: str, rows: list[int], values: np.ndarray) -> None:
-        try:
-            data, sums = self._open(name, values.shape[1:])
-            size = 2 * int(np.prod(values.shape[1:]))
-            for row, value in zip(rows, values, strict=True):
-                part = np.ascontiguousarray(value).tobytes()
-                os.pwrite(data, part, row * size)
-                os.pwrite(sums, _checksum(part), row * 4)
-        except OSError as error:
-            raise self._full(error.strerror or str(error)) from error
+        data, sums = self._open(name, values.shape[1:])
+        size = 2 * int(np.prod(values.shape[1:]))
+        for row, value in zip(rows, values, strict=True):
+            part = np.ascontiguousarray(value).tobytes()
+            os.pwrite(data, part, row * size)
+            os.pwrite(sums, _checksum(part), row * 4)
 
     def _open(self, name: str, shape: tuple[int, ...]) -> tuple[int, int]:
         """Return file descriptors of data and checksums, after making room sure when they are new."""
@@ -92,7 +91,7 @@ class TeacherCache:
             new = not (self.folder / f"{name}.f16").exists()
             size = 2 * int(np.prod(shape)) * self.images * self.views
             if new and shutil.disk_usage(self.folder).free < size:
-                raise self._full(f"{size / 2**20:.0f} MiB are needed")
+                raise self._refused(f"{size / 2**20:.0f} MiB are needed")
             if new:
                 log.info("teacher outputs '%s' of %d views are kept in %s: %.0f MiB",
                          name, self.views, self.folder, size / 2**20)  # fmt: skip
@@ -103,19 +102,36 @@ class TeacherCache:
             self._files[name] = data, sums
         return self._files[name]
 
-    def _full(self, why: str) -> StorageError:
-        return StorageError(
-            f"the teacher's outputs cannot be kept in '{self.folder}': {why}",
-            expected=f"room for {self.views} views of {self.images} images",
-            fix="name another place with --set scale.views_folder=..., free some space, or ask for fewer views with "
-            "--set distill.views=... (and distill.finetune.views); 0 runs the teacher in every step",
-        )
+    def _refused(self, why: str) -> StorageError:
+        return _refused(self.folder, why, f"a folder with room for {self.views} views of {self.images} images")
 
     def close(self) -> None:
         for pair in self._files.values():
             for file in pair:
                 os.close(file)
         self._files.clear()
+
+
+def require_folder(place: str) -> None:
+    """Make the folder for views that a plan names, if any. Raises StorageError where nothing can be written into it."""
+    if not place:
+        return
+    root = Path(place)
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=root):
+            pass
+    except OSError as error:
+        raise _refused(root, error.strerror or str(error), "a folder that can be written into") from error
+
+
+def _refused(folder: Path, why: str, expected: str) -> StorageError:
+    return StorageError(
+        f"the teacher's outputs cannot be kept in '{folder}': {why}",
+        expected=expected,
+        fix="name another place with --set scale.views_folder=..., free some space, or ask for fewer views with "
+        "--set distill.views=... (and distill.finetune.views); 0 runs the teacher in every step",
+    )
 
 
 @contextmanager
@@ -138,10 +154,8 @@ def kept_views(root: Path | None, view: TeacherView | None, loader: Loader) -> I
 
 def _name(view: TeacherView, loader: Loader) -> str:
     """Return a digest of all that decides a teacher's outputs: its weights and shape, the images and their views."""
-    images = loader.images
-    in_order = tuple(images.hashes) if images.checked else images.fingerprint  # a folder's does not know the order
     said = (view.vit.shape.as_dict(), view.depth, msgspec.to_builtins(loader.pixel),
-            msgspec.to_builtins(loader.augment), loader.seed, loader.views, in_order)  # fmt: skip
+            msgspec.to_builtins(loader.augment), loader.seed, loader.views, loader.images.sequence)  # fmt: skip
     digest = hashlib.sha256(repr(said).encode())
     state = view.vit.state_dict() | {"mean": view.own_mean, "std": view.own_std}
     for name, value in sorted(state.items()):

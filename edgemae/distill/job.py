@@ -7,10 +7,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import msgspec
 from torch import Tensor, nn
 
 from edgemae.data.loader import Batch, Loader
 from edgemae.distill.moment import Moment
+from edgemae.model.vit import ViT
 from edgemae.spec.sections import ScalePlan
 
 Curve = list[dict[str, float]]
@@ -47,8 +49,12 @@ class Job:
     @property
     def identity(self) -> dict[str, Any]:
         """What must be the same for a checkpoint to go on from."""
+        images = self.loader.images
+        shapes = [part.shape.as_dict() for part in self.module.modules() if isinstance(part, ViT)]
         return self.made_from | {
             "name": self.name, "epochs": self.epochs, "batch": self.loader.batch, "seed": self.seed, "lr": self.lr,
             "ema": self.ema, "values": sum(p.numel() for p in self.module.parameters()),
-            "images": self.loader.images.fingerprint,
+            "images": images.fingerprint, "order of images": images.sequence,
+            **{f"{name} of the model": value for shape in shapes for name, value in shape.items()},
+            **{f"{name} of pixels": value for name, value in msgspec.to_builtins(self.loader.pixel).items()},
         }  # fmt: skip

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
 from functools import cache
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
 from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor, nn
 
-from edgemae.spec.errors import MachineError, PlanError
+from edgemae.spec.errors import EdgemaeError, MachineError, PlanError
 
 log = logging.getLogger("edgemae")
+T = TypeVar("T")
 
 
 class Ranks:
@@ -77,6 +78,22 @@ class Ranks:
             return value
         (agreed,) = broadcast_object_list([value], from_process=0)
         return agreed
+
+    def from_first(self, make: Callable[[], T]) -> T:
+        """Return in all processes what the first one makes; what it refuses is raised in all."""
+        if self.world == 1:
+            return make()
+        made: T | None = None
+        refused: EdgemaeError | None = None
+        if self.first:
+            try:
+                made = make()
+            except EdgemaeError as error:
+                refused = error
+        made, refused = self.agree((made, refused))
+        if refused is not None:
+            raise refused
+        return cast(T, made)
 
     def wait(self) -> None:
         """Wait until all processes are here."""

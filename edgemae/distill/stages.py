@@ -27,7 +27,7 @@ from edgemae.distill.recipes import choose_recipe
 from edgemae.distill.resume import made_from
 from edgemae.distill.schedule import param_groups
 from edgemae.distill.train import fit
-from edgemae.distill.view import Depth, TeacherView, received
+from edgemae.distill.view import Depth, TeacherView, received, require_colours
 from edgemae.model.mae import MAE, DecoderShape
 from edgemae.model.student import Student
 from edgemae.model.teacher import Teacher
@@ -117,6 +117,8 @@ def distill(teacher: Teacher, plan: Plan, images: Images, checkpoint: Path | Non
         require_classes("the teacher", guide.labels, images.labelled)
     recipe, source = choose_recipe(d, teacher, guide)
     pixel = student_pixel(teacher.pixel, plan)
+    if guide is not None:
+        require_colours(guide, pixel)  # now, and not after hours of stage 1
     torch.manual_seed(plan.seed)
     labels = source.labels if recipe.needs_head else ()
     vit = ViT(shape_of(plan.student, classes=source.vit.shape.classes if recipe.needs_head else 0))

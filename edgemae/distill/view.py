@@ -37,13 +37,7 @@ class TeacherView(nn.Module):
 
     def __init__(self, teacher: Teacher, pixel: PixelContract, depth: Depth = Depth()) -> None:
         super().__init__()
-        if (teacher.pixel.channels, teacher.pixel.color) != (pixel.channels, pixel.color):
-            raise PlanError(
-                f"the teacher reads {teacher.pixel.channels} channels ({teacher.pixel.color}), "
-                f"the student {pixel.channels} ({pixel.color})",
-                expected="the same channels and colour order",
-                fix=f"set student.channels={teacher.pixel.channels}",
-            )
+        require_colours(teacher, pixel)
         self.depth = depth
         self.vit = _frozen(teacher.vit, depth)
         self.shard = False  # spread its blocks over all processes, to be gathered one at a time (FSDP)
@@ -100,6 +94,17 @@ class TeacherView(nn.Module):
         if self.shard:
             _shard(self.vit, device)
         self.to(device)
+
+
+def require_colours(teacher: Teacher, pixel: PixelContract) -> None:
+    """Raise PlanError unless a teacher reads the channels that a student reads, in the same order."""
+    if (teacher.pixel.channels, teacher.pixel.color) != (pixel.channels, pixel.color):
+        raise PlanError(
+            f"the teacher that guides reads {teacher.pixel.channels} channels ({teacher.pixel.color}), "
+            f"the student {pixel.channels} ({pixel.color})",
+            expected="the same channels and colour order",
+            fix=f"guide it by a teacher that reads {pixel.color}, such as its own one after `edgemae finetune`",
+        )
 
 
 def received(vit: ViT, x: Tensor) -> Tensor:

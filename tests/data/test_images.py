@@ -290,6 +290,16 @@ def test_small_images_are_told_of_and_most_are_refused(image_folder: Make, caplo
     assert "image_px" in caught.value.fix
 
 
+def test_a_few_small_images_are_refused_where_there_are_no_others(image_folder: Make) -> None:
+    root = image_folder(classes=(), per_class=2)
+    (root / "small.png").write_bytes(encoded(".png", 4))
+    require_size(scan(root), 32, 0, 8)
+    (root / "000.png").unlink()
+    (root / "001.png").unlink()
+    with pytest.raises(DataError, match=r"1 of 1 images in .* smaller than a third"):
+        require_size(scan(root), 32, 0, 8)
+
+
 def test_images_smaller_than_a_patch_are_refused(image_folder: Make) -> None:
     root = image_folder(classes=(), per_class=1)
     for number in range(8):

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from edgemae.data.loader import Batch
 from edgemae.distill import cache as module
-from edgemae.distill.cache import TeacherCache
+from edgemae.distill.cache import TeacherCache, require_folder
 from edgemae.spec.errors import StorageError
 
 
@@ -80,7 +80,7 @@ def test_too_little_room_is_said_before_anything_is_written(tmp_path: Path, monk
     cache = TeacherCache(tmp_path / "kept", 1000, 4)
     with pytest.raises(StorageError, match="0 MiB are needed") as caught:
         asked(cache, [0], 0)
-    assert caught.value.expected == "room for 4 views of 1000 images"
+    assert caught.value.expected == "a folder with room for 4 views of 1000 images"
     assert not list((tmp_path / "kept").iterdir())
 
 
@@ -95,3 +95,20 @@ def test_a_disk_that_fills_up_is_an_error_message(tmp_path: Path, monkeypatch: p
         asked(cache, [1], 0)
     monkeypatch.undo()
     assert asked(cache, [0, 1], 0) == 2  # nothing half written is believed
+
+
+@pytest.mark.parametrize("place", ["file", "file/below", "/proc/views"])
+def test_a_place_that_is_no_folder_is_refused(tmp_path: Path, place: str) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(StorageError, match=rf"cannot be kept in '.*{place}'") as caught:
+        require_folder(str(tmp_path / place))
+    assert "scale.views_folder" in caught.value.fix
+    with pytest.raises(StorageError, match="cannot be kept in"):
+        asked(TeacherCache(tmp_path / place, 6, 1), [0], 0)
+
+
+def test_the_place_that_a_plan_names_is_made(tmp_path: Path) -> None:
+    require_folder(str(tmp_path / "a" / "b"))
+    assert list((tmp_path / "a").iterdir()) == [tmp_path / "a" / "b"]
+    assert not list((tmp_path / "a" / "b").iterdir())
+    require_folder("")

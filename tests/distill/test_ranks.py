@@ -9,9 +9,10 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -20,7 +21,7 @@ from torch import Tensor
 import edgemae
 from edgemae.distill import ranks
 from edgemae.distill.ranks import Ranks, lost_process
-from edgemae.spec.errors import MachineError, PlanError
+from edgemae.spec.errors import DataError, MachineError, PlanError
 
 SCRIPT = '''
 """All three trainings of a student with everything on that is random; may be told to die at a step.
@@ -37,12 +38,13 @@ from torch.distributed.tensor import DTensor
 
 from edgemae.data.images import scan
 from edgemae.distill import train, view
+from edgemae.distill.ranks import Ranks
 from edgemae.distill.stages import Images, distill, finetune, pretrain
 from edgemae.spec.graph import PixelContract
 from edgemae.spec.plan import load_plan
 
 
-def run(folder, out, parts, shard, die_rank, die_step):
+def run(folder, out, parts, shard, more, die_rank, die_step):
     torch.set_num_threads(1)
     train.CHECKPOINT_EVERY_S = 0.0
     step, spread, seen, taken = train._Run._step, view._shard, [], 0
@@ -65,8 +67,10 @@ def run(folder, out, parts, shard, die_rank, die_step):
     noisy = {f"{part}.{name}": value for part in ("finetune", "distill.finetune")
              for name, value in {"mixup": 0.4, "cutmix": 0.5, "drop_path": 0.2, "token_keep": 0.5, "ema": 0.9}.items()}
     scale = {"scale.accumulate": parts, "scale.shard_teacher": shard}
-    plan = load_plan(None, (), {"workers": 0, **scale, **sizes, **epochs, **light, **noisy})
-    found = scan(folder)
+    plan = load_plan(None, (), {"workers": 0, **scale, **sizes, **epochs, **light, **noisy, **more})
+    scanned = []
+    found = Ranks().from_first(lambda: scanned.append(1) or scan(folder))
+    assert len(scanned) == (os.environ.get("RANK", "0") == "0")
     images = Images(found.unlabelled(), found, found)
     teacher, _ = pretrain(plan, images.unlabelled, PixelContract(image_px=32), checkpoint=out / "teacher.ckpt")
     tuned, _ = finetune(teacher, plan, images, out / "tuned.ckpt")
@@ -87,7 +91,7 @@ def fork(rank, world, port, order):
         if world > 1:
             os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world), MASTER_ADDR="127.0.0.1",
                               MASTER_PORT=str(port))
-        run(order["folder"], Path(order["out"]), order["parts"], order["shard"], *order["die"])
+        run(order["folder"], Path(order["out"]), order["parts"], order["shard"], order["more"], *order["die"])
         os._exit(0)
     except BaseException:
         traceback.print_exc()
@@ -118,7 +122,7 @@ class Trainer:
 
     def start(
         self, folder: Path, out: Path, *, processes: int = 1, parts: int = 1, shard: bool = False,
-        die: tuple[int, int] = (-1, 0),
+        die: tuple[int, int] = (-1, 0), more: Mapping[str, Any] | None = None,
     ) -> list[int]:  # fmt: skip
         """Run it once and return the exit codes in the order in which the processes ended."""
         with socket.socket() as free:
@@ -126,7 +130,7 @@ class Trainer:
             port = free.getsockname()[1]
         out.mkdir(exist_ok=True)
         order = {"folder": str(folder), "out": str(out), "processes": processes, "parts": parts, "shard": shard,
-                 "die": die, "port": port}  # fmt: skip
+                 "die": die, "port": port, "more": dict(more or {})}  # fmt: skip
         assert self.server.stdin is not None
         assert self.server.stdout is not None
         self.server.stdin.write(json.dumps(order) + "\n")
@@ -181,6 +185,21 @@ def test_two_processes_and_two_parts_end_as_one(
     assert apart(weights(two), weights(two, rank=1)) == 0
     moved = torch.cat([value.flatten() for name, value in one.items() if name.endswith("mlp.fc1.bias")])
     assert moved.abs().mean() > 1e-4  # biases began at 0: the difference is small beside what was learnt
+
+
+PLAIN = {f"distill.finetune.{name}": 0.0 for name in ("mixup", "cutmix")}
+
+
+@pytest.mark.parametrize("more", [
+    {"distill.recipe": "feature", "distill.views": 2, "distill.finetune.views": 2, **PLAIN},
+    {"distill.recipe": "relation-full", "distill.mask": "attention", "elastic.on": True, "elastic.depths": [1, 2],
+     "elastic.heads": [1, 2], **PLAIN},
+])  # fmt: skip
+def test_so_do_other_recipes(trainer: Trainer, picture_folder: Path, tmp_path: Path, more: dict[str, Any]) -> None:
+    for processes in (1, 2):
+        codes = trainer.start(picture_folder, tmp_path / str(processes), processes=processes, more=more)
+        assert codes == [0] * processes, trainer.errors.read_text()
+    assert apart(weights(tmp_path / "1"), weights(tmp_path / "2")) < 1e-5
 
 
 def test_a_killed_process_loses_nothing(trainer: Trainer, picture_folder: Path, two: Path, tmp_path: Path) -> None:
@@ -265,6 +284,22 @@ def test_a_batch_of_all_images_divides_too(images: int, parts: int, batch: int) 
     else:
         with pytest.raises(PlanError, match="a batch of 0 images"):
             ranks.rows(batch, parts)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_what_the_first_process_refuses_is_refused_by_all(rank: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse() -> None:
+        raise DataError("no images", expected="some", fix="add some")
+
+    def agree(value: tuple[object, DataError | None]) -> tuple[object, DataError | None]:
+        assert (value[1] is not None) == (rank == 0)
+        return None, value[1] or DataError("no images", expected="some", fix="add some")
+
+    ranks = Ranks()
+    ranks.rank, ranks.world = rank, 2
+    monkeypatch.setattr(ranks, "agree", agree)
+    with pytest.raises(DataError, match="no images"):
+        ranks.from_first(refuse)
 
 
 def test_a_lost_process_is_said_in_words() -> None:

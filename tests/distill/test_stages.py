@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import nn
 
+from edgemae.ahead import check_recipe
 from edgemae.data.images import ImageSet
 from edgemae.distill.recipes import choose_recipe
 from edgemae.distill.stages import (
@@ -246,6 +247,23 @@ def test_pixels_that_cannot_agree_are_refused(
         distill(teacher_with(), plan_with(**changes), unlabelled)
 
 
+def test_a_guide_that_reads_other_colours_is_refused_before_stage_one(
+    plan_with: MakePlan, teacher_with: MakeTeacher, images: Images, tmp_path: Path
+) -> None:
+    swapped = teacher_with(labels=("blue", "red"), pixel=PixelContract(image_px=32, color="BGR"))
+    with pytest.raises(PlanError, match=r"reads 3 channels \(BGR\), the student 3 \(RGB\)") as caught:
+        distill(teacher_with(), plan_with(), images, tmp_path / "train.ckpt", swapped)
+    assert "a teacher that reads RGB" in caught.value.fix
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_block_is_that_of_the_teacher_that_is_learnt_from(plan_with: MakePlan, teacher_with: MakeTeacher) -> None:
+    plan = plan_with(distill__recipe="feature", distill__teacher_block=4)
+    check_recipe(plan, teacher_with(), teacher_with(depth=4, labels=("blue", "red")))
+    with pytest.raises(PlanError, match="the teacher has 2 blocks"):
+        check_recipe(plan, teacher_with(depth=4), teacher_with(labels=("blue", "red")))
+
+
 def test_the_students_pixels_are_the_teachers_at_its_own_size(plan_with: MakePlan) -> None:
     own = PixelContract(image_px=224, mean=(0.5,) * 3, std=(0.5,) * 3, crop_fraction=0.875, kernel="cubic")
     found = student_pixel(own, plan_with())
@@ -345,6 +363,10 @@ def test_another_plan_or_teacher_finds_no_checkpoint_to_go_on_from(
     distill(first, plan_with(), images, tmp_path / "student.ckpt", tuned)
     with pytest.raises(CheckpointError, match=r"relation_weight 1\.0, not 0\.5"):
         distill(first, plan_with(distill__relation_weight=0.5), images, tmp_path / "student.ckpt", tuned)
+    narrow = {"student__heads": 4, "student__head_dim": 8}  # as many values
+    for changes, named in ((narrow, "heads of the model"), ({"data__kernel": "cubic"}, "kernel of pixels")):
+        with pytest.raises(CheckpointError, match=named):
+            distill(first, plan_with(**changes), images, tmp_path / "student.ckpt", tuned)
     (tmp_path / "student-1.ckpt").unlink()  # stage 1 begins anew; what stage 2 has learnt is of the student before
     with pytest.raises(CheckpointError, match="student '"):
         distill(other, plan_with(), images, tmp_path / "student.ckpt", tuned)
