@@ -11,6 +11,8 @@ from torch import nn
 
 from edgemae.model.vit import (
     LAYER_NORM_EPS,
+    PLAIN_LOGITS,
+    PLAIN_TOKENS,
     Attention,
     Block,
     ViT,
@@ -55,15 +57,36 @@ def test_fused_qkv_equals_three_projections_and_their_int8_scales(tiny, generato
 
 
 @pytest.mark.parametrize(("heads", "head_dim"), [(4, 8), (3, 8), (1, 24), (2, 4)])
-def test_attention_forms_agree_and_scale_by_head_dim(heads: int, head_dim: int, generator) -> None:
+def test_attention_is_scaled_by_the_heads_own_width(heads: int, head_dim: int, generator) -> None:
     attn = Attention(32, heads, head_dim)
     x = torch.randn(2, 7, 32, generator=generator) * 3
-    sdpa = attn(x)
-    attn.form = "explicit"
-    assert torch.allclose(sdpa, attn(x), atol=1e-5)
-    assert attn.scale == head_dim**-0.5  # of the head's own width, also when heads x head_dim is not the width
-    q, k, _ = attn.split(x)
-    assert torch.allclose(attn.logits(x), q @ k.transpose(-2, -1) / math.sqrt(head_dim), atol=1e-4)
+    assert attn.scale == head_dim**-0.5  # also when heads x head_dim is not the width
+    q, k, v = attn.split(x)
+    logits = q @ k.transpose(-2, -1) / math.sqrt(head_dim)
+    assert torch.allclose(attn.logits(x), logits, atol=1e-4)
+    y = (logits.softmax(-1) @ v).transpose(1, 2).reshape(2, 7, heads * head_dim)
+    assert torch.allclose(attn(x), attn.proj(y), atol=1e-5)
+
+
+@pytest.mark.parametrize(("tokens", "logits"), [(7, PLAIN_LOGITS), (PLAIN_TOKENS + 1, PLAIN_LOGITS), (7, 97)])
+def test_in_bf16_a_processor_takes_plain_products_up_to_a_size(
+    tokens: int, logits: int, generator, monkeypatch
+) -> None:
+    monkeypatch.setattr("edgemae.model.vit.PLAIN_LOGITS", logits)
+    attn, x = Attention(32, 2, 16), torch.randn(1, tokens, 32, generator=generator)
+    wanted, fused = attn(x), F.scaled_dot_product_attention
+    calls: list[int] = []
+    monkeypatch.setattr(
+        "edgemae.model.vit.F.scaled_dot_product_attention", lambda *args, **kw: (calls.append(1), fused(*args, **kw))[1]
+    )
+    with torch.autocast("cpu", torch.bfloat16):
+        found = attn(x)
+    assert found.dtype == torch.bfloat16
+    assert torch.allclose(found.float(), wanted, atol=0.02)
+    few = tokens <= PLAIN_TOKENS and 2 * tokens**2 <= logits
+    assert len(calls) == (not few)
+    attn(x)
+    assert len(calls) == 1 + (not few)  # fp32 is as fast fused
 
 
 @pytest.mark.parametrize("norm_after_pool", [True, False])

@@ -69,16 +69,12 @@ def outputs(vit: ViT) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("changes", VARIANTS)
-@pytest.mark.parametrize("form", ["sdpa", "explicit"])
-def test_equals_the_masked_original(changes: dict[str, Any], form: str, rough_vit: Make) -> None:
+def test_equals_the_masked_original(changes: dict[str, Any], rough_vit: Make) -> None:
     for seed in range(3):
         vit = rough_vit(seed, **changes)
-        for block in vit.blocks:
-            block.attn.form = form
         keep = random_keep(vit.shape, seed)
         small = cut(vit, keep)
         assert small.shape == keep.shape(vit.shape)
-        assert all(block.attn.form == form for block in small.blocks)
         torch.testing.assert_close(outputs(small), outputs(masked(vit, keep)), rtol=1e-5, atol=1e-5)
         if small.shape != vit.shape:
             assert (outputs(small) - outputs(vit)).abs().max() > 1e-3, "the mask did nothing: this proves nothing"
