@@ -7,7 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from edgemae.data.images import ImageSet, sample, sift, split
-from edgemae.data.requirements import require_disjoint, require_labels, require_size, same_classes
+from edgemae.data.requirements import (
+    require_class_sizes,
+    require_disjoint,
+    require_labels,
+    require_size,
+    same_classes,
+)
 from edgemae.data.shards import images_at
 from edgemae.model.vit import ViTShape
 from edgemae.spec.errors import DataError
@@ -63,6 +69,8 @@ def gather(plan: Plan, *, labels: bool = True, reads: ViTShape | None = None) ->
     train = images_at(plan.data.train) if labels else images_at(plan.data.train).unlabelled()
     if train.labels is not None:
         require_labels(train, "training a classifier")
+    read = reads or plan.student
+    require_class_sizes(train, read.image_px, read.patch_px)
     if plan.data.eval:
         evaluation = images_at(plan.data.eval, checked=True)
         evaluation = same_classes(train, evaluation) if train.labels is not None else evaluation.unlabelled()
@@ -85,7 +93,6 @@ def gather(plan: Plan, *, labels: bool = True, reads: ViTShape | None = None) ->
     unlabelled = train.unlabelled()
     if plan.data.unlabelled:
         unlabelled = unlabelled.joined(images_at(plan.data.unlabelled).unlabelled())
-    read = reads or plan.student
     for images in (unlabelled, evaluation):
         require_size(images, read.image_px, plan.seed, read.patch_px)
     require_disjoint(unlabelled, evaluation)

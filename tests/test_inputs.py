@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import cv2
+import numpy as np
 import pytest
 import webdataset
 
@@ -65,6 +66,15 @@ def test_evaluation_images_that_are_too_small_are_refused(train: Path, tmp_path:
         assert cv2.imwrite(str(path), cv2.resize(cv2.imread(str(path)), (4, 4)))
     with pytest.raises(DataError, match=r"8 of 8 images in '.*/val' are smaller than"):
         gather(plan(train=train, eval=val))
+
+
+def test_a_class_of_small_images_is_refused_though_most_others_are_large(train: Path) -> None:
+    for number in range(3):
+        tiny = np.full((4, 4, 3), 80 * number, np.uint8)
+        (train / "tiny").mkdir(exist_ok=True)
+        assert cv2.imwrite(str(train / "tiny" / f"{number}.png"), tiny)
+    with pytest.raises(DataError, match=r"all 3 images of class 'tiny' in '.*' are smaller than"):
+        gather(plan(train=train))
 
 
 def test_calibration_images_come_from_their_own_folder_when_there_is_one(train: Path, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+from collections import Counter
 from collections.abc import Hashable
 from dataclasses import replace
 
@@ -98,19 +99,47 @@ def require_size(images: ImageSet, image_px: int, seed: int, patch_px: int = 1) 
     """
     if not images.sides_px:
         images = sift(sample(images, SAMPLED, seed))
-    small = [i for i, side_px in enumerate(images.sides_px) if 3 * side_px < image_px or side_px < patch_px]
+    small = _small(images, image_px, patch_px)
     most = 2 * len(small) > len(images)
     if not small or (len(small) <= FEW and not most):
         return
-    limit = f"a patch of {patch_px} px" if 3 * patch_px > image_px else f"a third of the {image_px} px"
-    what = (
-        f"{len(small)} of {len(images)} images in '{images.folder}' are smaller than {limit} that "
-        f"the model reads, for example {shown(images.paths[small[0]])} with {images.sides_px[small[0]]} px"
-    )
+    what = f"{len(small)} of {len(images)} images in '{images.folder}' are {_than(images, small, image_px, patch_px)}"
     if not most:
         log.warning("%s: they are enlarged", what)
         return
-    raise DataError(
+    raise _too_small(what)
+
+
+def require_class_sizes(images: ImageSet, image_px: int, patch_px: int = 1) -> None:
+    """Refuse a class all of whose images `require_size` would call small, however few: it would be told by its blur.
+
+    Of shards, of which a sample may have met two of a class, nothing is said. Raises DataError.
+    """
+    if images.labels is None or not images.sides_px:
+        return
+    small = _small(images, image_px, patch_px)
+    some, whole = Counter(images.labels[i] for i in small), Counter(images.labels)
+    for label in sorted(some):
+        if some[label] == whole[label]:
+            own = [i for i in small if images.labels[i] == label]
+            raise _too_small(
+                f"all {len(own)} images of class '{images.classes[label]}' in '{images.folder}' are "
+                + _than(images, own, image_px, patch_px)
+            )
+
+
+def _small(images: ImageSet, image_px: int, patch_px: int) -> list[int]:
+    return [i for i, side_px in enumerate(images.sides_px) if 3 * side_px < image_px or side_px < patch_px]
+
+
+def _than(images: ImageSet, small: list[int], image_px: int, patch_px: int) -> str:
+    limit = f"a patch of {patch_px} px" if 3 * patch_px > image_px else f"a third of the {image_px} px"
+    example = f"{shown(images.paths[small[0]])} with {images.sides_px[small[0]]} px"
+    return f"smaller than {limit} that the model reads, for example {example}"
+
+
+def _too_small(what: str) -> DataError:
+    return DataError(
         what, expected="images about as large as the model's input, or larger",
         fix="pass larger images, or train a model with a smaller input and smaller patches (--set student.image_px=... "
         "and student.patch_px=...; `pretrain` reads those of teacher)",

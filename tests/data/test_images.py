@@ -17,7 +17,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgemae.data.images import ImageSet, sample, scan, split
-from edgemae.data.requirements import require_disjoint, require_labels, require_size, same_classes
+from edgemae.data.requirements import (
+    require_class_sizes,
+    require_disjoint,
+    require_labels,
+    require_size,
+    same_classes,
+)
 from edgemae.spec.errors import DataError
 
 Make = Callable[..., Path]
@@ -288,6 +294,19 @@ def test_small_images_are_told_of_and_most_are_refused(image_folder: Make, caplo
     with pytest.raises(DataError, match=r"11 of 21 images in .* smaller than a third of the 16 px") as caught:
         require_size(scan(root), 16, 0)
     assert "image_px" in caught.value.fix
+
+
+def test_a_class_of_small_images_is_refused_however_few_they_are(image_folder: Make) -> None:
+    root = image_folder(per_class=5)
+    (root / "blurred").mkdir()
+    for number in range(2):
+        (root / "blurred" / f"{number}.png").write_bytes(encoded(".png", 4))
+    require_size(scan(root), 16, 0)
+    with pytest.raises(DataError, match=r"all 2 images of class 'blurred' in .* smaller than a third of the 16 px"):
+        require_class_sizes(scan(root), 16)
+    require_class_sizes(scan(root).unlabelled(), 16)  # without labels nothing is told by blur
+    (root / "blurred" / "large.png").write_bytes(encoded(".png", 16))
+    require_class_sizes(scan(root), 16)
 
 
 def test_a_few_small_images_are_refused_where_there_are_no_others(image_folder: Make) -> None:
