@@ -21,7 +21,7 @@ from edgemae.data.augment import Augment
 from edgemae.data.content import shown
 from edgemae.data.decode import Request, Views, decode, joined, start
 from edgemae.data.images import ImageSet
-from edgemae.device.preprocess import normalise
+from edgemae.device.preprocess import normalise_into
 from edgemae.spec.errors import DataError, MachineError, PlanError
 from edgemae.spec.graph import PixelContract
 
@@ -172,8 +172,8 @@ class Loader:
 
     def _normalised(self, pictures: NDArray[np.uint8]) -> NDArray[np.float32]:
         pixels = np.empty((len(pictures), self.pixel.channels, *pictures.shape[1:3]), np.float32)
-        for row, picture in enumerate(pictures):
-            pixels[row] = normalise(picture, self.pixel)[0]
+        for planes, picture in zip(pixels, pictures, strict=True):
+            normalise_into(planes, picture, self.pixel)
         return pixels
 
     def _instead(self, ask: _Ask, index: int, lost: Lost) -> tuple[int, NDArray[np.uint8]]:
