@@ -12,9 +12,11 @@ from typing import Any
 
 import pytest
 
+from edgemae.spec.graph import PixelContract
 from edgemae.spec.plan import load_plan, plan_tree
 from edgemae.spec.sections import Plan
 
+PIXEL = PixelContract(image_px=96)
 TOOL = Path(__file__).resolve().parent.parent / "tools" / "distill_rows.py"
 
 
@@ -60,17 +62,19 @@ def plan(*settings: str) -> Plan:
 
 
 def test_a_digest_stands_for_plan_images_and_teachers(tool: ModuleType, teachers: tuple[Path, Path]) -> None:
-    def of(method: str = "relation", seed: int = 0, images: Any = None, *settings: str) -> str:
-        return str(tool.digest(plan(*settings), images or sets(), *teachers, method, seed))
+    def of(method: str = "relation", seed: int = 0, images: Any = None, *settings: str, pixel: Any = PIXEL) -> str:
+        return str(tool.digest(plan(*settings), images or sets(), pixel, teachers, method, seed))
 
     first, scratch = of(), of("scratch")
     others = [of("logit"), of(seed=1), of("relation", 0, sets("d")), of("relation", 0, None, "distill.lr=0.1"), scratch]
     assert len({first, *others}) == 6
     assert of("relation", 0, None, "prune.steps=9", "threads=1", "workers=0") == first  # has no part in it
-    teachers[1].write_text("other")
-    assert (of() != first, of("scratch") != scratch) == (True, False)  # from scratch no teacher is asked
-    teachers[0].write_text("other")
-    assert of("scratch") != scratch  # its pixels are the teacher's
+    for teacher in reversed(teachers):
+        teacher.write_text("other")
+        assert (of() != first, of("scratch") != scratch) == (True, False)  # from scratch no teacher is asked
+        first = of()
+    other = PixelContract(image_px=96, mean=(0.5, 0.5, 0.5))
+    assert (of(pixel=other) != first, of("scratch", pixel=other) != scratch) == (True, True)
 
 
 @pytest.mark.parametrize("marked", [True, False])
@@ -79,7 +83,7 @@ def test_rows_of_a_result_are_kept_only_for_the_same(
 ) -> None:
     """Rows without a digest are of an earlier version: plan, teacher and the number of images speak for them."""
     here, images = plan(), sets()
-    wanted = partial(tool.digest, here, images, *teachers)
+    wanted = partial(tool.digest, here, images, PIXEL, teachers)
     row: dict[str, Any] = {"method": "relation", "seed": 0}
     tree = plan_tree(here)
     result = {"plan": tree, "teacher": {"right": "101"}, "data": tool.counts(images), "rows": [row]}
@@ -90,7 +94,7 @@ def test_rows_of_a_result_are_kept_only_for_the_same(
     (found,) = tool.kept(file, here, images, "101", wanted)
     assert found == row | {"digest": wanted("relation", 0)}
     other = plan("distill.lr=0.1")
-    assert tool.kept(file, other, images, "101", partial(tool.digest, other, images, *teachers)) == []
+    assert tool.kept(file, other, images, "101", partial(tool.digest, other, images, PIXEL, teachers)) == []
     assert (tool.kept(file, here, images, "111", wanted) == []) is not marked
     assert tool.kept(None, here, images, "101", wanted) == []
     json.loads(file.read_text())["plan"]["distill"]["finetune"]["views"] = 7  # is set for each run

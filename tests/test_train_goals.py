@@ -48,3 +48,19 @@ def test_one_step_of_every_recipe_at_the_named_size_was_measured(goals: ModuleTy
     assert all(row["tensors_moved"] > 140 for row in result["large"])
     assert goals.judge(result) == result["goals"]
     assert all(goal["met"] for goal in result["goals"])
+
+
+def test_contenders_from_files_are_compared_turn_by_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "tools"))
+    bench, tables = (importlib.import_module(name) for name in ("bench_train", "train_tables"))
+
+    def run(images_s: float, peak_mib: float) -> dict[str, float]:
+        return {"images_s": images_s, "wait_share": 0.01, "first_batch_s": 1.0, "peak_mib": peak_mib}
+
+    # A machine that slows down to a half from one turn to the next does not change how they compare.
+    turns = [{"ours": run(300, 500), "theirs": run(200, 600)}, {"ours": run(150, 510), "theirs": run(100, 600)},
+             {"ours": run(220, 505), "theirs": run(110, 600)}]  # fmt: skip
+    ours, theirs = (bench.over_turns(turns, name, "theirs") | {"name": name} for name in ("ours", "theirs"))
+    assert (ours["images_s"], ours["peak_mib"], ours["ratio"]) == (220, 510, 1.5)
+    assert tables.times(ours) == "1.50 (1.50 to 2.00)"
+    assert tables.times(theirs) == "1.00"

@@ -128,7 +128,8 @@ def bench(args: argparse.Namespace, plan: Plan) -> dict[str, Any]:
     write_atomic(before, msgspec.json.encode(plan_tree(plan)))
     tuned = load_teacher(args.tuned)
     right = correct(tuned.vit, Loader(evaluation(images), tuned.pixel, 64, train=False))
-    wanted = partial(digest, plan, images, args.teacher, args.tuned)
+    pixel = student_pixel(load_teacher(args.teacher).pixel, plan)
+    wanted = partial(digest, plan, images, pixel, (args.teacher, args.tuned))
     runs = [(method, seed) for seed in range(args.seeds) for method in args.methods]
     earlier = kept(args.json, plan, images, right_text(right), wanted)
     adopt(args.output, earlier, wanted, trusted=same_plan)

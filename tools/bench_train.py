@@ -4,9 +4,11 @@
     python tools/bench_train.py --threads 1 --data clothing10/train --json tools/results/train.json
     python tools/bench_train.py --threads 1 --only-large --json tools/results/train-large.json
 
-Both compute the same loss (checked first, with the same weights and masks) with the same batch, precision and AdamW;
-bare steps are taken in turns. A ratio above 1 is faster than the reference. Ratios and MFU are of processor time, which
-other work on the machine hardly moves; wall time is beside them. Memory is the peak of a fresh process each.
+Both compute the same loss (checked first, with the same weights and masks) with the same batch, precision and AdamW, in
+turns. A ratio above 1 is faster than the reference. Those of bare steps and MFU are of processor time, which other work
+on the machine hardly moves; wall time is beside them. Those from files are of wall time, of a fresh process for each
+contender and turn, whose peak of memory is its own. transformers attends in bf16 the way that is faster on a processor,
+eagerly: torch's fused kernel, its default, is slow there.
 transformers starts its positions at zero and frozen, which no speed depends on; the check sets them.
 """
 
@@ -59,23 +61,25 @@ from edgemae.distill.ranks import bf16_is_fast
 from edgemae.distill.recipes import RECIPES
 from edgemae.distill.schedule import param_groups
 
-SCHEMA = "edgemae.bench-train/1"
+SCHEMA = "edgemae.bench-train/2"
 
 
 @dataclass(frozen=True)
 class Effort:
-    """State what a run takes in: (case, contenders) of bare steps, the reference last; and steps from files."""
+    """State what a run takes in: (case, contenders), the reference last, of bare steps and of steps from files."""
 
     bare: tuple[tuple[Case, tuple[str, ...]], ...]
-    files: tuple[tuple[str, Case], ...]
+    files: tuple[tuple[Case, tuple[str, ...]], ...]
     steps: int
     pictures: int
+    rounds: int = 1  # turns that the contenders from files take
 
 
+SHORT = {torch.float32: "fp32", torch.bfloat16: "bf16"}
 MAE_PAIR, RELATION_PAIR = (OURS, THEIRS), ("relation", OURS)
 LESS = replace(SMALL, batch=32, rounds=8)
 QUICK = Effort(
-    ((LESS, MAE_PAIR), (LESS, RELATION_PAIR)), tuple((name, SMALL) for name in MAKERS), steps=15, pictures=256
+    ((LESS, MAE_PAIR), (LESS, RELATION_PAIR)), ((SMALL, (OURS, "relation", THEIRS)),), steps=15, pictures=256
 )  # fmt: skip
 FULL = Effort(
     (
@@ -83,7 +87,7 @@ FULL = Effort(
         (replace(TEACHER, batch=32), MAE_PAIR),
         (replace(LARGE, batch=2), RELATION_PAIR),
     ),
-    (*((name, SMALL) for name in MAKERS), (OURS, TEACHER), (THEIRS, TEACHER)), steps=60, pictures=1024,
+    ((SMALL, (OURS, "relation", THEIRS)), (TEACHER, MAE_PAIR)), steps=60, pictures=1024, rounds=3,
 )  # fmt: skip
 
 
@@ -136,20 +140,37 @@ def measure(args: argparse.Namespace) -> Any:
 
 
 def usual(args: argparse.Namespace, effort: Effort) -> Any:
-    yield "gemm_peak_gmacs_s", (peak := gemm_peak()) / 1e9
+    kinds = (torch.float32, torch.bfloat16) if bf16_is_fast(torch.device("cpu")) else (torch.float32,)
+    peaks = {kind: gemm_peak(kind) for kind in kinds}
+    yield "gemm_peak_gmacs_s", {SHORT[kind]: peak / 1e9 for kind, peak in peaks.items()}
     yield "parity", {case.name: parity(case) for case, names in effort.bare if names == MAE_PAIR}
-    precisions = (False, True) if bf16_is_fast(torch.device("cpu")) else (False,)
     groups = []
     for case, names in effort.bare:
-        for bf16 in precisions:
-            groups.append(bare(case, names, peak, bf16=bf16))
+        for kind, peak in peaks.items():
+            groups.append(bare(case, names, peak, kind))
             yield "bare", groups
     with tempfile.TemporaryDirectory() as made:
         folder = args.data or pictures(Path(made), effort.pictures)
         rows = []
-        for name, case in effort.files:
-            rows.append(spawn(args, "files", name, case.name, str(folder), str(effort.steps)))
+        for case, names in effort.files:
+            words = (case.name, str(folder), str(effort.steps))
+            turns = []
+            for turn in range(effort.rounds):
+                order = names if turn % 2 == 0 else names[::-1]  # the first one finds the cache of files cold
+                turns.append({name: spawn(args, "files", name, *words) for name in order})
+            rows += [over_turns(turns, name, names[-1]) for name in names]
             yield "files", rows
+
+
+def over_turns(turns: list[dict[str, dict[str, Any]]], name: str, reference: str) -> dict[str, Any]:
+    """Return one contender's figures from files over all turns: medians, its highest peak, and how it compares."""
+    mine = [turn[name] for turn in turns]
+    ratios = [turn[name]["images_s"] / turn[reference]["images_s"] for turn in turns]
+    medians = {key: float(np.median([run[key] for run in mine])) for key in ("images_s", "wait_share", "first_batch_s")}
+    return mine[0] | medians | {
+        "peak_mib": max(run["peak_mib"] for run in mine), "reference": reference, "turns": mine,
+        "ratio": float(np.median(ratios)), "ratio_least": min(ratios), "ratio_most": max(ratios),
+    }  # fmt: skip
 
 
 # ---------------------------------------------------------------- children
@@ -200,8 +221,8 @@ def peak_mib() -> float:
 class Step:
     """Take a training step on a batch that lies in memory: loss, gradients, clipping as `fit` does it, AdamW."""
 
-    def __init__(self, contender: Contender, batch: Batch, *, bf16: bool = False) -> None:
-        self.contender, self.batch, self.bf16 = contender, batch, bf16
+    def __init__(self, contender: Contender, batch: Batch, kind: torch.dtype = torch.float32) -> None:
+        self.contender, self.batch, self.bf16 = contender, batch, kind == torch.bfloat16
         contender.module.train()
         self.optimizer = torch.optim.AdamW(param_groups(contender.module, 0.05), lr=1e-5, betas=(0.9, 0.95))
         self.generator = torch.Generator().manual_seed(0)
@@ -226,16 +247,16 @@ class Step:
         return Blocks(kept.ravel(), taken.blocks)
 
 
-def bare(case: Case, names: tuple[str, ...], peak: float, *, bf16: bool = False) -> dict[str, Any]:
-    """Compare bare steps taken in turns; the last name is the reference, `peak` is in MACs a second."""
+def bare(case: Case, names: tuple[str, ...], peak: float, kind: torch.dtype) -> dict[str, Any]:
+    """Compare bare steps taken in turns; the last name is the reference, `peak` is in MACs a second of that kind."""
     torch.manual_seed(0)
     batch = memory_batch(case)
-    steps = {name: Step(MAKERS[name](case), batch, bf16=bf16) for name in names}
+    steps = {name: Step(MAKERS[name](case, kind), batch, kind) for name in names}
     taken = interleave(steps, case.rounds, block_ms=1, warmup=2)
     rows = [row(name, taken, steps, case.batch, peak) for name in names]
     macs = [steps[name].contender.macs for name in names]
     return {
-        "title": f"{case.name}, batch {case.batch}, {'bf16' if bf16 else 'fp32'}", "reference": names[-1],
+        "title": f"{case.name}, batch {case.batch}, {SHORT[kind]}", "reference": names[-1],
         "case": asdict(case), "verdict": worst(*(s.interference.verdict for s in taken.values())), "rows": rows,
         "macs_ratio": macs[0] / macs[-1],
     }  # fmt: skip

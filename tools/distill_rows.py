@@ -8,9 +8,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
+import torch
+
+from edgemae.distill.ranks import bf16_is_fast
 from edgemae.distill.recipes import RECIPES
 from edgemae.distill.stages import Images
 from edgemae.model.weights import write_atomic
+from edgemae.spec.graph import PixelContract
 from edgemae.spec.plan import plan_from, plan_tree
 from edgemae.spec.sections import Plan
 from edgemae.workdir import digest_of, file_digest
@@ -30,16 +35,20 @@ def plan_for(tree: dict[str, Any], method: str, seed: int, views_folder: str = "
     return plan_from(tree)
 
 
-def digest(plan: Plan, images: Images, teacher: Path, tuned: Path, method: str, seed: int) -> str:
-    """Return what stands for all that a row is made from."""
+def digest(
+    plan: Plan, images: Images, pixel: PixelContract, teachers: tuple[Path, Path], method: str, seed: int
+) -> str:
+    """Return what stands for all that a row is made from.
+
+    `pixel` are the student's; teachers count where they teach; bf16 is taken where the processor is fast in it.
+    """
     tree = plan_tree(plan_for(plan_tree(plan), method, seed))
-    kernel = [plan.data.kernel] if plan.data.kernel else []
     sets = (images.unlabelled, images.labelled, images.evaluation)
     return digest_of({
         "method": method, "seed": seed, "distill": tree["distill"], "student": tree["student"],
-        "pixels": [tree["data"][name] for name in ("resize", "mean", "std")] + kernel,
-        "images": [part.fingerprint if part else "" for part in sets], "teacher": file_digest(teacher),
-        "tuned": file_digest(tuned) if method in RECIPES else "",
+        "pixels": msgspec.to_builtins(pixel), "bf16": bf16_is_fast(torch.device("cpu")),
+        "images": [part.fingerprint if part else "" for part in sets],
+        "teachers": [file_digest(file) for file in teachers] if method in RECIPES else [],
     })[:16]  # fmt: skip
 
 

@@ -6,7 +6,9 @@ import statistics
 from collections.abc import Iterable
 from typing import Any
 
-from edgemae.measure.intervals import paired_interval
+import numpy as np
+
+from edgemae.measure.intervals import paired_interval, z_of
 
 BASELINES = ("logit", "scratch")
 
@@ -29,6 +31,22 @@ def margins(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return found
 
 
+def together(rows: list[dict[str, Any]], method: str, over: str) -> tuple[float, float, float] | None:
+    """Return (gain, low, high) over a baseline as the mean of all seeds that both have, with a 95 % interval.
+
+    It is of other photos for these very trainings, not of other seeds. Each photo counts once, with its mean over the
+    seeds, for their answers to it go together.
+    """
+    right = [{row["seed"]: row["right"] for row in rows if row["method"] == name} for name in (method, over)]
+    seeds = sorted(right[0].keys() & right[1].keys())
+    if method == over or len(seeds) < 2:
+        return None
+    mine, other = (np.array([[c == "1" for c in side[seed]] for seed in seeds], float) for side in right)
+    gains = (mine - other).mean(axis=0)
+    half = z_of(0.95) * float(gains.std(ddof=1)) / len(gains) ** 0.5
+    return float(gains.mean()), float(gains.mean()) - half, float(gains.mean()) + half
+
+
 def readme_table(result: dict[str, Any]) -> str:
     """Return the result as Markdown: a row for each method, seeds side by side."""
     rows, teacher = result["rows"], result["teacher"]
@@ -40,7 +58,7 @@ def readme_table(result: dict[str, Any]) -> str:
         top1 = [100 * row["top1"] for row in mine]
         cells = [
             method, " / ".join(scored_text(row) for row in mine), f"{statistics.mean(top1):.1f} %",
-            *(gain_text(result["margins"], method, over) for over in BASELINES),
+            *(gain_text(result["margins"], method, over, together(rows, method, over)) for over in BASELINES),
             steps_to(rows, mine),
             *(f"{100 * statistics.mean(row[name] for row in mine):.1f} %" for name in ("linear", "knn")),
             time_text(row["stage1_ms_image"] for row in mine),
@@ -53,7 +71,8 @@ def readme_table(result: dict[str, Any]) -> str:
         f"Teacher {100 * teacher['top1']:.1f} %, student {student['macs'] / 1e6:.0f} M of its "
         f"{teacher['macs'] / 1e6:.0f} M MACs. Stage 1: {d['epochs']} epochs of {data['stage 1']} images; stage 2: "
         f"{d['finetune']['epochs']} epochs of {data['train']}; {data['val']} for the score. Gains are paired, in "
-        "points, bold where the 95 % interval is above 0. Steps to scratch: the share of stage 2 after which a run is "
+        "points, bold where the 95 % interval is above 0, and in brackets the mean of these seeds with its "
+        "interval over photos. Steps to scratch: the share of stage 2 after which a run is "
         "as right as training from scratch is at its end. Linear and k-NN are of the frozen features after stage 1."
     )
     return "\n".join(lines)
@@ -80,9 +99,12 @@ def steps_to(rows: list[dict[str, Any]], mine: list[dict[str, Any]]) -> str:
     return " / ".join(cells)
 
 
-def gain_text(found: list[dict[str, Any]], method: str, over: str) -> str:
+def gain_text(
+    found: list[dict[str, Any]], method: str, over: str, mean: tuple[float, float, float] | None = None
+) -> str:
     mine = [m for m in found if m["method"] == method and m["over"] == over]
     if not mine:
         return "–"
     cells = [f"**{100 * m['gain']:+.1f}**" if m["shown"] else f"{100 * m['gain']:+.1f}" for m in mine]
-    return " / ".join(cells)
+    told = "" if mean is None else " ({:+.1f}, {:+.1f} to {:+.1f})".format(*(100 * value for value in mean))
+    return " / ".join(cells) + told

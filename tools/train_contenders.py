@@ -69,7 +69,7 @@ class Contender:
     macs: int
 
 
-def ours(case: Case) -> Contender:
+def ours(case: Case, kind: torch.dtype = torch.float32) -> Contender:
     mae = MAE(case.vit(case.student), decoder(), loss_kind="norm-pixel", mean=case.pixel.mean, std=case.pixel.std)
 
     def loss(batch: Batch, moment: Moment) -> dict[str, Tensor]:
@@ -78,21 +78,24 @@ def ours(case: Case) -> Contender:
     return Contender(mae, loss, 3 * mae_macs(mae.encoder.shape, mae.decoder.shape))
 
 
-def relation(case: Case) -> Contender:
-    module = recipe("relation", case)
+def relation(case: Case, kind: torch.dtype = torch.float32) -> Contender:
+    module = recipe("relation", case, bf16=kind == torch.bfloat16)  # of the teacher's weights
     return Contender(module, module.step, 3 * mae_macs(module.student.shape, decoder()) + relation_macs(module))
 
 
-def theirs(case: Case) -> Contender:
+def theirs(case: Case, kind: torch.dtype = torch.float32) -> Contender:
     from transformers import ViTMAEConfig, ViTMAEForPreTraining
 
     width, depth, heads = case.student
     dec = decoder()
+    # The faster of its two ways on a processor; a dict, because the config's signature does not name it.
+    attention: dict[str, Any] = {"attn_implementation": "eager" if kind == torch.bfloat16 else "sdpa"}
     config = ViTMAEConfig(
         hidden_size=width, num_hidden_layers=depth, num_attention_heads=heads, intermediate_size=4 * width,
         image_size=case.image_px, patch_size=case.patch_px, layer_norm_eps=1e-6, mask_ratio=RATIO, norm_pix_loss=True,
         decoder_hidden_size=dec.width, decoder_num_hidden_layers=dec.depth, decoder_num_attention_heads=dec.heads,
         decoder_intermediate_size=4 * dec.width,
+        **attention,
     )  # fmt: skip
     model = ViTMAEForPreTraining(config)
 
@@ -103,7 +106,7 @@ def theirs(case: Case) -> Contender:
     return Contender(model, loss, 3 * mae_macs(shape, dec))
 
 
-MAKERS: dict[str, Callable[[Case], Contender]] = {OURS: ours, THEIRS: theirs, "relation": relation}
+MAKERS: dict[str, Callable[[Case, torch.dtype], Contender]] = {OURS: ours, THEIRS: theirs, "relation": relation}
 
 
 def decoder() -> DecoderShape:
@@ -111,12 +114,12 @@ def decoder() -> DecoderShape:
     return DecoderShape(plan.decoder_width, 1, plan.decoder_heads)
 
 
-def recipe(name: str, case: Case) -> Any:
+def recipe(name: str, case: Case, *, bf16: bool = True) -> Any:
     """Return a recipe's module around random weights; the teacher has a head where the recipe needs one."""
     classes = 10 if RECIPES[name].needs_head else 0
     labels = tuple(str(number) for number in range(classes))
     teacher = Teacher(case.vit(case.teacher, classes).eval(), case.pixel, labels)
-    return RECIPES[name](case.vit(case.student, classes), teacher, case.pixel, DistillPlan(recipe=name))
+    return RECIPES[name](case.vit(case.student, classes), teacher, case.pixel, DistillPlan(recipe=name, bf16=bf16))
 
 
 def mae_macs(shape: ViTShape, dec: DecoderShape) -> int:
@@ -186,11 +189,11 @@ def parity(case: Case) -> dict[str, float]:
     return losses
 
 
-def gemm_peak() -> float:
-    """Return multiply-accumulates a second of the fastest of some square fp32 products, of processor time as well."""
+def gemm_peak(kind: torch.dtype) -> float:
+    """Return multiply-accumulates a second of the fastest of some square products, of processor time as well."""
     best = 0.0
     for size in (512, 1024, 2048):
-        a, b = torch.randn(size, size), torch.randn(size, size)
+        a, b = (torch.randn(size, size).to(kind) for _ in range(2))
         for _ in range(10):
             began = time.process_time()
             torch.mm(a, b)

@@ -6,6 +6,7 @@ import time
 from collections.abc import Generator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -19,6 +20,7 @@ from edgemae.data.images import ImageSet, scan
 from edgemae.data.loader import Batch, Loader
 from edgemae.distill.job import Job
 from edgemae.distill.moment import whole
+from edgemae.distill.ranks import bf16_is_fast
 from edgemae.distill.schedule import param_groups
 from edgemae.distill.train import fit
 from edgemae.spec.graph import PixelContract
@@ -68,23 +70,24 @@ class Watched(Loader):
         return self.clock.watch(super().batches(first, stop))
 
 
-def from_files(name: str, case: Case, folder: Path, steps: int) -> dict[str, float]:
-    """Train at least `steps` steps from files with two workers."""
+def from_files(name: str, case: Case, folder: Path, steps: int) -> dict[str, Any]:
+    """Train at least `steps` steps from files with two workers, both in bf16 where the processor is fast in it."""
     images = scan(folder)
     torch.manual_seed(0)
-    contender, clock = MAKERS[name](case), Clock()
+    kind = torch.bfloat16 if bf16_is_fast(torch.device("cpu")) else torch.float32
+    contender, clock = MAKERS[name](case, kind), Clock()
     loader = Watched(
         images, case.pixel, case.batch, Augment(crop_min=0.2, flip=True), workers=WORKERS, clock=clock
     )  # fmt: skip
     epochs = -(-(steps + LEAD_STEPS) // loader.steps)
     if name == THEIRS:
-        plain_loop(contender, clock.watch(plain_batches(images, case, epochs)))
+        plain_loop(contender, clock.watch(plain_batches(images, case, epochs)), kind)
     else:
         fit(Job(
             name=name, module=contender.module, groups=param_groups(contender.module, 0.05), loss=contender.loss,
             loader=loader, epochs=epochs, lr=1e-5, warmup_fraction=0.1, seed=0, all_used=False,
         ))  # fmt: skip
-    return clock.result(case.batch)
+    return clock.result(case.batch) | {"precision": "bf16" if kind == torch.bfloat16 else "fp32"}
 
 
 # ---------------------------------------------------------------- as most people write it
@@ -122,12 +125,13 @@ def plain_batches(images: ImageSet, case: Case, epochs: int) -> Generator[Batch,
             yield Batch(pixels, labels, labels)
 
 
-def plain_loop(contender: Contender, batches: Generator[Batch, None, None]) -> None:
+def plain_loop(contender: Contender, batches: Generator[Batch, None, None], kind: torch.dtype) -> None:
     contender.module.train()
     optimizer = torch.optim.AdamW(param_groups(contender.module, 0.05), lr=1e-5, betas=(0.9, 0.95))
     generator = torch.Generator()
     for batch in batches:
-        loss = contender.loss(batch, whole(len(batch.pixels), generator))["pixel"]
+        with torch.autocast("cpu", torch.bfloat16, enabled=kind == torch.bfloat16):
+            loss = contender.loss(batch, whole(len(batch.pixels), generator))["pixel"]
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(contender.module.parameters(), 3.0)

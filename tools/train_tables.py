@@ -22,13 +22,24 @@ def bare_table(groups: list[dict[str, Any]]) -> list[str]:
 
 
 def files_table(rows: list[dict[str, Any]]) -> list[str]:
-    r = rows[-1]
-    line = (
-        f"from files: {r['name']}, {r['case']}, batch {r['batch']}: {r['images_s']:.0f} images/s, waiting "
-        f"{r['wait_share']:.1%}, first batch {r['first_batch_s']:.1f} s, peak {r['peak_mib']:.0f} MiB "
-        f"({r['imports_mib']:.0f} before)"
-    )
-    return [line]
+    """Return the newest comparison from files, a line each."""
+    return [
+        f"from files: {label(r)}: {r['images_s']:.0f} images/s, {times(r)} times {r['reference']}, waiting "
+        f"{r['wait_share']:.1%}, first batch {r['first_batch_s']:.1f} s, peak "
+        f"{r['peak_mib']:.0f} MiB ({r['imports_mib']:.0f} before)"
+        for r in rows if r["case"] == rows[-1]["case"]
+    ]  # fmt: skip
+
+
+def label(row: dict[str, Any]) -> str:
+    return f"{row['name']}, {row['case']}, batch {row['batch']}, {row['precision']}"
+
+
+def times(row: dict[str, Any]) -> str:
+    """Return how many times as fast as its reference a contender is, with the range over the turns."""
+    if row["name"] == row["reference"]:
+        return "1.00"
+    return f"{row['ratio']:.2f} ({row['ratio_least']:.2f} to {row['ratio_most']:.2f})"
 
 
 def large_table(rows: list[dict[str, Any]]) -> list[str]:
@@ -41,7 +52,7 @@ def large_table(rows: list[dict[str, Any]]) -> list[str]:
 
 
 TABLES: dict[str, Any] = {
-    "gemm_peak_gmacs_s": lambda value: [f"GEMM peak: {value:.1f} GMAC/s"],
+    "gemm_peak_gmacs_s": lambda peaks: [f"GEMM peak, {kind}: {peak:.1f} GMAC/s" for kind, peak in peaks.items()],
     "parity": lambda value: [f"parity of the loss: {value}"],
     "bare": bare_table, "files": files_table, "large": large_table,
 }  # fmt: skip
@@ -58,9 +69,10 @@ def readme_table(result: dict[str, Any]) -> str:
             f"{other['mfu']:.0%} | {ours['ratio']:.2f} ({ours['ratio_low']:.2f} to {ours['ratio_high']:.2f}) | "
             f"{group['verdict']} |"
         )
-    lines += ["", "| From files on disk | images/s | waiting for data | peak memory |", "| --- | ---: | ---: | ---: |"]
+    columns = ("From files on disk", "images/s", "times transformers' (range)", "waiting for data", "peak memory")
+    lines += ["", f"| {' | '.join(columns)} |", "| --- | ---: | ---: | ---: | ---: |"]
     lines += [
-        f"| {r['name']}, {r['case']}, batch {r['batch']} | {r['images_s']:.0f} | {r['wait_share']:.1%} | "
-        f"{r['peak_mib']:.0f} MiB |" for r in result["files"]
+        f"| {label(r)} | {r['images_s']:.0f} | {times(r)} | {r['wait_share']:.1%} | {r['peak_mib']:.0f} MiB |"
+        for r in result["files"]
     ]  # fmt: skip
     return "\n".join(lines)
