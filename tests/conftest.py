@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import os
 import random
 import shutil
 import sys
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -104,6 +106,13 @@ def _keep_operators() -> None:
     registry = getattr(exporter, "ONNXRegistry", None)
     if registry is not None and not hasattr(registry.from_torchlib, "cache_info"):
         registry.from_torchlib = staticmethod(functools.cache(registry.from_torchlib))
+
+
+@pytest.fixture
+def bench_tool(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], ModuleType]:
+    """Return an importer of scripts in tools/ by name, which find their other halves beside them."""
+    monkeypatch.syspath_prepend(str(Path(__file__).resolve().parent.parent / "tools"))
+    return importlib.import_module
 
 
 @pytest.fixture

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,17 +17,11 @@ from edgemae.spec.plan import load_plan, plan_tree
 from edgemae.spec.sections import Plan
 
 PIXEL = PixelContract(image_px=96)
-TOOL = Path(__file__).resolve().parent.parent / "tools" / "distill_rows.py"
 
 
-@pytest.fixture(scope="module")
-def tool() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("distill_rows", TOOL)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+@pytest.fixture
+def tool(bench_tool: Callable[[str], ModuleType]) -> ModuleType:
+    return bench_tool("distill_rows")
 
 
 @dataclass

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import importlib
 import random
-from pathlib import Path
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
-
 
 @pytest.fixture
-def tables(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(str(ROOT / "tools"))
-    return importlib.import_module("distill_tables")
+def tables(bench_tool: Callable[[str], ModuleType]) -> ModuleType:
+    return bench_tool("distill_tables")
 
 
 def row(method: str, seed: int, right: str) -> dict[str, Any]:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -21,14 +21,9 @@ TOOL = Path(__file__).resolve().parent.parent / "tools" / "leaderboard.py"
 BOX = {"cpu": "A processor", "cores_usable": 2, "flags": ["avx2"], "governor": None, "threads": 2}
 
 
-@pytest.fixture(scope="module")
-def tool() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("leaderboard", TOOL)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+@pytest.fixture
+def tool(bench_tool: Callable[[str], ModuleType]) -> ModuleType:
+    return bench_tool("leaderboard")
 
 
 def written(folder: Path, name: str, p50: float = 5.0, **change: Any) -> Path:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -20,15 +20,6 @@ README = (ROOT / "README.md").read_text()
 RESULTS = sorted(path for path in (ROOT / "tools/results").glob("*.json") if f"<!-- table: {path.stem} -->" in README)
 
 
-def tool(path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def test_code_comes_within_the_first_twenty_lines() -> None:
     assert "```" in "\n".join(README.splitlines()[:20])
 
@@ -37,13 +28,12 @@ def test_every_table_has_its_results() -> None:
     assert sorted(path.stem for path in RESULTS) == sorted(re.findall(r"<!-- table: (\S+) -->", README))
 
 
-def test_tables_are_the_measured_ones(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(ROOT / "tools"))  # where a tool finds its other half
+def test_tables_are_the_measured_ones(bench_tool: Callable[[str], ModuleType]) -> None:
     for path in RESULTS:
         raw = msgspec.json.decode(path.read_bytes())
         assert raw["command"].startswith("python tools/bench_")
         assert raw["machine"]
-    assert tool(ROOT / "tools/readme_tables.py").filled(README, ROOT / "tools/results") == README
+    assert bench_tool("readme_tables").filled(README, ROOT / "tools/results") == README
 
 
 def test_the_compiled_table_is_of_a_small_student() -> None:

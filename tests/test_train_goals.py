@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -14,9 +14,8 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture
-def goals(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(str(ROOT / "tools"))
-    return importlib.import_module("train_goals")
+def goals(bench_tool: Callable[[str], ModuleType]) -> ModuleType:
+    return bench_tool("train_goals")
 
 
 def group(case: str, reference: str, ratio: float) -> dict[str, Any]:
@@ -50,9 +49,8 @@ def test_one_step_of_every_recipe_at_the_named_size_was_measured(goals: ModuleTy
     assert all(goal["met"] for goal in result["goals"])
 
 
-def test_contenders_from_files_are_compared_turn_by_turn(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(ROOT / "tools"))
-    bench, tables = (importlib.import_module(name) for name in ("bench_train", "train_tables"))
+def test_contenders_from_files_are_compared_turn_by_turn(bench_tool: Callable[[str], ModuleType]) -> None:
+    bench, tables = bench_tool("bench_train"), bench_tool("train_tables")
 
     def run(images_s: float, peak_mib: float) -> dict[str, float]:
         return {"images_s": images_s, "wait_share": 0.01, "first_batch_s": 1.0, "peak_mib": peak_mib}

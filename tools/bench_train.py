@@ -37,6 +37,7 @@ from train_contenders import (
     LARGE,
     MAKERS,
     OURS,
+    SHORT,
     SMALL,
     TEACHER,
     THEIRS,
@@ -75,7 +76,6 @@ class Effort:
     rounds: int = 1  # turns that the contenders from files take
 
 
-SHORT = {torch.float32: "fp32", torch.bfloat16: "bf16"}
 MAE_PAIR, RELATION_PAIR = (OURS, THEIRS), ("relation", OURS)
 LESS = replace(SMALL, batch=32, rounds=8)
 QUICK = Effort(

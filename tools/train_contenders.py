@@ -22,6 +22,7 @@ from edgemae.spec.graph import PixelContract
 from edgemae.spec.sections import DistillPlan
 
 OURS, THEIRS = "edgemae", "transformers"
+SHORT = {torch.float32: "fp32", torch.bfloat16: "bf16"}
 RATIO = 0.75  # of the patches are hidden
 
 

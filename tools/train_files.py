@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
-from train_contenders import MAKERS, THEIRS, Case, Contender
+from train_contenders import MAKERS, SHORT, THEIRS, Case, Contender
 
 from edgemae.data.augment import Augment, crop_box
 from edgemae.data.images import ImageSet, scan
@@ -87,7 +87,7 @@ def from_files(name: str, case: Case, folder: Path, steps: int) -> dict[str, Any
             name=name, module=contender.module, groups=param_groups(contender.module, 0.05), loss=contender.loss,
             loader=loader, epochs=epochs, lr=1e-5, warmup_fraction=0.1, seed=0, all_used=False,
         ))  # fmt: skip
-    return clock.result(case.batch) | {"precision": "bf16" if kind == torch.bfloat16 else "fp32"}
+    return clock.result(case.batch) | {"precision": SHORT[kind]}
 
 
 # ---------------------------------------------------------------- as most people write it
