@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import configparser
+import importlib
 import json
 import re
 import shutil
@@ -19,7 +20,6 @@ import numpy as np
 import pytest
 
 from tests.device.conftest import block_onnx, box, make_bundle
-from tests.test_readme import tool
 
 __all__ = ["block_onnx", "box", "make_bundle"]
 ROOT = Path(__file__).resolve().parent.parent
@@ -42,9 +42,10 @@ def unit() -> configparser.SectionProxy:
     return parser["Service"]
 
 
-@pytest.fixture(scope="module")
-def service() -> ModuleType:
-    return tool(EXAMPLES / "camera_service.py")
+@pytest.fixture
+def service(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    return importlib.import_module("camera_service")
 
 
 # ---------------------------------------------------------------- the service
