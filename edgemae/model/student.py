@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from zipfile import is_zipfile
 
 import msgspec
 import torch
@@ -39,12 +40,13 @@ class Student:
 
 def load_student(path: Path) -> Student:
     """Read a student file. Raises CheckpointError for anything else."""
-    read = read_model(path)
+    bundle = path.is_dir() or is_zipfile(path)
+    read = None if bundle else read_model(path)
     if read is None or read[1].get("kind") != "student":
         raise CheckpointError(
             f"'{path}' is not an edgemae student",
-            expected="a student.safetensors",
-            fix="pass what `edgemae distill` wrote",
+            expected="a student.safetensors" + (", not a folder or a bundle of compiled graphs" if bundle else ""),
+            fix="pass the one that `edgemae distill` or `edgemae compile` wrote under its --output",
         )
     tensors, header = read
     try:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from zipfile import ZipFile
+
 import pytest
 import torch
 
@@ -54,6 +56,15 @@ def test_a_header_that_makes_no_sense(tmp_path, student, change: dict, message: 
     write_model(tmp_path / "s", tensors, header | change)
     with pytest.raises(CheckpointError, match=message):
         load_student(tmp_path / "s")
+
+
+def test_a_bundle_and_a_folder_are_named_for_what_they_are(tmp_path) -> None:
+    with ZipFile(tmp_path / "photos.edgemae", "w") as bundle:
+        bundle.writestr("manifest.json", "{}")
+    for path in (tmp_path / "photos.edgemae", tmp_path):
+        with pytest.raises(CheckpointError, match="not an edgemae student") as caught:
+            load_student(path)
+        assert "bundle" in caught.value.expected
 
 
 def test_tensors_that_do_not_fit_the_header(tmp_path, student) -> None:
