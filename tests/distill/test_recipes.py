@@ -18,7 +18,7 @@ from edgemae.distill.moment import Moment, whole
 from edgemae.distill.recipes.feature import Feature, resample
 from edgemae.distill.recipes.logit import Logit
 from edgemae.distill.recipes.relation import Relation
-from edgemae.distill.recipes.relation_full import RelationFull
+from edgemae.distill.recipes.relation_full import RelationFull, divergence
 from edgemae.model.mae import patch_stats, patchify
 from edgemae.model.teacher import Teacher
 from edgemae.model.vit import ViT
@@ -259,8 +259,18 @@ def test_relations_of_all_patches_by_hand(
             (one[pair[0]][:, :, skip:] @ one[pair[1]][:, :, skip:].transpose(-2, -1) / 8**0.5).softmax(-1)
             for one, skip in ((theirs, 1), (mine, 0))
         )
-        expected = (p * (p / q).log()).sum(-1).mean()
-        torch.testing.assert_close(terms[name], weight * expected, rtol=1e-4, atol=1e-6)
+        missed, said = (p * (p / q).log()).sum(-1), (p * (p * p.shape[-1]).log()).sum(-1)
+        expected = (missed.mean(dim=(1, 2)) / said.mean(dim=(1, 2))).mean()
+        torch.testing.assert_close(terms[name], weight * expected, rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("scale", [0.1, 1.0, 8.0])
+def test_an_ignorant_student_loses_one_whatever_the_teacher(scale: float) -> None:
+    wanted = scale * torch.randn(3, 2, 16, 16)
+    assert divergence(torch.zeros_like(wanted), wanted).item() == pytest.approx(1, abs=1e-3)
+    assert divergence(wanted, wanted).item() == pytest.approx(0, abs=1e-6)
+    even = torch.zeros_like(wanted)  # such a teacher has nothing to say, and no unit
+    assert divergence(even, even) == 0
 
 
 def test_a_student_that_relates_as_its_teacher_has_nothing_to_learn(

@@ -7,6 +7,8 @@ an extra one behind the student's last block, as in D2-MAE: TinyMIM's own last b
 
 from __future__ import annotations
 
+import math
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -70,6 +72,12 @@ def relations(attention: Attention, x: Tensor, skip: int) -> tuple[Tensor, Tenso
 
 
 def divergence(mine: Tensor, wanted: Tensor) -> Tensor:
-    """Return the mean over images, heads and patches of KL(softmax(wanted) || softmax(mine))."""
+    """Return KL(softmax(wanted) || softmax(mine)), the mean over images, heads and patches of logits (B, H, N, N).
+
+    Each image counts in units of what its teacher says at all, KL from the even distribution: as in `relation`, an
+    ignorant student loses 1 by each term, whatever the teacher.
+    """
     wanted = wanted.float().log_softmax(-1)
-    return F.kl_div(mine.float().log_softmax(-1), wanted, log_target=True, reduction="none").sum(-1).mean()
+    missed = F.kl_div(mine.float().log_softmax(-1), wanted, log_target=True, reduction="none").sum(-1)
+    said = (wanted.exp() * wanted).sum(-1) + math.log(wanted.shape[-1])
+    return (missed.mean(dim=(1, 2)) / said.mean(dim=(1, 2)).clamp(min=1e-4)).mean()  # rounding leaves said 1e-6 off
