@@ -1,40 +1,47 @@
 """Elastic students against the same shapes distilled alone: accuracy of each, and what both cost.
 
     python tools/bench_elastic.py --json tools/results/elastic.json
-    python tools/bench_elastic.py --data clothing10 --plan examples/plan.toml
+    python tools/bench_elastic.py --data clothing10 --plan examples/plan.toml \\
+        --teacher examples/teachers/clothing10-mae.safetensors --set threads=1 --jobs 2 --output runs/elastic
     python tools/bench_elastic.py --quick
 
-For each seed a teacher is trained on the images, then one elastic student, and each of eight of its shapes alone with
-the same steps. Losses are paired over the images of all seeds: one seed alone moves by a point. `--data` holds
-train/<class>/* and val/<class>/*; without it scikit-learn's digits are used. Seconds are those of the processor, so
-that other programs do not count.
+For each seed one elastic student is trained, and each of eight of its shapes alone with the same steps, all by the same
+teacher, which is fine-tuned here and, without `--teacher`, pretrained here. Losses are paired over the images of all
+seeds: one seed alone moves by a point. `--data` holds train/<class>/*, val/<class>/* and unlabelled/*; without it
+scikit-learn's digits are used. Every training is a process of its own and is kept in `--output`: the same command goes
+on. Seconds are those of the processor, so that other programs count little.
 """
 
 from __future__ import annotations
 
 import argparse
 import logging
+import multiprocessing
 import shlex
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
 import msgspec
 import torch
-from torch import Tensor
+from bench_distill import correct, evaluation, images_of, plan_of, right_text, tuned_here
+from distill_rows import counts
+from distill_tables import over_photos
 
-from edgemae.data.images import ImageSet, scan
 from edgemae.data.loader import Loader
 from edgemae.demo import PLAN, write_digits
 from edgemae.device.latency import fingerprint
-from edgemae.distill.elastic import extract, sizes_of, space_from
-from edgemae.distill.stages import Images, distill, finetune, pretrain
+from edgemae.distill.elastic import extract, sizes_of, space_of
+from edgemae.distill.ranks import bf16_is_fast
+from edgemae.distill.stages import Images, distill, pretrain, shape_of
 from edgemae.flow import teacher_pixel
 from edgemae.measure.intervals import paired_interval
+from edgemae.model.checkpoint import load_teacher
 from edgemae.model.student import Student
 from edgemae.model.teacher import Teacher
 from edgemae.model.vit import ViTShape, count_macs
@@ -42,6 +49,7 @@ from edgemae.model.weights import write_atomic
 from edgemae.spec.errors import EdgemaeError
 from edgemae.spec.plan import load_plan, plan_tree
 from edgemae.spec.sections import Plan
+from edgemae.workdir import digest_of, file_digest
 
 SHAPES = 8
 # Patches of 8 px: 16 tokens are enough for digits of 8x8 pixels, and a run takes under a minute on one core.
@@ -57,86 +65,80 @@ QUICK = {"pretrain.epochs": 10, "finetune.epochs": 8, "distill.epochs": 3, "dist
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, help="folder with train/ and val/; default: digits")
+    parser.add_argument("--data", type=Path, help="folder with train/, val/ and unlabelled/; default: digits")
+    parser.add_argument("--teacher", type=Path, help="a pretrained MAE; default: it is pretrained here, by the plan")
     parser.add_argument("--plan", type=Path, help="plan of the student; default: one for digits")
     parser.add_argument("--set", action="append", default=[], help="override one field of the plan")
+    parser.add_argument("--output", type=Path, default=Path("runs/bench-elastic"), help="finished trainings, kept")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--jobs", type=int, default=1, help="trainings at a time, each with the plan's threads")
     parser.add_argument("--quick", action="store_true", help="few steps, one seed, four shapes, within 5 minutes")
     parser.add_argument("--json", type=Path, help="write the results here")
     args = parser.parse_args()
-    logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
+    command = shlex.join(["python", "tools/bench_elastic.py", *sys.argv[1:]])
     try:
-        with tempfile.TemporaryDirectory() as folder:
-            plan, images = job(args, Path(folder))
-            torch.set_num_threads(plan.threads)
-            seeds = [msgspec.structs.replace(plan, seed=plan.seed + i) for i in range(1 if args.quick else args.seeds)]
-            result = together([compare(p, images, SHAPES // 2 if args.quick else SHAPES) for p in seeds])
+        with tempfile.TemporaryDirectory() as scratch:
+            if args.quick:
+                args.output, args.seeds = Path(scratch), 1
+            result = bench(args, job(args))
     except EdgemaeError as error:
         sys.stderr.write(f"error: {error}\n")
         return error.exit_code
-    command = shlex.join(["python", "tools/bench_elastic.py", *sys.argv[1:]])
-    result = {"command": command, **result, "plan": decisive(plan), "machine": msgspec.to_builtins(fingerprint())}
+    result = {"command": command, **result, "machine": msgspec.to_builtins(fingerprint())}
     if args.json:
         write_atomic(args.json, msgspec.json.format(msgspec.json.encode(result), indent=1) + b"\n")
-    sys.stdout.write(table(result) + "\n")
+    sys.stdout.write(readme_table(result) + "\n")
     return 0
 
 
-def job(args: argparse.Namespace, folder: Path) -> tuple[Plan, Images]:
-    """Return plan and images; the digits are written into `folder`."""
-    root, val = args.data, "val"
-    if root is None:
-        root, val = folder / "digits", "test"
-        write_digits(root)
-    flags = {} if args.plan else dict(DIGITS) | (QUICK if args.quick else {})
-    flags |= {"elastic.on": True, "data.train": str(root / "train")}
-    train = scan(root / "train")
-    return load_plan(args.plan, tuple(args.set), flags), Images(train.unlabelled(), train, scan(root / val))
+def job(args: argparse.Namespace) -> Plan:
+    """Return the plan; the digits are written into the output folder."""
+    args.set.insert(0, "elastic.on=true")
+    if args.data is not None:
+        return plan_of(args)
+    digits = args.output / "digits"
+    if not digits.exists():
+        write_digits(digits)
+    folders = {"data.train": str(digits / "train"), "data.eval": str(digits / "test")}
+    return load_plan(args.plan, tuple(args.set), DIGITS | (QUICK if args.quick else {}) | folders)
 
 
-def compare(plan: Plan, images: Images, count: int) -> dict[str, Any]:
-    """Return a row for each of `count` shapes, evenly spread over the space by MACs, and the cost of the whole."""
-    teacher, _ = pretrain(plan, images.unlabelled, teacher_pixel(plan))
-    tuned, _ = finetune(teacher, plan, images)
-    say(f"teacher: top-1 {100 * share(right(tuned, images)):.1f} %")
-    (whole, _), elastic_s = timed(lambda: distill(teacher, plan, images, None, tuned))
-    say(f"elastic: {elastic_s:.1f} s")
-    space = space_from(whole)
+def bench(args: argparse.Namespace, plan: Plan) -> dict[str, Any]:
+    """Train teacher, elastic students and `SHAPES` shapes alone, evenly spread over the space by MACs."""
+    torch.set_num_threads(plan.threads)
+    args.output.mkdir(parents=True, exist_ok=True)
+    images = images_of(plan)
+    full = shape_of(plan.student, classes=len(evaluation(images).classes))
+    space, count = space_of(plan.elastic, full), SHAPES // 2 if args.quick else SHAPES
     shapes = [space.shapes[round(i * (len(space.shapes) - 1) / (count - 1))] for i in range(count)]
-    rows = []
-    for shape in shapes:
-        own = plan_of(plan, shape)
-        (alone, _), seconds = timed(lambda own=own: distill(teacher, own, images, None, tuned))
-        hits = right(extract(whole, sizes_of(shape)), images), right(alone, images)
-        rows.append(row(shape, *hits) | {"seconds": seconds, "hits": hits})
-        say(line(rows[-1]))
+    if args.teacher is None:
+        args.teacher = args.output / "teacher.safetensors"
+        pretrain(plan, images.unlabelled, teacher_pixel(plan))[0].save(args.teacher)
+    tuned = tuned_here(args, plan, images, trusted=False)
+    teacher_right = right_of(load_teacher(tuned), images)
+    seeds = [msgspec.structs.replace(plan, seed=plan.seed + i) for i in range(args.seeds)]
+    plans = [each for seed in seeds for each in (seed, *(plan_of_shape(seed, shape) for shape in shapes))]
+    with ProcessPoolExecutor(args.jobs, multiprocessing.get_context("spawn")) as pool:
+        trained = list(pool.map(partial(kept, args.output, (args.teacher, tuned), shapes), plans))
+    runs = [trained[i : i + 1 + count] for i in range(0, len(trained), 1 + count)]
+    elastic_s, alone_s = mean(run[0]["seconds"] for run in runs), [[one["seconds"] for one in run[1:]] for run in runs]
     return {
-        "shapes": rows,
+        "teacher": {"top1": share(teacher_right), "macs": count_macs(load_teacher(tuned).vit.shape)},
+        "data": counts(images),
+        "shapes": (rows := [row_of(shape, i, runs) for i, shape in enumerate(shapes)]),
+        "seeds": args.seeds,
+        "worst_loss_pts": max(row["loss_pts"] for row in rows),
         "elastic_seconds": elastic_s,
-        "cost_ratio_seconds": elastic_s / rows[-1]["seconds"],
+        "cost_ratio_seconds": mean(run[0]["seconds"] / seconds[-1] for run, seconds in zip(runs, alone_s, strict=True)),
         "cost_ratio_macs": space.cost(plan.elastic.samples),
-        "alone_cost_ratio_seconds": sum(r["seconds"] for r in rows) / rows[-1]["seconds"],
+        "alone_cost_ratio_seconds": mean(sum(seconds) / seconds[-1] for seconds in alone_s),
         "space": space.as_dict(),
+        "plan": decisive(plan),
     }
 
 
-def together(runs: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return one result of all seeds: hits pooled, costs averaged."""
-    rows = []
-    for same in zip(*(run["shapes"] for run in runs), strict=True):
-        nested, alone = (torch.cat([r["hits"][i] for r in same]) for i in range(2))
-        pooled = {
-            name: value for name, value in same[0].items() if name in ("depth", "heads", "mlp", "image_px", "macs")
-        }
-        rows.append(pooled | figures(nested, alone) | {"seconds": mean(r["seconds"] for r in same)})
-    costs = [name for name in runs[0] if name not in ("shapes", "space")]
-    return {
-        "shapes": rows, "seeds": len(runs), "worst_loss_pts": max(r["loss_pts"] for r in rows),
-        **{name: mean(run[name] for run in runs) for name in costs}, "space": runs[0]["space"],
-    }  # fmt: skip
-
-
-def plan_of(plan: Plan, shape: ViTShape) -> Plan:
+def plan_of_shape(plan: Plan, shape: ViTShape) -> Plan:
     """Return the plan that distills one shape alone, with the same steps."""
     depth, heads, mlp, image_px = sizes_of(shape)
     student = msgspec.structs.replace(
@@ -145,38 +147,65 @@ def plan_of(plan: Plan, shape: ViTShape) -> Plan:
     return msgspec.structs.replace(plan, student=student, elastic=msgspec.structs.replace(plan.elastic, on=False))
 
 
-def row(shape: ViTShape, nested: Tensor, alone: Tensor) -> dict[str, Any]:
-    """Return what one shape reached both ways."""
-    sizes = dict(zip(("depth", "heads", "mlp", "image_px"), sizes_of(shape), strict=True))
-    return sizes | {"macs": count_macs(shape)} | figures(nested, alone)
-
-
-def figures(nested: Tensor, alone: Tensor) -> dict[str, Any]:
-    """Return both top-1; loss is alone minus elastic, in points."""
-    lost, gained = int((alone & ~nested).sum()), int((nested & ~alone).sum())
-    low, high = paired_interval(lost, gained, len(alone))
-    return {
-        "elastic_top1": share(nested), "alone_top1": share(alone), "loss_pts": 100 * (lost - gained) / len(alone),
-        "loss_low_pts": 100 * low, "loss_high_pts": 100 * high, "n": len(alone),
+def kept(output: Path, teachers: tuple[Path, Path], shapes: list[ViTShape], plan: Plan) -> dict[str, Any]:
+    """Return one training's row: the one of `output` that was made from the same, or a new one."""
+    images = images_of(plan)
+    made_from = decisive(plan) | {
+        "teachers": [file_digest(file) for file in teachers], "bf16": bf16_is_fast(torch.device("cpu")),
+        "images": [part and part.fingerprint for part in (images.unlabelled, images.labelled, images.evaluation)],
+        "shapes": [sizes_of(shape) for shape in shapes],
     }  # fmt: skip
+    if not plan.elastic.on:
+        del made_from["elastic"], made_from["shapes"]
+    file = output / f"{'elastic' if plan.elastic.on else 'alone'}-{digest_of(made_from)[:16]}.json"
+    if not file.exists():
+        logging.basicConfig(filename=file.with_suffix(".log"), level=logging.INFO, format="%(asctime)s %(message)s")
+        write_atomic(file, msgspec.json.encode(train(plan, images, teachers, shapes)))
+    row: dict[str, Any] = msgspec.json.decode(file.read_bytes())
+    tops = ", ".join(f"{100 * share(right):.1f} %" for right in row["right"])
+    said = "elastic" if plan.elastic.on else "alone"
+    sys.stderr.write(f"seed {plan.seed}, {said}: {tops} in {row['seconds']:.0f} s\n")
+    return row
 
 
-@torch.inference_mode()
-def right(model: Student | Teacher, images: Images) -> Tensor:
-    """Return for each evaluation image whether the model is right."""
-    evaluation = images.evaluation
-    assert isinstance(evaluation, ImageSet)
-    batches = Loader(evaluation, model.pixel, 64, train=False).epoch()
-    return torch.cat([model.vit(b.pixels)[0].argmax(-1) == b.labels for b in batches])
+def train(plan: Plan, images: Images, teachers: tuple[Path, Path], shapes: list[ViTShape]) -> dict[str, Any]:
+    """Distill one student, and return seconds of the processor and, image by image, where it is right.
 
-
-def share(hits: Tensor) -> float:
-    return float(hits.double().mean())
-
-
-def timed(work: Callable[[], Any]) -> tuple[Any, float]:
+    Of an elastic one that is said for each of `shapes`, taken out of it.
+    """
+    torch.set_num_threads(plan.threads)
+    teacher, tuned = map(load_teacher, teachers)
     began = time.process_time()
-    return work(), time.process_time() - began
+    student, _ = distill(teacher, plan, images, None, tuned)
+    seconds = time.process_time() - began
+    students = [extract(student, sizes_of(shape)) for shape in shapes] if plan.elastic.on else [student]
+    return {"seconds": seconds, "right": [right_of(each, images) for each in students]}
+
+
+def right_of(model: Student | Teacher, images: Images) -> str:
+    """Return for each evaluation image whether the model is right."""
+    return right_text(correct(model.vit, Loader(evaluation(images), model.pixel, 64, train=False)))
+
+
+def share(right: str) -> float:
+    return right.count("1") / len(right)
+
+
+def row_of(shape: ViTShape, number: int, runs: list[list[dict[str, Any]]]) -> dict[str, Any]:
+    """Return what one shape reached both ways; loss is alone minus elastic, in points, over all seeds."""
+    nested, alone = [run[0]["right"][number] for run in runs], [run[1 + number]["right"][0] for run in runs]
+    if len(runs) == 1:
+        pairs = list(zip(alone[0], nested[0], strict=True))
+        lost, gained = pairs.count(("1", "0")), pairs.count(("0", "1"))
+        loss, (low, high) = (lost - gained) / len(pairs), paired_interval(lost, gained, len(pairs))
+    else:
+        loss, low, high = over_photos(alone, nested)
+    sizes = dict(zip(("depth", "heads", "mlp", "image_px"), sizes_of(shape), strict=True))
+    return sizes | {
+        "macs": count_macs(shape), "elastic_top1": mean(map(share, nested)), "alone_top1": mean(map(share, alone)),
+        "loss_pts": 100 * loss, "loss_low_pts": 100 * low, "loss_high_pts": 100 * high,
+        "n": len(nested[0]), "seconds": mean(run[1 + number]["seconds"] for run in runs),
+    }  # fmt: skip
 
 
 def decisive(plan: Plan) -> dict[str, Any]:
@@ -184,26 +213,24 @@ def decisive(plan: Plan) -> dict[str, Any]:
     return {name: plan_tree(plan)[name] for name in ("seed", "student", "distill", "elastic")}
 
 
-def table(result: dict[str, Any]) -> str:
+def readme_table(result: dict[str, Any]) -> str:
+    """Return the result as Markdown, a row for each shape."""
     head = "| Depth | Heads | MLP | Px | MACs | Elastic | Alone | Loss (points) |\n" + "| ---: " * 8 + "|"
-    body = "\n".join(line(r) for r in result["shapes"])
+    body = "\n".join(line(row) for row in result["shapes"])
+    seeds = f"Means of {result['seeds']} seeds" if result["seeds"] > 1 else "One seed"
     return (
         f"{head}\n{body}\n\nOne elastic run costs {result['cost_ratio_seconds']:.2f}x a plain run in seconds and "
         f"{result['cost_ratio_macs']:.2f}x in MACs of stage 2; {len(result['shapes'])} runs alone cost "
-        f"{result['alone_cost_ratio_seconds']:.2f}x. Means of {result['seeds']} seeds."
+        f"{result['alone_cost_ratio_seconds']:.2f}x. {seeds}, {result['shapes'][0]['n']} images."
     )
 
 
-def line(r: dict[str, Any]) -> str:
+def line(row: dict[str, Any]) -> str:
     return (
-        f"| {r['depth']} | {r['heads']} | {r['mlp']} | {r['image_px']} | {r['macs'] / 1e6:.2f} M "
-        f"| {100 * r['elastic_top1']:.1f} % | {100 * r['alone_top1']:.1f} % "
-        f"| {r['loss_pts']:+.2f} ({r['loss_low_pts']:+.2f} to {r['loss_high_pts']:+.2f}) |"
+        f"| {row['depth']} | {row['heads']} | {row['mlp']} | {row['image_px']} | {row['macs'] / 1e6:.2f} M "
+        f"| {100 * row['elastic_top1']:.1f} % | {100 * row['alone_top1']:.1f} % "
+        f"| {row['loss_pts']:+.2f} ({row['loss_low_pts']:+.2f} to {row['loss_high_pts']:+.2f}) |"
     )
-
-
-def say(text: str) -> None:
-    sys.stderr.write(text + "\n")
 
 
 if __name__ == "__main__":

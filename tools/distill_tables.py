@@ -32,17 +32,22 @@ def margins(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def together(rows: list[dict[str, Any]], method: str, over: str) -> tuple[float, float, float] | None:
-    """Return (gain, low, high) over a baseline as the mean of all seeds that both have, with a 95 % interval.
-
-    It is of other photos for these very trainings, not of other seeds. Each photo counts once, with its mean over the
-    seeds, for their answers to it go together.
-    """
+    """Return (gain, low, high) over a baseline as the mean of all seeds that both have, with a 95 % interval."""
     right = [{row["seed"]: row["right"] for row in rows if row["method"] == name} for name in (method, over)]
     seeds = sorted(right[0].keys() & right[1].keys())
     if method == over or len(seeds) < 2:
         return None
-    mine, other = (np.array([[c == "1" for c in side[seed]] for seed in seeds], float) for side in right)
-    gains = (mine - other).mean(axis=0)
+    return over_photos([right[0][seed] for seed in seeds], [right[1][seed] for seed in seeds])
+
+
+def over_photos(mine: list[str], other: list[str]) -> tuple[float, float, float]:
+    """Return (gain, low, high) of trainings over others, the mean of all pairs, from where each is right.
+
+    The 95 % interval is of other photos for these very trainings, not of other seeds. Each photo counts once, with its
+    mean over the seeds, for their answers to it go together.
+    """
+    ours, theirs = (np.array([[c == "1" for c in text] for text in side], float) for side in (mine, other))
+    gains = (ours - theirs).mean(axis=0)
     half = z_of(0.95) * float(gains.std(ddof=1)) / len(gains) ** 0.5
     return float(gains.mean()), float(gains.mean()) - half, float(gains.mean()) + half
 
