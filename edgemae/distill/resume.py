@@ -61,12 +61,17 @@ class Checkpoints:
         self._older = self._newest
 
     def restore(self) -> dict[str, Any] | None:
-        """Return the state of the newest; None when there is no sound checkpoint, a damaged one said aloud.
+        """Return the state of the newest sound checkpoint, None when there is none; a damaged one is said aloud.
 
         Raises CheckpointError for the checkpoint of another training.
         """
-        state = _read(self.path) if self.path is not None else None
+        if self.path is None or not self.path.exists():  # taken away to begin anew
+            return None
+        state, older = _read(self.path), None
+        if state is None and self.older.exists():
+            state = older = _read(self.older)
         if state is None:
+            log.warning("no checkpoint at '%s' is sound: this training starts anew", self.path)
             return None
         theirs = state.get("job", {})
         wrong = [
@@ -80,16 +85,17 @@ class Checkpoints:
                 expected="the checkpoint of this very training, or none",
                 fix="remove it to start anew, or name another file",
             )
-        self._newest, self._older = state["done"], state.get("older", 0)
+        done, before = state["done"], state.get("older", 0)
+        self._newest, self._older = (done, before) if older is None else (0, done)
         return state
 
     def fall_back(self, proved: int) -> str:
         """Leave a checkpoint that is known to be good, where there is one, and say which."""
-        if self.path is None or not self._newest:
+        if self.path is None or not (self._newest or self._older):
             return ""
         if self._newest > proved and not self._older:
             return f"; the checkpoint at {self.path}, of step {self._newest}, may be bad already, and none is older"
-        if self._newest > proved:
+        if self._newest > proved or not self._newest:
             os.replace(self.older, self.path)
             self._newest, self._older = self._older, 0
         return f"; the last good checkpoint, of step {self._newest}, is kept at {self.path}"
@@ -113,11 +119,8 @@ def made_from(checkpoint: Path | None, settings: dict[str, Any], **models: nn.Mo
 
 
 def _read(path: Path) -> dict[str, Any] | None:
-    """Return the content of a checkpoint; None when there is none or, said aloud, when it is damaged."""
-    try:
-        data = path.read_bytes()
-    except FileNotFoundError:
-        return None
+    """Return the content of a checkpoint; None, said aloud, when it is damaged."""
+    data = path.read_bytes()
     try:
         # torch does not look at the checksums that it writes: of 150 flipped bits it found 15.
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
@@ -127,5 +130,5 @@ def _read(path: Path) -> dict[str, Any] | None:
         reason = f"{bad} has another checksum"
     except (zipfile.BadZipFile, pickle.UnpicklingError, RuntimeError, ValueError, LookupError, EOFError) as error:
         reason = str(error).partition("\n")[0]
-    log.warning("checkpoint '%s' is damaged (%s): this training starts anew", path, reason)
+    log.warning("checkpoint '%s' is damaged (%s)", path, reason)
     return None

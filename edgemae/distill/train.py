@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import closing, nullcontext
 from dataclasses import replace
 from typing import Any
@@ -111,7 +111,7 @@ class _Run:
         with closing(self.loader.batches(self.done, job.steps)) as batches:
             for step in range(self.done, job.steps):
                 before = time.monotonic()
-                batch = next(batches)
+                batch = self._next(batches)
                 waited += time.monotonic() - before
                 terms, norm = self._step(batch, step)
                 self.sums = {name: self.sums.get(name, 0.0) + value for name, value in terms.items()}
@@ -134,6 +134,20 @@ class _Run:
                     self.ranks.wait()  # a launcher ends all when one has ended, and the first may be writing still
                     raise KeyboardInterrupt
         self._end()
+
+    def _next(self, batches: Iterator[Batch]) -> Batch:
+        """Return the next batch. Where none comes, what was learnt is saved first.
+
+        A stop that is sent to all processes of a group or service ends those that decode, and is no error then.
+        """
+        try:
+            return next(batches)
+        except (DataError, MachineError):
+            if self.done:
+                self._save()
+            if self.asked():
+                raise KeyboardInterrupt from None
+            raise
 
     def _step(self, batch: Batch, step: int) -> tuple[dict[str, float], float]:
         """Take one optimiser step; return every term with their sum, and the gradient's norm."""
@@ -164,6 +178,8 @@ class _Run:
             self.average.update(step)
         if wrong := self.divergence.seen(found["loss"]):
             self._stop(batch, step, wrong, found, self.divergence.state["proved"])
+        if self.ranks.first and (back := self.divergence.forgotten()):
+            log.warning("%s: %s by step %d: lower the lr of this stage in the plan, %g", job.name, back, step, job.lr)
         return found, norm
 
     def _terms(self, batch: Batch, rows: slice, step: int, draws: Draws) -> dict[str, Tensor]:
@@ -256,7 +272,7 @@ class _Run:
         if self.average is not None:
             self.average.load(state["average"])
         self.done, self.curve, self.sums = state["done"], state["curve"], state["sums"]
-        self.divergence.state = state["divergence"]
+        self.divergence.state |= state["divergence"]
         if self.ranks.first:
             log.info("%s: going on after step %d", self.job.name, self.done)
 

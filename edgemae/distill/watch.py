@@ -10,6 +10,8 @@ log = logging.getLogger("edgemae")
 WINDOW = 50  # steps that a mean is taken over
 GROWN = 3.0  # times its best mean, and more than FIRST times where it began: the loss has diverged
 FIRST = 1.5
+AGAIN = 0.9  # of the mean where it began, for BACK windows after it had come to half of that: nothing learnt is left
+BACK = 5
 SMALL = 0.01  # share of the loss under which a term teaches next to nothing
 
 
@@ -22,6 +24,7 @@ class Divergence:
 
     def __init__(self, steps: int) -> None:
         self.state: dict[str, Any] = {"window": [], "means": 0, "first": 0.0, "best": math.inf, "proved": 0}
+        self.state |= {"start": 0.0, "back": 0}
         self._quiet = max(4, math.ceil(steps / 5 / WINDOW))
 
     def seen(self, loss: float) -> str:
@@ -33,13 +36,29 @@ class Divergence:
         mean = sum(state["window"]) / WINDOW
         state["window"] = []
         state["means"] += 1
+        state["start"] = state["start"] or mean
         state["best"] = min(state["best"], mean)
+        again = mean >= AGAIN * state["start"] and state["best"] < state["start"] / 2
+        state["back"] = state["back"] + 1 if again else 0
         if state["means"] <= self._quiet:
             state["first"] = max(state["first"], mean)
         elif self._left(mean):
             return self._told(mean)
         state["proved"] = state["means"] * WINDOW
         return ""
+
+    def forgotten(self) -> str:
+        """Return, once, that the loss is back where it began and stays there; else "".
+
+        It may be a model that gives the same answer to everything, or one that was healed next to no loss: no error.
+        """
+        state = self.state
+        if state["back"] != BACK or state["window"]:
+            return ""
+        return (
+            f"the loss is back where it began, {state['start']:.4g}, for {BACK * WINDOW} steps, after "
+            f"{state['best']:.4g} at its best; what was learnt may be lost"
+        )
 
     def proved(self, done: int) -> int:
         """Return how many of the first `done` steps are known to be in order, when the next one's loss is not finite.

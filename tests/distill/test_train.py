@@ -7,6 +7,8 @@ import importlib.util
 import io
 import json
 import logging
+import math
+import multiprocessing
 import os
 import random
 import signal
@@ -457,6 +459,29 @@ def test_asked_in_the_very_last_step_it_does_not_go_on_to_the_next_training(
     assert torch.load(tmp_path / "train.ckpt", weights_only=True)["done"] == 12
 
 
+@pytest.mark.parametrize("asked", [True, False])
+def test_a_stop_that_ends_the_decoding_processes_too_loses_no_step(
+    job_with: Callable[..., Job], pictures: ImageSet, tmp_path: Path, asked: bool
+) -> None:
+    """A service manager, a scheduler or a launcher signals all of them; memory running out takes one of them."""
+    path, rates = tmp_path / "train.ckpt", list[int]()
+
+    def end(*_: Any) -> None:
+        rates.append(1)
+        if len(rates) == 2:  # in an epoch, and after the step has looked whether it was asked
+            if asked:
+                signal.raise_signal(signal.SIGTERM)
+            for worker in multiprocessing.active_children():
+                os.kill(worker.pid or 0, signal.SIGTERM)
+                worker.join()
+
+    hook = register_optimizer_step_post_hook(end)
+    with pytest.raises(KeyboardInterrupt if asked else MachineError):
+        fit(job_with(checkpoint=path, loader=Loader(pictures, PIXEL, 8, workers=1), epochs=20))
+    hook.remove()
+    assert 2 <= torch.load(path, weights_only=True)["done"] == len(rates)
+
+
 def test_asked_twice_it_ends_at_once(job_with: Callable[..., Job], tmp_path: Path) -> None:
     job = job_with(checkpoint=tmp_path / "train.ckpt")
 
@@ -498,6 +523,40 @@ def test_a_damaged_checkpoint_is_ignored_aloud(
     assert equal(weights(whole), weights(job))
     assert f"checkpoint '{path}' is damaged" in caplog.text
     assert "starts anew" in caplog.text
+
+
+def test_behind_a_damaged_checkpoint_the_older_one_is_taken(
+    job_with: Callable[..., Job], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(train, "CHECKPOINT_EVERY_S", 0.0)
+    monkeypatch.setattr(watch, "WINDOW", 1)  # a step is known to be in order at once
+    caplog.set_level(logging.INFO)
+    path, whole = tmp_path / "train.ckpt", job_with()
+    interrupted(job_with(checkpoint=path), 7)
+    path.write_bytes(spoilt(path.read_bytes(), "truncated"))
+    interrupted(job_with(checkpoint=path), 0)  # killed once more, before there is another
+    job = job_with(checkpoint=path)
+    assert fit(job) == fit(whole)
+    assert equal(weights(whole), weights(job))
+    assert f"checkpoint '{path}' is damaged" in caplog.text
+    assert caplog.text.count("going on after step 6") == 2
+    assert "starts anew" not in caplog.text
+    assert sorted(file.name for file in tmp_path.glob("*.ckpt")) == ["train.ckpt"]
+
+
+def test_a_loss_that_goes_wrong_behind_a_damaged_checkpoint_leaves_the_older_one(
+    job_with: Callable[..., Job], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(train, "CHECKPOINT_EVERY_S", 0.0)
+    monkeypatch.setattr(watch, "WINDOW", 1)
+    path = tmp_path / "train.ckpt"
+    interrupted(job_with(checkpoint=path), 7)
+    path.write_bytes(b"")
+    nothing = job_with(checkpoint=path)
+    with pytest.raises(InputError, match="became nan") as caught:
+        fit(replace(nothing, loss=lambda batch, moment: {"near": math.nan * nothing.module(batch.pixels).sum()}))
+    assert f"the last good checkpoint, of step 6, is kept at {path}" in caught.value.fix
+    assert torch.load(path, weights_only=True)["done"] == 6
 
 
 @pytest.mark.parametrize(

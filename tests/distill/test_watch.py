@@ -60,6 +60,26 @@ def test_what_is_no_divergence(losses: list[float]) -> None:
     assert not verdicts(losses)
 
 
+@pytest.mark.parametrize(
+    ("losses", "told"),
+    [
+        ([*[2.3] * 50, *[0.3] * 450, *[2.3] * 500], [749]),  # dead: it gives the same answer to everything
+        ([*[2.3] * 50, *[0.3] * 450, *[2.3] * 200, *[0.3] * 300], []),  # regained
+        ([*[2.3] * 50, *[1.3] * 450, *[2.3] * 500], []),  # it had not learnt much
+        ([*[3e-4] * 50, *[1.6e-3] * 950], []),  # healing begins next to nothing
+    ],
+    ids=["dead", "regained", "little", "healing"],
+)
+def test_a_loss_that_is_back_where_it_began_is_told_of_once(losses: list[float], told: list[int]) -> None:
+    watch, found = Divergence(len(losses)), []
+    for step, loss in enumerate(losses):
+        assert not watch.seen(loss)
+        if said := watch.forgotten():
+            found.append(step)
+            assert "back where it began, 2.3, for 250 steps, after 0.3 at its best" in said
+    assert found == told
+
+
 def test_terms_under_one_percent() -> None:
     row = {"pixel": 0.9, "relation": 0.005, "negative": -0.2, "loss": 0.705}
     assert small_terms(row, ["pixel", "relation", "negative"]) == {"relation": pytest.approx(0.005 / 1.105)}
