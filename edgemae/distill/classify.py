@@ -77,11 +77,12 @@ def train_classifier(
         def learn(logits: Tensor) -> dict[str, Tensor]:
             if guide is None:
                 return {"label": soft_cross_entropy(logits, target)}
-            share = plan.teacher_weight
-            return {
-                "label": (1 - share) * soft_cross_entropy(logits, target),
-                "teacher": share * distillation(logits, guide, plan.teacher_temperature),
-            }
+            share, terms = plan.teacher_weight, dict[str, Tensor]()
+            if share < 1:
+                terms["label"] = (1 - share) * soft_cross_entropy(logits, target)
+            if share > 0:
+                terms["teacher"] = share * distillation(logits, guide, plan.teacher_temperature)
+            return terms
 
         return learn(logits) if inner is None else learn(logits) | inner(pixels, logits.detach(), learn, moment)
 
@@ -90,8 +91,6 @@ def train_classifier(
         loader=loader, epochs=plan.epochs, lr=plan.lr, warmup_fraction=plan.warmup_fraction, seed=run.seed,
         bf16=plan.bf16, betas=(0.9, 0.999), ema=plan.ema, scale=run.scale, checkpoint=run.checkpoint,
         validate=(lambda: top1(vit, run)) if run.evaluation is not None else None, made_from=run.made_from,
-        off=tuple(name for name, weight in (("teacher", plan.teacher_weight), ("label", 1 - plan.teacher_weight))
-                  if teacher is not None and weight == 0),
     )  # fmt: skip
     with kept_views(run.views_root, teacher, loader) as cache:
         return fit(job)

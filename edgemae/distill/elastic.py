@@ -215,14 +215,20 @@ def sandwich(vit: ViT, space: Space, plan: ElasticPlan) -> Inner:
     share = plan.largest_weight
 
     def terms(pixels: Tensor, largest: Tensor, learn: Learn, moment: Moment) -> dict[str, Tensor]:
-        def loss(shape: ViTShape) -> Tensor:
+        found: dict[str, Tensor] = {}
+
+        def learn_at(shape: ViTShape, kind: str) -> None:
             logits, _ = run_at(vit, shape, shrink(pixels, shape.image_px))
             assert logits is not None
-            own = torch.stack(list(learn(logits).values())).sum()
-            return (1 - share) * own + share * distillation(logits, largest, 1.0)
+            own = {name: (1 - share) * term for name, term in learn(logits).items()} if share < 1 else {}
+            own |= {"in-place": share * distillation(logits, largest, 1.0)} if share > 0 else {}
+            for name, term in own.items():
+                found[f"{kind} {name}"] = found.get(f"{kind} {name}", 0.0) + term
 
-        drawn = [loss(space.draw(moment)) for _ in range(plan.samples)]
-        return {"smallest": loss(space.shapes[0])} | ({"drawn": torch.stack(drawn).sum()} if drawn else {})
+        for _ in range(plan.samples):
+            learn_at(space.draw(moment), "drawn")
+        learn_at(space.shapes[0], "smallest")
+        return found
 
     return terms
 

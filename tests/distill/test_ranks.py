@@ -178,12 +178,12 @@ def two(trainer: Trainer, picture_folder: Path, tmp_path_factory: pytest.TempPat
 def test_two_processes_and_two_parts_end_as_one(
     trainer: Trainer, picture_folder: Path, two: Path, tmp_path: Path
 ) -> None:
-    for parts in (1, 2):
-        codes = trainer.start(picture_folder, tmp_path / str(parts), parts=parts)
-        assert codes == [0], trainer.errors.read_text()
-    one = weights(tmp_path / "1")
-    assert apart(one, weights(two)) < 1e-5
-    assert apart(one, weights(tmp_path / "2")) < 1e-5
+    for processes, parts in ((1, 1), (1, 2), (2, 2)):
+        codes = trainer.start(picture_folder, tmp_path / f"{processes}-{parts}", processes=processes, parts=parts)
+        assert codes == [0] * processes, trainer.errors.read_text()
+    one = weights(tmp_path / "1-1")
+    for other in (two, tmp_path / "1-2", tmp_path / "2-2"):
+        assert apart(one, weights(other)) < 1e-5
     assert apart(weights(two), weights(two, rank=1)) == 0
     moved = torch.cat([value.flatten() for name, value in one.items() if name.endswith("mlp.fc1.bias")])
     assert moved.abs().mean() > 1e-4  # biases began at 0: the difference is small beside what was learnt
