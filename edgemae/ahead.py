@@ -154,6 +154,17 @@ def check_elastic(plan: Plan, inputs: Inputs) -> None:
         )
 
 
+def check_guided(plan: Plan, teacher: Teacher, tuned: Teacher, inputs: Inputs) -> None:
+    """Raise DataError for a fine-tuned teacher that nothing would be learnt from."""
+    if inputs.labelled is None and choose_recipe(plan.distill, teacher, tuned)[1] is not tuned:
+        raise DataError(
+            f"--tuned-teacher guides stage 2, which learns from labels, and '{inputs.unlabelled.folder}' has none",
+            expected="one sub-folder for each class",
+            fix=f"leave --tuned-teacher out: stage 1 by '{plan.distill.recipe}' learns from the pretrained one; or let "
+            "it learn from the tuned one, with --set distill.learn_from=tuned",
+        )
+
+
 def check_labels(model: Student | Teacher, inputs: Inputs) -> None:
     """Raise DataError unless a model with a head was trained on the very classes of the labelled images."""
     if inputs.labelled is None or model.labels == inputs.classes:

@@ -11,6 +11,7 @@ from edgemae.ahead import (
     blank_teacher,
     check_batches,
     check_elastic,
+    check_guided,
     check_labels,
     check_recipe,
     read_guide,
@@ -67,6 +68,7 @@ def distill(plan: Plan, teacher: Path, guide: Path | None, **at: Any) -> Path:
     check_elastic(plan, flow.inputs)
     if tuned is not None:
         check_labels(tuned, flow.inputs)
+        check_guided(plan, begin, tuned, flow.inputs)
     has_head = begin.vit.head is not None and begin.labels == flow.inputs.classes
     labels = ["distill.finetune"] + ([] if guide or has_head else ["finetune"]) if flow.inputs.labelled else []
     check_batches(plan, flow.inputs, "distill", *labels)

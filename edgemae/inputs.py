@@ -83,6 +83,8 @@ def gather(plan: Plan, *, labels: bool = True, reads: ViTShape | None = None) ->
     else:
         _refuse_many(train)
         train, evaluation = split(train, plan.data.eval_fraction, plan.seed)
+        if train.labels is not None:
+            require_labels(train, "training a classifier", held_out=True)
         evaluation = evaluation if train.checked else sift(evaluation)
         if not len(train) or not len(evaluation):
             raise DataError(

@@ -3,18 +3,37 @@
 from __future__ import annotations
 
 import json as json_library
-import shutil
 import sys
 from pathlib import Path
 from typing import Any
 
 from edgemae.console import write_json
+from edgemae.spec.errors import InputError
+
+
+def require_apart(output: Path, kind: str, *sources: Path | None) -> None:
+    """Raise InputError where a verb would write what it makes over a file that it reads."""
+    final = output / f"{kind}.safetensors"
+    if final.resolve() in (source.resolve() for source in sources if source is not None):
+        raise InputError(
+            f"'{final}' is read here, and the {kind} that is made would be written over it",
+            expected="another folder for --output than that of the file",
+            fix=f"pass one, for example --output {output.with_name(output.name + '-2')}",
+        )
 
 
 def emit(kind: str, model: Path, output: Path, following: str, *, json: bool) -> None:
-    """Copy a stage's model to the top of the output folder; say how right it is and what to do with it ({0})."""
+    """Copy a stage's model to the top of the output folder; say how right it is and what to do with it ({0}).
+
+    Of several processes the first one does.
+    """
+    from edgemae.distill.ranks import Ranks
+    from edgemae.model.weights import write_atomic
+
     final = output / model.name
-    shutil.copyfile(model, final)
+    if not Ranks().first:
+        return
+    write_atomic(final, model.read_bytes())
     said: dict[str, Any] = {kind: str(final)} | _found_beside(model)
     if json:
         write_json(said)

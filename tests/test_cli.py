@@ -280,6 +280,9 @@ def test_the_next_command_is_printed_ready_to_use(job: Job, compiled: Ran, tmp_p
         (("finetune", "{pretrained}", "--data", "{flat}"), 2, "needs labels"),
         (("distill", "{pretrained}", "--data", "{flat}", "--recipe", "logit"), 2, "learns from a teacher with a"),
         (("prune", "{pretrained}"), 2, "is not an edgemae student"),
+        (("distill", "{pretrained}", "--tuned-teacher", "{tuned}", "--data", "{flat}"), 2, "guides stage 2"),
+        (("finetune", "{above}/teacher.safetensors"), 2, "is read here"),
+        (("pretrain", "--from", "{above}/teacher.safetensors"), 2, "is read here"),
         (("quantize", "{student}", "--scheme", "tensorrt-qdq"), 2, "no engine of target 'box'"),
         (("prune", "{student}", "--keep-macs", "0.3"), 2, "prune.keep_macs"),
     ],
@@ -288,7 +291,8 @@ def test_arrows_refuse_what_does_not_fit(
     words: tuple[str, ...], code: int, said: str, job: Job, compiled: Ran, tmp_path: Path
 ) -> None:
     names = {"pretrained": stage(job.output, "pretrain") / "teacher.safetensors", "flat": job.flat,
-             "student": stage(job.output, "student") / "student.safetensors"}  # fmt: skip
+             "student": stage(job.output, "student") / "student.safetensors", "above": tmp_path / "out",
+             "tuned": stage(job.output, "finetune") / "teacher.safetensors"}  # fmt: skip
     rest = () if "--data" in words else ("--data", job.train)
     rest = (*rest, "--target", job.target) if words[0] in ("prune", "quantize") else rest
     ran = edgemae(*(w.format(**names) for w in words), *rest, "--plan", job.plan, "--output", tmp_path / "out")

@@ -161,6 +161,17 @@ def test_a_class_with_one_image_stops_every_verb_before_anything_is_written(
     assert not (tmp_path / "out").exists()
 
 
+def test_a_class_that_is_left_with_one_image_by_holding_out_is_refused(train: Path) -> None:
+    (train / "rare").mkdir()
+    for file in sorted((train / "circle").iterdir())[:2]:
+        shutil.move(file, train / "rare" / file.name)
+    with pytest.raises(
+        DataError, match=r"'rare' in .* has 1 different image.* left, once a part is held out"
+    ) as caught:
+        gather(plan(train=train))
+    assert "--eval-data" in caught.value.fix
+
+
 def test_a_class_with_one_image_pretrains(train: Path) -> None:
     """Pretraining uses no labels, so it asks nothing of them."""
     (train / "lonely").mkdir()

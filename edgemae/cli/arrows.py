@@ -10,7 +10,7 @@ import typer
 from edgemae import console
 from edgemae.cli.app import app
 from edgemae.console import start_logging
-from edgemae.made import emit
+from edgemae.made import emit, require_apart
 from edgemae.options import (
     CalibData,
     Elastic,
@@ -77,6 +77,7 @@ def pretrain(
 ) -> None:  # fmt: skip
     """Train a masked autoencoder on images without labels, from scratch or onwards."""
     start_logging(flags.verbose)
+    require_apart(output, "teacher", start)
     plan = flags.resolve(data__unlabelled=unlabelled)
     from edgemae import arrows
 
@@ -89,6 +90,7 @@ def pretrain(
 def finetune(flags: TeacherFlags, teacher: TeacherPath, output: Output = Path("runs/finetune")) -> None:
     """Train a teacher's classification head, and the teacher with it, on labels."""
     start_logging(flags.verbose)
+    require_apart(output, "teacher", teacher)
     plan = flags.resolve()
     from edgemae import arrows
 
@@ -106,6 +108,7 @@ def distill(
 ) -> None:  # fmt: skip
     """Train a small student to do what the teacher does."""
     start_logging(flags.verbose)
+    require_apart(output, "student", teacher, guide)
     plan = flags.resolve(data__unlabelled=unlabelled, distill__recipe=recipe, elastic__on=elastic)
     from edgemae import arrows
 
@@ -138,6 +141,7 @@ def prune(
     """Take whole heads and MLP units out of a student, and heal it by distillation."""
     start_logging(flags.verbose)
     (device,) = find_targets([target])
+    require_apart(output, "student", student, guide)
     plan = flags.resolve(prune__keep_macs=keep_macs)
     from edgemae import arrows
 

@@ -19,8 +19,8 @@ SAMPLED = 256
 log = logging.getLogger("edgemae.data")
 
 
-def require_labels(images: ImageSet, purpose: str) -> None:
-    """Raise DataError unless the set has at least two classes with at least two images each."""
+def require_labels(images: ImageSet, purpose: str, *, held_out: bool = False) -> None:
+    """Raise DataError unless the set has two classes with two images each; some may have been `held_out` of it."""
     if images.labels is None:
         raise DataError(
             f"'{images.folder}' has no class folders, and {purpose} needs labels",
@@ -38,9 +38,10 @@ def require_labels(images: ImageSet, purpose: str) -> None:
     small = [label for label in range(len(images.classes)) if counts[label] < 2]
     if small:
         raise DataError(
-            f"class '{images.classes[small[0]]}' in '{images.folder}' has {counts[small[0]]} different image(s)",
+            f"class '{images.classes[small[0]]}' in '{images.folder}' has {counts[small[0]]} different image(s)"
+            + (" left, once a part is held out for judging" if held_out else ""),
             expected="at least two different images in every class: one says nothing of what they have in common",
-            fix="add images or remove the folder",
+            fix="add images, " + ("pass others with --eval-data, " if held_out else "") + "or remove the folder",
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -37,6 +38,8 @@ from edgemae.spec.graph import PixelContract, Step
 from edgemae.spec.plan import plan_tree
 from edgemae.spec.sections import FinetunePlan, Plan, ShapePlan
 
+log = logging.getLogger("edgemae")
+
 
 @dataclass(frozen=True)
 class Images:
@@ -65,6 +68,9 @@ def pretrain(plan: Plan, images: ImageSet, pixel: PixelContract, start: Teacher 
     decoder = DecoderShape(p.decoder_width, p.decoder_depth, p.decoder_heads)
     kind = p.loss
     if start is not None and start.mae is not None:
+        if (decoder, kind) != (start.mae.decoder.shape, start.mae.loss_kind):
+            log.info("pretrain: going on with the decoder and the loss of the MAE that it starts from, %s and "
+                     "%s, and not with those of the plan", start.mae.decoder.shape, start.mae.loss_kind)  # fmt: skip
         decoder, kind = start.mae.decoder.shape, start.mae.loss_kind
     mae = MAE(encoder, decoder, loss_kind=kind, mean=pixel.mean, std=pixel.std)
     if start is not None and start.mae is not None:
@@ -84,7 +90,8 @@ def pretrain(plan: Plan, images: ImageSet, pixel: PixelContract, start: Teacher 
         epochs=p.epochs, lr=p.lr, warmup_fraction=p.warmup_fraction, seed=plan.seed, bf16=p.bf16, checkpoint=checkpoint,
         scale=plan.scale, made_from=made_from(checkpoint, plan_tree(p), teacher=start.vit if start else None),
     ))  # fmt: skip
-    step = _step("pretrain", plan, plan_tree(p), images, curve)
+    used = {"loss": kind} | {f"decoder_{name}": getattr(decoder, name) for name in ("width", "depth", "heads")}
+    step = _step("pretrain", plan, plan_tree(p) | used, images, curve)
     before = start.history if start else ()
     licence = start.licence if start else "your own (trained from scratch)"
     return Teacher(encoder.eval(), pixel, (), (*before, step), mae, licence), curve

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, replace
 
 import torch
@@ -13,6 +14,8 @@ from edgemae.model.teacher import Teacher
 from edgemae.model.vit import Block, ViT, resample_position
 from edgemae.spec.errors import PlanError
 from edgemae.spec.graph import PixelContract
+
+log = logging.getLogger("edgemae")
 
 
 @dataclass(frozen=True)
@@ -156,6 +159,7 @@ def _shard(vit: ViT, device: torch.device) -> None:
     from torch.distributed.fsdp import fully_shard
 
     if not is_initialized():
+        log.warning("scale.shard_teacher: this process is alone and holds the whole teacher")
         return
     mesh = init_device_mesh(device.type, (get_world_size(),))
     for block in vit.blocks[:-1]:

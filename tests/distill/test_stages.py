@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -112,6 +113,21 @@ def test_pretrain_onwards_keeps_the_loss_of_the_start(plan_with: MakePlan, unlab
     onwards, _ = pretrain(plan_with(pretrain__epochs=1), unlabelled.unlabelled, PIXEL, first)
     assert onwards.mae is not None
     assert onwards.mae.loss_kind == "bce"
+
+
+def test_the_history_tells_what_was_pretrained_with(
+    plan_with: MakePlan, unlabelled: Images, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    first, _ = pretrain(plan_with(pretrain__loss="bce"), unlabelled.unlabelled, PIXEL)
+    pretrain(plan_with(pretrain__epochs=1, pretrain__loss="bce"), unlabelled.unlabelled, PIXEL, first)
+    assert "not with those of the plan" not in caplog.text
+    onwards, _ = pretrain(
+        plan_with(pretrain__epochs=1, pretrain__decoder_width=24), unlabelled.unlabelled, PIXEL, first
+    )
+    said = onwards.history[-1].plan
+    assert (said["loss"], said["decoder_width"], said["epochs"]) == ("bce", 16, 1)
+    assert "with the decoder and the loss of the MAE that it starts from" in caplog.text
 
 
 def test_pretraining_a_tuned_teacher_drops_its_head(
@@ -448,3 +464,14 @@ def test_which_teacher_a_recipe_learns_from(
     plan = plan_with(distill__recipe=recipe, distill__learn_from=learn_from).distill
     _, source = choose_recipe(plan, teacher_with(), teacher_with(labels=("blue", "red")))
     assert bool(source.labels) == head
+
+
+def test_logits_of_the_pretrained_teacher_need_a_head_of_its_own(
+    plan_with: MakePlan, teacher_with: MakeTeacher
+) -> None:
+    plan = plan_with(distill__recipe="logit", distill__learn_from="pretrained").distill
+    tuned, plain = teacher_with(labels=("blue", "red")), teacher_with()
+    with pytest.raises(PlanError, match="the pretrained teacher has none"):
+        choose_recipe(plan, plain, tuned)
+    own = teacher_with(labels=("a", "b"))
+    assert choose_recipe(plan, own, tuned)[1] is own
