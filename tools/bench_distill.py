@@ -7,7 +7,7 @@ All rows have the same student, stage 1 sees the same number of images (none for
 optimiser steps. `scratch` and `mae` learn from labels alone, the others from labels and the fine-tuned teacher. Every
 run is a process of its own (its peak memory is its own) and is kept in `--output` and in `--json` with a digest of its
 plan, images and teachers: the same command goes on, one with other methods or seeds adds to the table, and a row that
-was made from anything else is made again. `--data`
+was made from others is made again. After a change of a recipe's code its rows have to be removed by hand. `--data`
 holds train/<class>/*, val/<class>/* and unlabelled/*; `--quick` takes scikit-learn's digits, one seed and few epochs.
 """
 

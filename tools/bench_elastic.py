@@ -8,8 +8,9 @@
 For each seed one elastic student is trained, and each of eight of its shapes alone with the same steps, all by the same
 teacher, which is fine-tuned here and, without `--teacher`, pretrained here. Losses are paired over the images of all
 seeds: one seed alone moves by a point. `--data` holds train/<class>/*, val/<class>/* and unlabelled/*; without it
-scikit-learn's digits are used. Every training is a process of its own and is kept in `--output`: the same command goes
-on. Seconds are those of the processor, so that other programs count little.
+scikit-learn's digits are used. A finished training is kept in `--output` for the same plan, images and teachers: the
+same command goes on; after a change of code the folder has to be removed by hand. Seconds are those of the processor,
+so that other programs count little.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ from edgemae.demo import PLAN, write_digits
 from edgemae.device.latency import fingerprint
 from edgemae.distill.elastic import extract, sizes_of, space_of
 from edgemae.distill.ranks import bf16_is_fast
-from edgemae.distill.stages import Images, distill, pretrain, shape_of
+from edgemae.distill.stages import Images, distill, pretrain, shape_of, student_pixel
 from edgemae.flow import teacher_pixel
 from edgemae.measure.intervals import paired_interval
 from edgemae.model.checkpoint import load_teacher
@@ -152,6 +153,7 @@ def kept(output: Path, teachers: tuple[Path, Path], shapes: list[ViTShape], plan
     images = images_of(plan)
     made_from = decisive(plan) | {
         "teachers": [file_digest(file) for file in teachers], "bf16": bf16_is_fast(torch.device("cpu")),
+        "pixels": msgspec.to_builtins(student_pixel(load_teacher(teachers[0]).pixel, plan)),
         "images": [part and part.fingerprint for part in (images.unlabelled, images.labelled, images.evaluation)],
         "shapes": [sizes_of(shape) for shape in shapes],
     }  # fmt: skip

@@ -224,7 +224,7 @@ class Step:
     def __init__(self, contender: Contender, batch: Batch, kind: torch.dtype = torch.float32) -> None:
         self.contender, self.batch, self.bf16 = contender, batch, kind == torch.bfloat16
         contender.module.train()
-        self.optimizer = torch.optim.AdamW(param_groups(contender.module, 0.05), lr=1e-5, betas=(0.9, 0.95))
+        self.optimizer = torch.optim.AdamW(param_groups(contender.module, 0.05), lr=1e-5, betas=(0.9, 0.95), fused=True)
         self.generator = torch.Generator().manual_seed(0)
         self.cpu_ns: list[int] = []
 

@@ -127,7 +127,7 @@ def plain_batches(images: ImageSet, case: Case, epochs: int) -> Generator[Batch,
 
 def plain_loop(contender: Contender, batches: Generator[Batch, None, None], kind: torch.dtype) -> None:
     contender.module.train()
-    optimizer = torch.optim.AdamW(param_groups(contender.module, 0.05), lr=1e-5, betas=(0.9, 0.95))
+    optimizer = torch.optim.AdamW(param_groups(contender.module, 0.05), lr=1e-5, betas=(0.9, 0.95), fused=True)
     generator = torch.Generator()
     for batch in batches:
         with torch.autocast("cpu", torch.bfloat16, enabled=kind == torch.bfloat16):
