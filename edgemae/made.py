@@ -18,7 +18,7 @@ def require_apart(output: Path, kind: str, *sources: Path | None) -> None:
         raise InputError(
             f"'{final}' is read here, and the {kind} that is made would be written over it",
             expected="another folder for --output than that of the file",
-            fix=f"pass one, for example --output {output.with_name(output.name + '-2')}",
+            fix="pass another --output, or move the file out of this one",
         )
 
 
