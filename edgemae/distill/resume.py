@@ -65,7 +65,10 @@ class Checkpoints:
 
         Raises CheckpointError for the checkpoint of another training.
         """
-        if self.path is None or not self.path.exists():  # taken away to begin anew
+        if self.path is None:
+            return None
+        if not self.path.exists():
+            self.older.unlink(missing_ok=True)  # of a training whose newest was taken away, to begin anew
             return None
         state, older = _read(self.path), None
         if state is None and self.older.exists():
@@ -85,7 +88,7 @@ class Checkpoints:
                 expected="the checkpoint of this very training, or none",
                 fix="remove it to start anew, or name another file",
             )
-        done, before = state["done"], state.get("older", 0)
+        done, before = state["done"], state.get("older", 0) if self.older.exists() else 0
         self._newest, self._older = (done, before) if older is None else (0, done)
         return state
 

@@ -29,7 +29,7 @@ from edgemae.distill.resume import Checkpoints
 from edgemae.distill.schedule import hold_key_biases, rate_at
 from edgemae.distill.watch import Divergence, small_terms, tell_small
 from edgemae.model.vit import Block
-from edgemae.spec.errors import DataError, InputError, MachineError
+from edgemae.spec.errors import DataError, InputError, MachineError, StorageError
 from edgemae.spec.progress import Progress, progress
 
 log = logging.getLogger("edgemae")
@@ -125,7 +125,7 @@ class _Run:
                 )
                 ended = self.done % job.loader.steps == 0
                 if ended:
-                    self._epoch()
+                    self._end_if(self._epoch())
                     self.ending = self.ranks.any(self.ending or asked())  # no later step may come to tell the others
                 if ended or self.ending or time.monotonic() - saved > CHECKPOINT_EVERY_S:
                     self._save()
@@ -136,18 +136,36 @@ class _Run:
         self._end()
 
     def _next(self, batches: Iterator[Batch]) -> Batch:
-        """Return the next batch. Where none comes, what was learnt is saved first.
-
-        A stop that is sent to all processes of a group or service ends those that decode, and is no error then.
-        """
+        """Return the next batch; where one process gets none, all end."""
+        batch, failed = None, None
         try:
-            return next(batches)
-        except (DataError, MachineError):
+            batch = next(batches)
+        except (DataError, MachineError) as error:
+            failed = error
+        self._end_if(failed)
+        assert batch is not None
+        return batch
+
+    def _end_if(self, failed: Exception | None) -> None:
+        """End all processes where the images of one have failed, with what was learnt saved first.
+
+        A stop that is sent to all processes of a group or a service ends those that decode, and is no error then.
+        """
+        if not self.ranks.any(failed is not None):
+            return
+        try:
             if self.done:
                 self._save()
-            if self.asked():
-                raise KeyboardInterrupt from None
-            raise
+        except StorageError as error:
+            log.error("%s: the last step is not saved: %s", self.job.name, error)
+        asked = self.ranks.any(self.asked())  # they wait for the first here, which may be writing still
+        if asked:
+            raise KeyboardInterrupt from failed
+        raise failed or MachineError(
+            f"{self.job.name}: another process could not read its images",
+            expected="images that all processes can read",
+            fix="its own message says what is wrong; the last step is saved, and the same command goes on there",
+        )
 
     def _step(self, batch: Batch, step: int) -> tuple[dict[str, float], float]:
         """Take one optimiser step; return every term with their sum, and the gradient's norm."""
@@ -216,9 +234,12 @@ class _Run:
 
     # ------------------------------------------------------------ epochs and checkpoints
 
-    def _epoch(self) -> None:
-        """Close an epoch: its mean losses, terms that hardly count, and the validation score after every tenth."""
-        job, epoch = self.job, self.done // self.job.loader.steps
+    def _epoch(self) -> Exception | None:
+        """Close an epoch: its mean losses, terms that hardly count, and the validation score after every tenth.
+
+        Return what kept it from being scored.
+        """
+        job, epoch, failed = self.job, self.done // self.job.loader.steps, None
         row = {"epoch": float(epoch)} | {name: value / job.loader.steps for name, value in self.sums.items()}
         small = small_terms(row, [name for name in self.sums if name not in ("loss", *job.off)])
         told = {name for line in self.curve for name in line if name.startswith("small ")}
@@ -226,12 +247,16 @@ class _Run:
             tell_small(job.name, epoch, {name: share for name, share in small.items() if f"small {name}" not in told})
         row |= {f"small {name}": share for name, share in small.items()}
         if job.validate is not None and (epoch == job.epochs or epoch % max(1, job.epochs // 10) == 0):
-            with self.average.swapped() if self.average is not None else nullcontext():
-                row["validation"] = job.validate()
+            try:
+                with self.average.swapped() if self.average is not None else nullcontext():
+                    row["validation"] = job.validate()
+            except (DataError, MachineError) as error:
+                failed = error
             _mode(job, train=True)
         self.curve.append(row)
         self.sums = {}
         self.events.write("epoch", step=self.done, **row)
+        return failed
 
     def _end(self) -> None:
         job = self.job
@@ -272,7 +297,8 @@ class _Run:
         if self.average is not None:
             self.average.load(state["average"])
         self.done, self.curve, self.sums = state["done"], state["curve"], state["sums"]
-        self.divergence.state |= state["divergence"]
+        seen = state["divergence"]
+        self.divergence.state |= {"start": seen["first"]} | seen
         if self.ranks.first:
             log.info("%s: going on after step %d", self.job.name, self.done)
 

@@ -24,7 +24,7 @@ class Divergence:
 
     def __init__(self, steps: int) -> None:
         self.state: dict[str, Any] = {"window": [], "means": 0, "first": 0.0, "best": math.inf, "proved": 0}
-        self.state |= {"start": 0.0, "back": 0}
+        self.state |= {"start": 0.0, "back": 0, "told": False}
         self._quiet = max(4, math.ceil(steps / 5 / WINDOW))
 
     def seen(self, loss: float) -> str:
@@ -48,16 +48,17 @@ class Divergence:
         return ""
 
     def forgotten(self) -> str:
-        """Return, once, that the loss is back where it began and stays there; else "".
+        """Return, once, that the loss has come back to where it began, or above, and stays there; else "".
 
         It may be a model that gives the same answer to everything, or one that was healed next to no loss: no error.
         """
         state = self.state
-        if state["back"] != BACK or state["window"]:
+        if state["told"] or state["back"] < BACK:
             return ""
+        state["told"] = True
         return (
-            f"the loss is back where it began, {state['start']:.4g}, for {BACK * WINDOW} steps, after "
-            f"{state['best']:.4g} at its best; what was learnt may be lost"
+            f"for {BACK * WINDOW} steps the loss has not been below {AGAIN:g} times where it began, "
+            f"{state['start']:.4g}, after {state['best']:.4g} at its best: what was learnt may be lost"
         )
 
     def proved(self, done: int) -> int:

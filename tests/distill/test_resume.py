@@ -46,6 +46,28 @@ def test_where_none_is_older_nothing_is_called_good(path: Path) -> None:
     assert "last good checkpoint, of step 10" in kept.fall_back(10)
 
 
+def test_an_older_one_that_is_gone_is_not_counted_on(path: Path) -> None:
+    kept = Checkpoints(path, JOB)
+    for step, proved in ((10, 0), (20, 15)):
+        kept.save(step, proved, {})
+    kept.older.unlink()  # only the newest was copied elsewhere
+    again = Checkpoints(path, JOB)
+    assert again.restore() is not None
+    assert "step 20, may be bad already, and none is older" in again.fall_back(15)
+
+
+def test_where_the_newest_was_taken_away_the_older_one_does_not_come_back(path: Path) -> None:
+    kept = Checkpoints(path, JOB)
+    for step, proved in ((10, 0), (20, 15)):
+        kept.save(step, proved, {})
+    path.unlink()
+    anew = Checkpoints(path, JOB)
+    assert anew.restore() is None
+    anew.save(5, 0, {})
+    path.write_bytes(b"damaged")
+    assert Checkpoints(path, JOB).restore() is None
+
+
 def test_a_training_that_ends_well_leaves_one(path: Path) -> None:
     kept = Checkpoints(path, JOB)
     for step in (10, 20):

@@ -482,6 +482,34 @@ def test_a_stop_that_ends_the_decoding_processes_too_loses_no_step(
     assert 2 <= torch.load(path, weights_only=True)["done"] == len(rates)
 
 
+@pytest.mark.parametrize("asked", [True, False])
+def test_where_scoring_fails_the_epoch_is_kept(job_with: Callable[..., Job], tmp_path: Path, asked: bool) -> None:
+    """A stop that ends the decoding processes may come while they decode images to judge by."""
+    path = tmp_path / "train.ckpt"
+
+    def score() -> float:
+        if asked:
+            signal.raise_signal(signal.SIGTERM)
+        raise MachineError("a worker process died", expected="none that dies", fix="try again")
+
+    with pytest.raises(KeyboardInterrupt if asked else MachineError):
+        fit(job_with(checkpoint=path, validate=score))
+    assert torch.load(path, weights_only=True)["done"] == 3
+    whole, job = job_with(), job_with(checkpoint=path)
+    assert fit(job) == fit(whole)
+    assert equal(weights(whole), weights(job))
+
+
+def test_where_another_process_has_no_images_all_end_with_the_step_saved(
+    job_with: Callable[..., Job], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = iter([False, False, True])  # before each of the first three steps
+    monkeypatch.setattr(train.Ranks, "any", lambda *_: next(asked, False))
+    with pytest.raises(MachineError, match="another process could not read its images"):
+        fit(job_with(checkpoint=tmp_path / "train.ckpt"))
+    assert torch.load(tmp_path / "train.ckpt", weights_only=True)["done"] == 2
+
+
 def test_asked_twice_it_ends_at_once(job_with: Callable[..., Job], tmp_path: Path) -> None:
     job = job_with(checkpoint=tmp_path / "train.ckpt")
 
