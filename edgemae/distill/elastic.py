@@ -26,7 +26,7 @@ from torch import Tensor
 from torch.func import functional_call
 
 from edgemae.data.images import ImageSet
-from edgemae.distill.classify import Inner, Learn, Run, top1
+from edgemae.distill.classify import AGREEMENT, Inner, Learn, Run, top1
 from edgemae.distill.losses import distillation
 from edgemae.distill.moment import Moment
 from edgemae.model.student import Student
@@ -221,9 +221,11 @@ def sandwich(vit: ViT, space: Space, plan: ElasticPlan) -> Inner:
             logits, _ = run_at(vit, shape, shrink(pixels, shape.image_px))
             assert logits is not None
             own = {name: (1 - share) * term for name, term in learn(logits).items()} if share < 1 else {}
-            own |= {"in-place": share * distillation(logits, largest, 1.0)} if share > 0 else {}
-            for name, term in own.items():
-                found[f"{kind} {name}"] = found.get(f"{kind} {name}", 0.0) + term
+            terms = {f"{kind} {name}": term for name, term in own.items()}
+            if share > 0:
+                terms[AGREEMENT] = share * distillation(logits, largest, 1.0)
+            for name, term in terms.items():
+                found[name] = found.get(name, 0.0) + term
 
         for _ in range(plan.samples):
             learn_at(space.draw(moment), "drawn")
