@@ -154,14 +154,13 @@ def check_elastic(plan: Plan, inputs: Inputs) -> None:
         )
 
 
-def check_guided(plan: Plan, teacher: Teacher, tuned: Teacher, inputs: Inputs) -> None:
-    """Raise DataError for a fine-tuned teacher that nothing would be learnt from."""
-    if inputs.labelled is None and choose_recipe(plan.distill, teacher, tuned)[1] is not tuned:
+def check_guided(inputs: Inputs, purpose: str) -> None:
+    """Raise DataError without labels, for a fine-tuned teacher from which nothing would be learnt then."""
+    if inputs.labelled is None:
         raise DataError(
-            f"--tuned-teacher guides stage 2, which learns from labels, and '{inputs.unlabelled.folder}' has none",
+            f"--tuned-teacher guides {purpose}, which learns from labels, and '{inputs.unlabelled.folder}' has none",
             expected="one sub-folder for each class",
-            fix=f"leave --tuned-teacher out: stage 1 by '{plan.distill.recipe}' learns from the pretrained one; or let "
-            "it learn from the tuned one, with --set distill.learn_from=tuned",
+            fix="sort the images into class folders, or leave --tuned-teacher out",
         )
 
 

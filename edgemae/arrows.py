@@ -18,6 +18,7 @@ from edgemae.ahead import (
 )
 from edgemae.distill.elastic import SIZES, sizes_of
 from edgemae.distill.elastic import extract as take_out
+from edgemae.distill.recipes import choose_recipe
 from edgemae.distill.stages import student_pixel
 from edgemae.flow import Flow, distilled, finetuned, open_flow, pretrained, pruned, read_teacher, tell_import
 from edgemae.graph_files import graph_digest
@@ -68,7 +69,8 @@ def distill(plan: Plan, teacher: Path, guide: Path | None, **at: Any) -> Path:
     check_elastic(plan, flow.inputs)
     if tuned is not None:
         check_labels(tuned, flow.inputs)
-        check_guided(plan, begin, tuned, flow.inputs)
+        if choose_recipe(plan.distill, begin, tuned)[1] is not tuned:
+            check_guided(flow.inputs, "stage 2")
     has_head = begin.vit.head is not None and begin.labels == flow.inputs.classes
     labels = ["distill.finetune"] + ([] if guide or has_head else ["finetune"]) if flow.inputs.labelled else []
     check_batches(plan, flow.inputs, "distill", *labels)
@@ -143,6 +145,8 @@ def _with_student(plan: Plan, student: Student, guide: Path | None, table: str, 
     """Return the flow of a verb that trains a student on by one table of the plan; what cannot work is refused."""
     tuned = read_guide(guide, plan, student.pixel) if guide else None
     flow = open_flow(plan, reads=student.vit.shape, **at)
+    if tuned is not None:
+        check_guided(flow.inputs, table)
     for model in (student, tuned):
         if model is not None:
             check_labels(model, flow.inputs)

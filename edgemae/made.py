@@ -11,14 +11,13 @@ from edgemae.console import write_json
 from edgemae.spec.errors import InputError
 
 
-def require_apart(output: Path, kind: str, *sources: Path | None) -> None:
+def require_apart(final: Path, *sources: Path | None) -> None:
     """Raise InputError where a verb would write what it makes over a file that it reads."""
-    final = output / f"{kind}.safetensors"
     if final.resolve() in (source.resolve() for source in sources if source is not None):
         raise InputError(
-            f"'{final}' is read here, and the {kind} that is made would be written over it",
-            expected="another folder for --output than that of the file",
-            fix="pass another --output, or move the file out of this one",
+            f"'{final}' is read here, and what is made would be written over it",
+            expected="another place for --output",
+            fix="pass one, or move the file",
         )
 
 

@@ -95,14 +95,14 @@ def main() -> int:
 
 def job(args: argparse.Namespace) -> Plan:
     """Return the plan; the digits are written into the output folder."""
-    args.set.insert(0, "elastic.on=true")
+    few = [f"{name}={value}" for name, value in QUICK.items()] if args.quick else []
+    args.set = ["elastic.on=true", *few, *args.set]
     if args.data is not None:
         return plan_of(args)
     digits = args.output / "digits"
-    if not digits.exists():
-        write_digits(digits)
+    write_digits(digits)
     folders = {"data.train": str(digits / "train"), "data.eval": str(digits / "test")}
-    return load_plan(args.plan, tuple(args.set), DIGITS | (QUICK if args.quick else {}) | folders)
+    return load_plan(args.plan, tuple(args.set), ({} if args.plan else DIGITS) | folders)
 
 
 def bench(args: argparse.Namespace, plan: Plan) -> dict[str, Any]:
@@ -161,7 +161,8 @@ def kept(output: Path, teachers: tuple[Path, Path], shapes: list[ViTShape], plan
         del made_from["elastic"], made_from["shapes"]
     file = output / f"{'elastic' if plan.elastic.on else 'alone'}-{digest_of(made_from)[:16]}.json"
     if not file.exists():
-        logging.basicConfig(filename=file.with_suffix(".log"), level=logging.INFO, format="%(asctime)s %(message)s")
+        logging.basicConfig(filename=file.with_suffix(".log"), level=logging.INFO, format="%(asctime)s %(message)s",
+                            force=True)  # fmt: skip
         write_atomic(file, msgspec.json.encode(train(plan, images, teachers, shapes)))
     row: dict[str, Any] = msgspec.json.decode(file.read_bytes())
     tops = ", ".join(f"{100 * share(right):.1f} %" for right in row["right"])

@@ -77,7 +77,7 @@ def pretrain(
 ) -> None:  # fmt: skip
     """Train a masked autoencoder on images without labels, from scratch or onwards."""
     start_logging(flags.verbose)
-    require_apart(output, "teacher", start)
+    require_apart(output / "teacher.safetensors", start)
     plan = flags.resolve(data__unlabelled=unlabelled)
     from edgemae import arrows
 
@@ -90,7 +90,7 @@ def pretrain(
 def finetune(flags: TeacherFlags, teacher: TeacherPath, output: Output = Path("runs/finetune")) -> None:
     """Train a teacher's classification head, and the teacher with it, on labels."""
     start_logging(flags.verbose)
-    require_apart(output, "teacher", teacher)
+    require_apart(output / "teacher.safetensors", teacher)
     plan = flags.resolve()
     from edgemae import arrows
 
@@ -108,7 +108,7 @@ def distill(
 ) -> None:  # fmt: skip
     """Train a small student to do what the teacher does."""
     start_logging(flags.verbose)
-    require_apart(output, "student", teacher, guide)
+    require_apart(output / "student.safetensors", teacher, guide)
     plan = flags.resolve(data__unlabelled=unlabelled, distill__recipe=recipe, elastic__on=elastic)
     from edgemae import arrows
 
@@ -125,6 +125,7 @@ def extract(
 ) -> None:  # fmt: skip
     """Take one sub-network out of an elastic student; a size that is not given is the full one."""
     start_logging(False)
+    require_apart(output, student)
     from edgemae import arrows
 
     wanted = {"depth": depth, "heads": heads, "mlp": mlp, "image_px": px}
@@ -141,7 +142,7 @@ def prune(
     """Take whole heads and MLP units out of a student, and heal it by distillation."""
     start_logging(flags.verbose)
     (device,) = find_targets([target])
-    require_apart(output, "student", student, guide)
+    require_apart(output / "student.safetensors", student, guide)
     plan = flags.resolve(prune__keep_macs=keep_macs)
     from edgemae import arrows
 

@@ -36,14 +36,13 @@ def choose_recipe(d: DistillPlan, teacher: Teacher, guide: Teacher | None) -> tu
             expected="0, because nothing repeats that could be kept",
             fix="leave distill.views out, or use --set distill.recipe=relation-full",
         )
-    if recipe.needs_head and d.learn_from == "pretrained" and teacher.vit.head is None:
+    if recipe.needs_head and d.learn_from == "pretrained":
         raise PlanError(
-            f"recipe '{d.recipe}' with distill.learn_from=pretrained learns from a classification head, and the "
-            "pretrained teacher has none",
-            expected="distill.learn_from=tuned or auto",
+            f"recipe '{d.recipe}' learns from a fine-tuned teacher's logits, and distill.learn_from is 'pretrained'",
+            expected="distill.learn_from=auto or tuned",
             fix="leave distill.learn_from out, or use --set distill.recipe=feature",
         )
-    wants_tuned = (recipe.needs_head and d.learn_from != "pretrained") or d.learn_from == "tuned"
+    wants_tuned = recipe.needs_head or d.learn_from == "tuned"
     if wants_tuned and guide is None:
         raise DataError(
             f"recipe '{d.recipe}'{'' if recipe.needs_head else ' with distill.learn_from=tuned'} learns from a teacher "
