@@ -281,6 +281,7 @@ def test_the_next_command_is_printed_ready_to_use(job: Job, compiled: Ran, tmp_p
         (("distill", "{pretrained}", "--data", "{flat}", "--recipe", "logit"), 2, "learns from a teacher with a"),
         (("prune", "{pretrained}"), 2, "is not an edgemae student"),
         (("distill", "{pretrained}", "--tuned-teacher", "{tuned}", "--data", "{flat}"), 2, "guides stage 2"),
+        (("prune", "{student}", "--tuned-teacher", "{tuned}", "--data", "{flat}"), 2, "guides prune.heal"),
         (("finetune", "{above}/teacher.safetensors"), 2, "is read here"),
         (("pretrain", "--from", "{above}/teacher.safetensors"), 2, "is read here"),
         (("quantize", "{student}", "--scheme", "tensorrt-qdq"), 2, "no engine of target 'box'"),
@@ -297,6 +298,13 @@ def test_arrows_refuse_what_does_not_fit(
     rest = (*rest, "--target", job.target) if words[0] in ("prune", "quantize") else rest
     ran = edgemae(*(w.format(**names) for w in words), *rest, "--plan", job.plan, "--output", tmp_path / "out")
     refused(ran, code, said)
+
+
+def test_a_sub_network_does_not_take_the_place_of_what_it_is_taken_from(job: Job, compiled: Ran) -> None:
+    student = stage(job.output, "student") / "student.safetensors"
+    before = student.read_bytes()
+    refused(edgemae("extract", student, "-o", student), 2, "is read here")
+    assert student.read_bytes() == before
 
 
 # ------------------------------------------------------------------------------------------------ questions
