@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from edgemae.data.loader import Batch, Loader
 from edgemae.distill.moment import Moment
-from edgemae.model.vit import ViT
+from edgemae.model.vit import Block, ViT
 from edgemae.spec.sections import ScalePlan
 
 Curve = list[dict[str, float]]
@@ -58,3 +58,10 @@ class Job:
             **{f"{name} of the model": value for shape in shapes for name, value in shape.items()},
             **{f"{name} of pixels": value for name, value in msgspec.to_builtins(self.loader.pixel).items()},
         }  # fmt: skip
+
+    def switch(self, *, train: bool) -> None:
+        """Switch the module to training or out of it; blocks are compiled only while it trains, where that is asked."""
+        self.module.train(train)
+        for block in self.module.modules() if self.scale.compile else ():
+            if isinstance(block, Block):
+                block.compile() if train else setattr(block, "_compiled_call_impl", None)

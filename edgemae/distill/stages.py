@@ -65,13 +65,12 @@ def pretrain(plan: Plan, images: ImageSet, pixel: PixelContract, start: Teacher 
     torch.manual_seed(plan.seed)
     encoder = _without_head(start.vit) if start else ViT(shape_of(plan.teacher, norm_after_pool=False))
     hidden = masking(p, "pretrain", encoder.shape.patches)
-    decoder = DecoderShape(p.decoder_width, p.decoder_depth, p.decoder_heads)
-    kind = p.loss
+    decoder, kind = DecoderShape(p.decoder_width, p.decoder_depth, p.decoder_heads), p.loss
     if start is not None and start.mae is not None:
-        if (decoder, kind) != (start.mae.decoder.shape, start.mae.loss_kind):
-            log.info("pretrain: going on with the decoder and the loss of the MAE that it starts from, %s and "
-                     "%s, and not with those of the plan", start.mae.decoder.shape, start.mae.loss_kind)  # fmt: skip
-        decoder, kind = start.mae.decoder.shape, start.mae.loss_kind
+        own = start.mae.decoder.shape, start.mae.loss_kind
+        if own != (decoder, kind):
+            log.info("pretrain: going on with the MAE's own decoder and loss, %s and %s, not with the plan's", *own)
+        decoder, kind = own
     mae = MAE(encoder, decoder, loss_kind=kind, mean=pixel.mean, std=pixel.std)
     if start is not None and start.mae is not None:
         mae.decoder.load_state_dict(start.mae.decoder.state_dict())
@@ -200,13 +199,8 @@ def heal_embedding(student: Student, original: Student, settings: FinetunePlan, 
         _, mine = vit(batch.pixels, drop=moment.drop_path(vit.shape.depth, settings.drop_path))
         return {"embedding": F.mse_loss(mine.float(), wanted.float())}
 
-    loader = _loader(
-        plan,
-        images,
-        student.pixel,
-        settings.batch,
-        Augment(crop_min=settings.crop_min, flip=settings.flip, randaug=settings.randaug),
-    )
+    augment = Augment(crop_min=settings.crop_min, flip=settings.flip, randaug=settings.randaug)
+    loader = _loader(plan, images, student.pixel, settings.batch, augment)
     curve = fit(Job(
         name=name, module=vit, groups=param_groups(vit, settings.weight_decay), loss=loss, loader=loader,
         epochs=settings.epochs, lr=settings.lr, warmup_fraction=settings.warmup_fraction, seed=plan.seed,

@@ -28,7 +28,6 @@ from edgemae.distill.ranks import Ranks, bf16_is_fast, lost_process
 from edgemae.distill.resume import Checkpoints
 from edgemae.distill.schedule import hold_key_biases, rate_at
 from edgemae.distill.watch import Divergence, small_terms, tell_small
-from edgemae.model.vit import Block
 from edgemae.spec.errors import DataError, InputError, MachineError, StorageError
 from edgemae.spec.progress import Progress, progress
 
@@ -107,7 +106,7 @@ class _Run:
         waited, saved, started = 0.0, time.monotonic(), time.monotonic()
         if job.scale.compile and self.ranks.first:
             log.info("%s: compiling; the first steps may take minutes", job.name)
-        _mode(job, train=True)
+        job.switch(train=True)
         with closing(self.loader.batches(self.done, job.steps)) as batches:
             for step in range(self.done, job.steps):
                 before = time.monotonic()
@@ -235,10 +234,7 @@ class _Run:
     # ------------------------------------------------------------ epochs and checkpoints
 
     def _epoch(self) -> Exception | None:
-        """Close an epoch: its mean losses, terms that hardly count, and the validation score after every tenth.
-
-        Return what kept it from being scored.
-        """
+        """Close an epoch: mean losses, terms that hardly count, a score after every tenth; return why it has none."""
         job, epoch, failed = self.job, self.done // self.job.loader.steps, None
         row = {"epoch": float(epoch)} | {name: value / job.loader.steps for name, value in self.sums.items()}
         small = small_terms(row, [name for name in self.sums if name not in ("loss", *job.off)])
@@ -252,7 +248,7 @@ class _Run:
                     row["validation"] = job.validate()
             except (DataError, MachineError) as error:
                 failed = error
-            _mode(job, train=True)
+            job.switch(train=True)
         self.curve.append(row)
         self.sums = {}
         self.events.write("epoch", step=self.done, **row)
@@ -262,7 +258,7 @@ class _Run:
         job = self.job
         if self.average is not None:
             self.average.settle()
-        _mode(job, train=False)
+        job.switch(train=False)
         for hook in self.held:
             hook.remove()
         job.module.zero_grad()  # a returned model holds no gradients, which are as large as itself
@@ -301,11 +297,3 @@ class _Run:
         self.divergence.state |= {"start": seen["first"]} | seen
         if self.ranks.first:
             log.info("%s: going on after step %d", self.job.name, self.done)
-
-
-def _mode(job: Job, *, train: bool) -> None:
-    """Switch the module to training or out of it; its blocks are compiled only while it trains, where that is asked."""
-    job.module.train(train)
-    for block in job.module.modules() if job.scale.compile else ():
-        if isinstance(block, Block):
-            block.compile() if train else setattr(block, "_compiled_call_impl", None)

@@ -121,13 +121,13 @@ def test_the_history_tells_what_was_pretrained_with(
     caplog.set_level(logging.INFO)
     first, _ = pretrain(plan_with(pretrain__loss="bce"), unlabelled.unlabelled, PIXEL)
     pretrain(plan_with(pretrain__epochs=1, pretrain__loss="bce"), unlabelled.unlabelled, PIXEL, first)
-    assert "not with those of the plan" not in caplog.text
+    assert "not with the plan's" not in caplog.text
     onwards, _ = pretrain(
         plan_with(pretrain__epochs=1, pretrain__decoder_width=24), unlabelled.unlabelled, PIXEL, first
     )
     said = onwards.history[-1].plan
     assert (said["loss"], said["decoder_width"], said["epochs"]) == ("bce", 16, 1)
-    assert "with the decoder and the loss of the MAE that it starts from" in caplog.text
+    assert "going on with the MAE's own decoder and loss" in caplog.text
 
 
 def test_pretraining_a_tuned_teacher_drops_its_head(

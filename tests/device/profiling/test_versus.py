@@ -187,7 +187,7 @@ def test_a_bundle_against_pytorch(make_bundle: Callable[..., Path], tmp_path: Pa
     this = contender_of(str(bundle), bundle, "auto", "")
     found, _ = versus(this, contender_of(f"pytorch:{path}", bundle, "auto", ""), rounds=8)
     assert (found.name, found.kind, found.engine, found.precision) == ("student", "pytorch", "torch eager", "fp32")
-    with pytest.raises(CheckpointError, match="cannot be read as safetensors"):
+    with pytest.raises(CheckpointError, match="is not an edgemae student"):
         versus(
             contender_of(str(bundle), bundle, "auto", ""), contender_of(f"pytorch:{bundle}", bundle, "", ""), rounds=8
         )
