@@ -146,21 +146,21 @@ def check_bench(bench: Bench, targets: list[Target]) -> None:
 
 def check_elastic(plan: Plan, inputs: Inputs) -> None:
     """Raise DataError for an elastic student without labels: its sub-networks are trained in stage 2."""
-    if plan.elastic.on and inputs.labelled is None:
-        raise DataError(
-            f"--elastic trains sub-networks with labels, and '{inputs.unlabelled.folder}' has none",
-            expected="one sub-folder for each class",
-            fix="sort the images into class folders, or leave --elastic out",
-        )
+    if plan.elastic.on:
+        _check_labelled(inputs, "--elastic", "trains sub-networks with labels")
 
 
 def check_guided(inputs: Inputs, purpose: str) -> None:
     """Raise DataError without labels, for a fine-tuned teacher from which nothing would be learnt then."""
+    _check_labelled(inputs, "--tuned-teacher", f"guides {purpose}, which learns from labels")
+
+
+def _check_labelled(inputs: Inputs, option: str, does: str) -> None:
     if inputs.labelled is None:
         raise DataError(
-            f"--tuned-teacher guides {purpose}, which learns from labels, and '{inputs.unlabelled.folder}' has none",
+            f"{option} {does}, and '{inputs.unlabelled.folder}' has none",
             expected="one sub-folder for each class",
-            fix="sort the images into class folders, or leave --tuned-teacher out",
+            fix=f"sort the images into class folders, or leave {option} out",
         )
 
 

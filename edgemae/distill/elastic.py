@@ -220,8 +220,8 @@ def sandwich(vit: ViT, space: Space, plan: ElasticPlan) -> Inner:
         def learn_at(shape: ViTShape, kind: str) -> None:
             logits, _ = run_at(vit, shape, shrink(pixels, shape.image_px))
             assert logits is not None
-            own = {name: (1 - share) * term for name, term in learn(logits).items()} if share < 1 else {}
-            terms = {f"{kind} {name}": term for name, term in own.items()}
+            learnt = learn(logits) if share < 1 else {}
+            terms = {f"{kind} {name}": (1 - share) * term for name, term in learnt.items()}
             if share > 0:
                 terms[AGREEMENT] = share * distillation(logits, largest, 1.0)
             for name, term in terms.items():

@@ -66,7 +66,7 @@ class Ranks:
 
     def any(self, flag: bool) -> bool:
         """Tell whether a flag is set in any process."""
-        return float(self.mean(torch.tensor(float(flag), device=self.device))) > 0
+        return flag if self.world == 1 else float(self.mean(torch.tensor(float(flag), device=self.device))) > 0
 
     def gather(self, values: list[Any]) -> list[Any]:
         """Return the lists of all processes as one."""

@@ -23,8 +23,10 @@ class Divergence:
     """
 
     def __init__(self, steps: int) -> None:
-        self.state: dict[str, Any] = {"window": [], "means": 0, "first": 0.0, "best": math.inf, "proved": 0}
-        self.state |= {"start": 0.0, "back": 0, "told": False}
+        self.state: dict[str, Any] = {
+            "window": [], "means": 0, "start": 0.0, "first": 0.0, "best": math.inf, "proved": 0,
+            "back": 0, "told": False,
+        }  # fmt: skip
         self._quiet = max(4, math.ceil(steps / 5 / WINDOW))
 
     def seen(self, loss: float) -> str:
