@@ -204,6 +204,8 @@ def _stage_one(flow: Flow, source: Path, guide: Path | None, name: str) -> Path:
            "mean": plan.data.mean, "std": plan.data.std}  # fmt: skip
     key |= {"temperature": temperature} if recipe.needs_head else {}
     key |= {"kernel": plan.data.kernel} if plan.data.kernel else {}
+    if plan.elastic.on:  # the rest of the table counts in stage 2 only
+        key["elastic"] = plan_tree(msgspec.structs.replace(plan.elastic, shape=(), lr_scale=1.0, largest_weight=0.0))
     return flow.work.run(name, flow.key(**key), make) / STUDENT
 
 
@@ -263,12 +265,8 @@ def teacher_pixel(plan: Plan) -> PixelContract:
 
 def read_curves(*models: Path) -> dict[str, Curve]:
     """Return the loss curves that lie beside model files, in order."""
-    curves: dict[str, Curve] = {}
-    for model in models:
-        file = model.parent / "curves.json"
-        if file.exists():
-            curves |= json.loads(file.read_bytes())
-    return curves
+    files = [model.parent / "curves.json" for model in models]
+    return {name: curve for file in files if file.exists() for name, curve in json.loads(file.read_bytes()).items()}
 
 
 def _score_batches(flow: Flow, student: Student) -> Any:

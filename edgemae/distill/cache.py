@@ -26,6 +26,7 @@ from edgemae.data.loader import Batch, Loader
 from edgemae.distill.view import TeacherView
 from edgemae.model.weights import write_atomic
 from edgemae.spec.errors import StorageError
+from edgemae.spec.sections import Plan
 
 log = logging.getLogger("edgemae")
 
@@ -132,6 +133,13 @@ def _refused(folder: Path, why: str, expected: str) -> StorageError:
         fix="name another place with --set scale.views_folder=..., free some space, or ask for fewer views with "
         "--set distill.views=... (and distill.finetune.views); 0 runs the teacher in every step",
     )
+
+
+def views_root(plan: Plan, checkpoint: Path | None) -> Path | None:
+    """Return where teacher outputs of fixed views are kept: the plan's folder, or beside the checkpoint."""
+    if plan.scale.views_folder:
+        return Path(plan.scale.views_folder)
+    return checkpoint.parent if checkpoint is not None else None
 
 
 @contextmanager

@@ -1,18 +1,14 @@
-"""Elastic students: one training of nested sub-networks, any of which is taken out as a plain Student.
+"""Elastic students: nested sub-networks, any of which is taken out as a plain Student.
 
 A sub-network is a ViTShape: fewer blocks, the first heads and MLP units of each, a smaller picture. Its weights are
 slices of the full network's, so it runs as the plain ViT that it becomes; only the rows of qkv are gathered. Fewer
 tokens come from a smaller picture and not from dropped patches: choosing patches would need code on the device and is
 no gain (on photos, by variance, 62.8 % against 73.3 % for a random half); a smaller picture is another number in the
-pixel contract, and resizing gets cheaper with it.
-
-Sources: Yu & Huang 2019 (sandwich rule, in-place distillation), Yu et al. 2020 (BigNAS: only the largest is
-regularised), Cai et al. 2020 (Once-for-All: order by importance before nesting).
+pixel contract, and resizing gets cheaper with it. How they are trained: `edgemae.distill.sandwich`.
 """
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
@@ -26,8 +22,7 @@ from torch import Tensor
 from torch.func import functional_call
 
 from edgemae.data.images import ImageSet
-from edgemae.distill.classify import AGREEMENT, Inner, Learn, Run, top1
-from edgemae.distill.losses import distillation
+from edgemae.distill.classify import Run, top1
 from edgemae.distill.moment import Moment
 from edgemae.model.student import Student
 from edgemae.model.vit import ViT, ViTShape, count_macs, count_params, resample_position, sincos_position
@@ -162,12 +157,12 @@ def slices(vit: ViT, shape: ViTShape) -> dict[str, Tensor]:
 
 def run_at(vit: ViT, shape: ViTShape, pixels: Tensor) -> tuple[Tensor | None, Tensor]:
     """Return (logits, embedding) of a sub-network for pixels (B, C, H, W) of its own size."""
-    said: tuple[Tensor | None, Tensor] = functional_call(_plain(shape), slices(vit, shape), (pixels,))
+    said: tuple[Tensor | None, Tensor] = functional_call(plain(shape), slices(vit, shape), (pixels,))
     return said
 
 
 @cache  # building one takes as long as running it on a small batch
-def _plain(shape: ViTShape) -> ViT:
+def plain(shape: ViTShape) -> ViT:
     """Return a ViT without memory, to be run on weights from elsewhere."""
     with torch.device("meta"):
         return ViT(shape)
@@ -178,61 +173,6 @@ def shrink(pixels: Tensor, image_px: int) -> Tensor:
     if pixels.shape[-1] == image_px:
         return pixels
     return F.interpolate(pixels, size=(image_px, image_px), mode="bilinear", antialias=True, align_corners=False)
-
-
-@torch.no_grad()
-def ordered(vit: ViT) -> ViT:
-    """Return the same function with heads and MLP units in order of importance, the best first.
-
-    Importance is what a unit can bring into the residual stream: the norm of its incoming weights (of a head: of its
-    values) times that of its outgoing ones.
-    """
-    vit = copy.deepcopy(vit)
-    for block in vit.blocks:
-        qkv, proj, fc1, fc2 = block.attn.qkv, block.attn.proj, block.mlp.fc1, block.mlp.fc2
-        heads = block.attn.heads
-        value = qkv.weight.unflatten(0, (3, heads, -1))[2].flatten(1).norm(dim=1)
-        best = (value * proj.weight.unflatten(1, (heads, -1)).norm(dim=(0, 2))).argsort(descending=True, stable=True)
-        for part in (qkv.weight, qkv.bias):
-            part.copy_(part.unflatten(0, (3, heads, -1))[:, best].flatten(0, 2))
-        proj.weight.copy_(proj.weight.unflatten(1, (heads, -1))[:, best].flatten(1))
-        best = (fc1.weight.norm(dim=1) * fc2.weight.norm(dim=0)).argsort(descending=True, stable=True)
-        for part in (fc1.weight, fc1.bias):
-            part.copy_(part[best])
-        fc2.weight.copy_(fc2.weight[:, best])
-    return vit
-
-
-# ---------------------------------------------------------------- training
-
-
-def sandwich(vit: ViT, space: Space, plan: ElasticPlan) -> Inner:
-    """Return what `train_classifier` adds: the terms of the smallest and of `plan.samples` random sub-networks.
-
-    They learn what the largest learns and, to `plan.largest_weight`, what it says. Its word alone holds all of them
-    back while it knows little: 58 % in place of 84 % for the largest on digits, in 224 steps.
-    """
-    share = plan.largest_weight
-
-    def terms(pixels: Tensor, largest: Tensor, learn: Learn, moment: Moment) -> dict[str, Tensor]:
-        found: dict[str, Tensor] = {}
-
-        def learn_at(shape: ViTShape, kind: str) -> None:
-            logits, _ = run_at(vit, shape, shrink(pixels, shape.image_px))
-            assert logits is not None
-            learnt = learn(logits) if share < 1 else {}
-            terms = {f"{kind} {name}": (1 - share) * term for name, term in learnt.items()}
-            if share > 0:
-                terms[AGREEMENT] = share * distillation(logits, largest, 1.0)
-            for name, term in terms.items():
-                found[name] = found.get(name, 0.0) + term
-
-        for _ in range(plan.samples):
-            learn_at(space.draw(moment), "drawn")
-        learn_at(space.shapes[0], "smallest")
-        return found
-
-    return terms
 
 
 # ---------------------------------------------------------------- taking out

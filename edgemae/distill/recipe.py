@@ -1,4 +1,4 @@
-"""What every recipe of stage 1 is: a module of all that is trained, and one method that gives a step's loss."""
+"""What every recipe of stage 1 is: a module of all that is trained, what it asks of the teacher, and its loss."""
 
 from __future__ import annotations
 
@@ -41,9 +41,17 @@ class Recipe(nn.Module):
         """Return how the teacher is run."""
         return Depth()
 
-    def step(self, batch: Batch, moment: Moment) -> dict[str, Tensor]:
-        """Return named, weighted loss terms."""
+    def see(self, batch: Batch, moment: Moment) -> dict[str, Tensor]:
+        """Return what the teacher says of a batch, and which patches are visible where not all are."""
         raise NotImplementedError
+
+    def forward(self, batch: Batch, seen: dict[str, Tensor], moment: Moment) -> dict[str, Tensor]:
+        """Return named, weighted loss terms of the student against what was `seen`."""
+        raise NotImplementedError
+
+    def step(self, batch: Batch, moment: Moment) -> dict[str, Tensor]:
+        """Return the loss terms of one step."""
+        return self(batch, self.see(batch, moment), moment)
 
     def recall(self, name: str, batch: Batch, compute: Callable[[Tensor], Tensor]) -> Tensor:
         """Return what the teacher says of a batch, from disk where views repeat."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,16 +17,17 @@ from edgemae.data.augment import Augment
 from edgemae.data.images import ImageSet
 from edgemae.data.loader import Batch, Loader
 from edgemae.data.requirements import require_classes
-from edgemae.distill.cache import kept_views
+from edgemae.distill.cache import kept_views, views_root
 from edgemae.distill.classify import Run, fitting, train_classifier
 from edgemae.distill.elastic import STAGE as ELASTIC
-from edgemae.distill.elastic import Space, ordered, sandwich, space_of
+from edgemae.distill.elastic import Space, space_of
 from edgemae.distill.job import Curve, Job
 from edgemae.distill.masking import masking
 from edgemae.distill.moment import Moment
 from edgemae.distill.recipe import Recipe
 from edgemae.distill.recipes import choose_recipe
 from edgemae.distill.resume import made_from
+from edgemae.distill.sandwich import KINDS, in_stage_one, in_stage_two
 from edgemae.distill.schedule import param_groups
 from edgemae.distill.train import fit
 from edgemae.distill.view import Depth, TeacherView, received, require_colours
@@ -115,7 +117,8 @@ def distill(teacher: Teacher, plan: Plan, images: Images, checkpoint: Path | Non
     """Train a student: stage 1 by the plan's recipe without labels, stage 2 with labels when there are any.
 
     `tuned` is the fine-tuned teacher whose logits guide stage 2 (and the `logit` recipe); without it `teacher` itself
-    is used when it has a head. A set without labels ends after stage 1 with a student that gives embeddings.
+    is used when it has a head. A set without labels ends after stage 1 with a student that gives embeddings. With an
+    elastic plan sub-networks are trained along, in both stages.
     """
     d = plan.distill
     guide = tuned or (teacher if teacher.vit.head is not None else None)
@@ -128,12 +131,11 @@ def distill(teacher: Teacher, plan: Plan, images: Images, checkpoint: Path | Non
     torch.manual_seed(plan.seed)
     labels = source.labels if recipe.needs_head else ()
     vit = ViT(shape_of(plan.student, classes=source.vit.shape.classes if recipe.needs_head else 0))
-    curves = {"distill": _stage_one(recipe, vit, source, pixel, plan, images.unlabelled, checkpoint)}
-    history = (
-        *teacher.history,
-        _step("distill", plan, plan_tree(d), images.unlabelled, curves["distill"], teacher.licence),
-    )
-    student = Student(vit.eval(), pixel, labels, history)
+    space = space_of(plan.elastic, vit.shape) if plan.elastic.on else None
+    curves = {"distill": _stage_one(recipe, vit, source, pixel, plan, images.unlabelled, checkpoint, space)}
+    settings = plan_tree(d) | _sub_networks(space, plan)
+    step = _step("distill", plan, settings, images.unlabelled, curves["distill"], teacher.licence)
+    student = Student(vit.eval(), pixel, labels, (*teacher.history, step))
     if images.labelled is None:
         return student, curves
     student, curve = supervise(student, plan, images, guide, _beside(checkpoint, "2"))
@@ -165,26 +167,26 @@ def train_further(student: Student, settings: FinetunePlan, plan: Plan, images: 
     Serves stage 2 and healing; with a `space` the sub-networks in it are trained along. The input is not changed.
     Raises DataError when student, guide and images do not have the same classes in the same order.
     """
-    vit = copy.deepcopy(student.vit) if space is None else ordered(student.vit)
+    vit = copy.deepcopy(student.vit)
     labelled = _need_labels(images, "stage 2")
     require_classes("the student", student.labels, labelled)
-    if guide is not None and guide.vit.head is not None:
-        require_classes("the teacher", guide.labels, labelled)
     view = None
     if guide is not None and guide.vit.head is not None:
+        require_classes("the teacher", guide.labels, labelled)
         view = TeacherView(guide, student.pixel, Depth(bf16=settings.bf16))
         view.shard = plan.scale.shard_teacher
-    decisive = plan_tree(settings) | ({} if space is None else {"elastic": plan_tree(plan.elastic)})
+    decisive = plan_tree(settings) | _sub_networks(space, plan)
+    if space is not None:
+        decisive["largest_weight"] = plan.elastic.largest_weight
     # Its blocks: a new head's random numbers may differ in the last bit on another kind of processor.
     origin = made_from(
         checkpoint, decisive, student=student.vit.get_submodule("blocks"), teacher=guide.vit if guide else None
     )
     run = Run(labelled, student.pixel, plan.seed, plan.workers, plan.scale, checkpoint, images.evaluation,
               views_root(plan, checkpoint), origin)  # fmt: skip
-    inner = None if space is None else sandwich(vit, space, plan.elastic)
+    inner = None if space is None else in_stage_two(vit, space, plan.elastic)
     curve = train_classifier(vit, settings, run, view, name, inner)
-    sizes = {} if space is None else space.as_dict()
-    step = _step(name, plan, plan_tree(settings) | sizes, labelled, curve)
+    step = _step(name, plan, decisive, labelled, curve)
     return replace(student, vit=vit, history=(*student.history, step), scales=None), curve
 
 
@@ -236,30 +238,27 @@ def student_pixel(pixel: PixelContract, plan: Plan) -> PixelContract:
 
 
 def _stage_one(recipe: type[Recipe], vit: ViT, source: Teacher, pixel: PixelContract, plan: Plan, images: ImageSet,
-               checkpoint: Path | None) -> Curve:  # fmt: skip
+               checkpoint: Path | None, space: Space | None) -> Curve:  # fmt: skip
     d = plan.distill
     augment = Augment(crop_min=d.crop_min, flip=d.flip, randaug=d.randaug)
     loader = replace(_loader(plan, images, pixel, d.batch, augment), views=d.views)
     decisive = plan_tree(d)  # of stage 2 the temperature alone counts here
     decisive["temperature"] = decisive.pop("finetune")["teacher_temperature"] if recipe.needs_head else 0
+    off = [name.removesuffix("_weight") for name, value in decisive.items() if name.endswith("_weight") and value == 0]
     module = recipe(vit, source, pixel, d)
     module.view.shard = plan.scale.shard_teacher
+    loss: Callable[[Batch, Moment], dict[str, Tensor]] = module.step
+    if space is not None:
+        loss = in_stage_one(module, space, plan.elastic)
+        off += [f"{kind} {name}" for kind in KINDS for name in off]
+        decisive |= _sub_networks(space, plan)
     with kept_views(views_root(plan, checkpoint), module.view, loader) as module.cache:
         return fit(Job(
-            name=f"distill ({d.recipe})", module=module, groups=param_groups(module, d.weight_decay), loss=module.step,
+            name=f"distill ({d.recipe})", module=module, groups=param_groups(module, d.weight_decay), loss=loss,
             loader=loader, epochs=d.epochs, lr=d.lr, warmup_fraction=d.warmup_fraction, seed=plan.seed, bf16=d.bf16,
             ema=d.ema, checkpoint=_beside(checkpoint, "1"), scale=plan.scale, all_used=module.all_used,
-            off=tuple(name.removesuffix("_weight") for name, value in decisive.items()
-                      if name.endswith("_weight") and value == 0),
-            made_from=made_from(checkpoint, decisive, teacher=source.vit),
+            off=tuple(off), made_from=made_from(checkpoint, decisive, teacher=source.vit),
         ))  # fmt: skip
-
-
-def views_root(plan: Plan, checkpoint: Path | None) -> Path | None:
-    """Return where teacher outputs of fixed views are kept: the plan's folder, or beside the checkpoint."""
-    if plan.scale.views_folder:
-        return Path(plan.scale.views_folder)
-    return checkpoint.parent if checkpoint is not None else None
 
 
 def _loader(plan: Plan, images: ImageSet, pixel: PixelContract, batch: int, augment: Augment) -> Loader:
@@ -285,6 +284,11 @@ def _need_labels(images: Images, purpose: str) -> ImageSet:
             fix="sort the images into class folders",
         )
     return images.labelled
+
+
+def _sub_networks(space: Space | None, plan: Plan) -> dict[str, object]:
+    """Return which sub-networks are trained along, and how many in a step."""
+    return {} if space is None else space.as_dict() | {"samples": plan.elastic.samples}
 
 
 def _step(stage: str, plan: Plan, settings: dict[str, object], images: ImageSet, curve: Curve,

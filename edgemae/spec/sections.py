@@ -99,7 +99,7 @@ class DistillPlan(Section, frozen=True):
 
 
 class ElasticPlan(Section, frozen=True):
-    """Nested sub-networks, trained together in stage 2. Empty: sensible sizes; the student's own always count."""
+    """Nested sub-networks, trained along in both stages. Empty: sensible sizes; the student's own always count."""
 
     on: bool = False
     depths: tuple[int, ...] = ()

@@ -15,11 +15,14 @@ import torch
 
 from edgemae.ahead import check_recipe
 from edgemae.data.images import ImageSet
+from edgemae.data.loader import Batch
 from edgemae.distill import elastic, train
-from edgemae.distill.elastic import Space, curve, extract, kept_blocks, ordered, run_at, sandwich, shrink, space_of
+from edgemae.distill.elastic import Space, curve, extract, kept_blocks, run_at, shrink, space_of
 from edgemae.distill.moment import Draws, Moment, whole
+from edgemae.distill.recipes import RECIPES
+from edgemae.distill.sandwich import in_stage_one, in_stage_two
 from edgemae.distill.stages import Images, distill
-from edgemae.flow import Flow, extracted
+from edgemae.flow import Flow, distilled, extracted
 from edgemae.inputs import Inputs
 from edgemae.model.student import Student, load_student
 from edgemae.model.teacher import Teacher
@@ -147,21 +150,6 @@ def test_only_an_elastic_student_is_taken_apart(tiny_vit: MakeViT) -> None:
         extract(replace(student, history=()), (1, 1, 64, 32))
 
 
-def test_ordering_keeps_the_function_and_puts_the_best_first(tiny_vit: MakeViT) -> None:
-    vit, pixels = tiny_vit(heads=4), pictures_of(3)
-    with torch.no_grad():
-        for p in vit.parameters():
-            p += 0.1 * torch.randn(p.shape, generator=torch.Generator().manual_seed(2))
-        vit.blocks[0].attn.proj.weight[:, 16:24] *= 9  # the third head and the last unit outweigh the others
-        vit.blocks[0].mlp.fc2.weight[:, -1] *= 9
-    sorted_ = ordered(vit)
-    assert torch.allclose(sorted_(pixels)[1], vit(pixels)[1], atol=1e-5)
-    assert torch.equal(sorted_.blocks[0].attn.proj.weight[:, :8], vit.blocks[0].attn.proj.weight[:, 16:24])
-    assert torch.equal(sorted_.blocks[0].mlp.fc1.weight[0], vit.blocks[0].mlp.fc1.weight[-1])
-    one = replace(vit.shape, heads=(1, 1), mlp=(32, 32))
-    assert not torch.allclose(run_at(sorted_, one, pixels)[1], run_at(vit, one, pixels)[1], atol=1e-3)
-
-
 # ---------------------------------------------------------------- training
 
 
@@ -182,12 +170,43 @@ def test_gradients_reach_only_what_a_sub_network_has(tiny_vit: MakeViT) -> None:
     assert vit.pos.grad is None
 
 
+@pytest.mark.parametrize("name", RECIPES)
+def test_stage_one_teaches_a_sub_network_what_its_shape_alone_would_learn(
+    tiny_vit: MakeViT, teacher_with: MakeTeacher, plan_with: MakePlan, name: str
+) -> None:
+    """A student with the same weights gives the same terms and gradients; the teacher is asked once a step."""
+    plan = plan_with(distill__drop_path=0.3).distill
+    recipe = RECIPES[name](tiny_vit(depth=3, classes=3), teacher_with(labels=tuple("abc")), PIXEL, plan)
+    batch = Batch(pictures_of(4), torch.full((4,), -1), torch.arange(4))
+    space = space_of(SIZES, recipe.student.shape)
+    asked, see = [], recipe.see
+    recipe.see = lambda *args: asked.append(see(*args)) or asked[-1]  # type: ignore[method-assign,func-returns-value]
+    step = in_stage_one(recipe, space, msgspec.structs.replace(SIZES, samples=2))
+    terms = step(batch, whole(4, torch.Generator().manual_seed(5)))
+    own = {term for term in terms if " " not in term}
+    assert set(terms) == own | {f"{kind} {term}" for kind in ("drawn", "smallest") for term in own}
+    assert len(asked) == 1
+    sum(term for kind, term in terms.items() if kind.startswith("smallest")).backward()  # type: ignore[union-attr]
+
+    alone = RECIPES[name](tiny_vit(depth=3, classes=3), teacher_with(labels=tuple("abc")), PIXEL, plan_with().distill)
+    alone.load_state_dict(recipe.state_dict())
+    alone.student = extract(trained(recipe.student, replace(space, image_px=(32,))), (1, 1, 32, 32)).vit
+    assert alone.plan.drop_path == 0
+    expected = alone(batch, asked[0], whole(4, torch.Generator()))
+    for term, value in expected.items():
+        torch.testing.assert_close(terms[f"smallest {term}"], value, rtol=1e-5, atol=1e-6)
+    sum(expected.values()).backward()  # type: ignore[union-attr]
+    mine, theirs = recipe.student.blocks[0].mlp.fc1.weight.grad, alone.student.blocks[0].mlp.fc1.weight.grad
+    torch.testing.assert_close(mine[:32], theirs, rtol=1e-4, atol=1e-6)
+    assert not bool(mine[32:].any())
+
+
 def test_draws_are_even_and_do_not_depend_on_how_a_step_is_divided(tiny_vit: MakeViT) -> None:
     vit = tiny_vit(depth=3)
     space = space_of(SIZES, vit.shape)
     assert {space.draw(whole(4, torch.Generator().manual_seed(s))) for s in range(300)} == set(space.shapes)
     pixels, says = pictures_of(8), torch.randn(8, 3, generator=torch.Generator().manual_seed(3))
-    terms = sandwich(vit, space, SIZES)
+    terms = in_stage_two(vit, space, SIZES)
 
     def at(rows: slice) -> dict[str, torch.Tensor]:
         def learn(logits: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -199,7 +218,7 @@ def test_draws_are_even_and_do_not_depend_on_how_a_step_is_divided(tiny_vit: Mak
     assert set(one) == {"drawn label", "drawn teacher", "smallest label", "smallest teacher", "in-place"}
     for name in one:
         assert one[name].item() == pytest.approx((first[name] + second[name]).item() / 2, rel=1e-5)
-    few = sandwich(vit, space, msgspec.structs.replace(SIZES, samples=0, largest_weight=0.0))
+    few = in_stage_two(vit, space, msgspec.structs.replace(SIZES, samples=0, largest_weight=0.0))
     found = few(pixels, says, lambda logits: {"label": logits.sum()}, whole(8, torch.Generator()))
     assert set(found) == {"smallest label"}
 
@@ -216,30 +235,32 @@ def test_an_elastic_distillation(
     plan_with: MakePlan, teacher_with: MakeTeacher, pictures: ImageSet, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    """Every part is trained, colours are learnt by the smallest too, and a resumed run ends with the same weights."""
+    """Every part is trained, colours are learnt by the smallest too, and a resumed run ends alike."""
     plan = plan_with(
         elastic__on=True, elastic__image_pxs=(16,), distill__finetune__epochs=6, distill__finetune__lr=0.02
     )
     images, teacher = Images(pictures.unlabelled(), pictures, pictures), teacher_with()
     student, curves = distill(teacher, plan, images, tmp_path / "train.ckpt")
     assert list(curves) == ["distill", "elastic"]
+    assert {"pixel", "smallest pixel", "smallest relation", "drawn relation"} < set(curves["distill"][0])
     assert {"label", "smallest label", "in-place", "drawn label"} < set(curves["elastic"][0])
-    assert student.history[-1].plan["image_px"] == [16, 32]
+    assert [step.plan["image_px"] for step in student.history[-2:]] == [[16, 32]] * 2
     rows = curve(student, pictures, points=4)
     assert [row["top1"] for row in rows] == [1.0] * 4
     assert [row["macs"] for row in rows] == sorted(row["macs"] for row in rows)
     assert rows[-1]["params"] == sum(p.numel() for p in student.vit.parameters())
 
-    saved = train._Run._save
+    saved, last = train._Run._save, {"distill (relation)": 3, "elastic": 9}
 
     def die(run: Any) -> None:
         saved(run)
-        if run.job.name == "elastic" and run.done == 9:
+        if run.done == last[run.job.name]:
             raise KeyboardInterrupt
 
     monkeypatch.setattr(train._Run, "_save", die)
-    with pytest.raises(KeyboardInterrupt):
-        distill(teacher, plan, images, tmp_path / "other.ckpt")
+    for _ in last:
+        with pytest.raises(KeyboardInterrupt):
+            distill(teacher, plan, images, tmp_path / "other.ckpt")
     monkeypatch.undo()
     again, _ = distill(teacher, plan, images, tmp_path / "other.ckpt")
     mine, theirs = student.vit.state_dict(), again.vit.state_dict()
@@ -274,6 +295,24 @@ def test_elastic_needs_labels_and_a_teacher(job: Job, compiled: Ran, tmp_path: P
     student = stage(job.output, "student") / "student.safetensors"
     ran = edgemae("compile", student, "--data", job.train, *plan, "--target", job.target)
     assert (ran.code, "is a student already" in ran.err) == (2, True)
+
+
+def test_a_first_stage_serves_only_the_sub_networks_that_it_trained(
+    plan_with: MakePlan, teacher_with: MakeTeacher, pictures: ImageSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stage 1 of a plain student is not gone on from, nor one of other sub-networks; settings of stage 2 keep it."""
+    source, flat = tmp_path / "teacher.safetensors", pictures.unlabelled()
+    teacher_with().save(source)
+    monkeypatch.setattr("edgemae.flow.distill", lambda *args: (Student(ViT(teacher_with().vit.shape), PIXEL), {}))
+
+    def folder(**elastic: Any) -> Path:
+        plan = plan_with(**{f"elastic__{name}": value for name, value in elastic.items()})
+        flow = Flow(plan, Workdir(tmp_path / "out"), Inputs(flat, None, pictures, pictures))
+        return distilled(flow, source, None)
+
+    made = [folder(), folder(on=True), folder(on=True, heads=(1,)), folder(on=True, samples=1)]
+    assert len(set(made)) == 4
+    assert folder(on=True, lr_scale=1.0, largest_weight=0.0, shape=(1, 1, 64, 24)) == made[1]
 
 
 def test_a_plan_names_what_is_compiled(tiny_vit: MakeViT, plan_with: MakePlan, tmp_path: Path) -> None:

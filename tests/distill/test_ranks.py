@@ -209,8 +209,8 @@ PLAIN = {f"distill.finetune.{name}": 0.0 for name in ("mixup", "cutmix")}
 
 @pytest.mark.parametrize("more", [
     {"distill.recipe": "feature", "distill.views": 2, "distill.finetune.views": 2, **PLAIN},
-    {"distill.recipe": "relation-full", "distill.mask": "attention", "elastic.on": True, "elastic.depths": [1, 2],
-     "elastic.heads": [1, 2], **PLAIN},
+    {"distill.recipe": "relation-full", **PLAIN},
+    {"distill.mask": "attention", "elastic.on": True, "elastic.depths": [1, 2], "elastic.heads": [1, 2], **PLAIN},
 ])  # fmt: skip
 def test_so_do_other_recipes(trainer: Trainer, picture_folder: Path, tmp_path: Path, more: dict[str, Any]) -> None:
     for processes in (1, 2):

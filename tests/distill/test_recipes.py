@@ -141,10 +141,11 @@ def test_the_terms_are_what_they_say(
     plan = plan_with(distill__pixel_weight=0.5, distill__relation_weight=3.0).distill
     recipe = Relation(tiny_vit(classes=0), teacher_with(), PIXEL, plan)
     keep = torch.tensor([[0, 5, 10, 15]]).repeat(6, 1)
-    student, teacher = recipe.student_taps(batch.pixels, keep), recipe.teacher_taps(batch.pixels, keep)
-    terms = recipe.loss(student, teacher, batch.pixels, keep)
+    seen = {"keep": keep, "relations": recipe.view.relations(batch.pixels, keep)}
+    student = recipe.student_taps(batch.pixels, keep)
+    terms = recipe.loss(student, seen, batch.pixels)
     assert set(terms) == {"pixel", "relation"}
-    mine, theirs = (side["relations"] - side["relations"].mean(-1, keepdim=True) for side in (student, teacher))
+    mine, theirs = (side["relations"] - side["relations"].mean(-1, keepdim=True) for side in (student, seen))
     spread = theirs.square().mean(dim=(2, 3), keepdim=True)
     torch.testing.assert_close(terms["relation"], 3.0 * ((mine - theirs).square() / spread).mean(), rtol=1e-3, atol=0)
     target = patchify(batch.pixels, 8)
@@ -164,7 +165,7 @@ def test_the_relation_term_does_not_depend_on_the_teachers_scale(
     silent = student | {"relations": torch.zeros(6, 2, 4, 4)}
 
     def term(mine: dict[str, Tensor], wanted: Tensor) -> float:
-        return recipe.loss(mine, {"relations": wanted}, batch.pixels, keep)["relation"].item()
+        return recipe.loss(mine, {"keep": keep, "relations": wanted}, batch.pixels)["relation"].item()
 
     assert term(silent, theirs) == pytest.approx(1, rel=1e-3)
     assert term(silent, 40 * theirs + torch.randn(6, 2, 4, 1)) == pytest.approx(1, rel=1e-3)
@@ -193,10 +194,9 @@ def test_teachers_of_other_shapes(
     terms = recipe.step(batch, draw())
     assert all(torch.isfinite(term) and term > 0 for term in terms.values())
     heads = teacher_with(**changes).vit.shape.heads[0]
-    keep = torch.arange(4).repeat(6, 1)
-    shapes = {recipe.student_taps(batch.pixels, keep)["relations"].shape}
-    shapes.add(recipe.teacher_taps(batch.pixels, keep)["relations"].shape)
-    assert shapes == {(6, heads, 4, 4)}
+    seen = recipe.see(batch, draw())
+    student = recipe.student_taps(batch.pixels, seen["keep"])
+    assert {side["relations"].shape for side in (student, seen)} == {(6, heads, 4, 4)}
 
 
 def test_a_pruned_student_can_learn(

@@ -36,15 +36,18 @@ class Feature(Recipe):
         depth = teacher.vit.shape.depth
         return Depth(blocks=teacher_block(self.plan.teacher_block or depth, depth, student.shape.depth))
 
-    def step(self, batch: Batch, moment: Moment) -> dict[str, Tensor]:
-        shape = self.student.shape
-        x = self.student.encode(batch.pixels, drop=moment.drop_path(shape.depth, self.plan.drop_path))
+    def see(self, batch: Batch, moment: Moment) -> dict[str, Tensor]:
         teacher = self.view.vit
         tokens = self.recall("tokens", batch, self.view.tokens).to(teacher.norm.weight.dtype)
-        patches = resample(tokens[:, int(teacher.shape.cls_token) :], shape.grid)
+        patches = resample(tokens[:, int(teacher.shape.cls_token) :], self.student.shape.grid)
+        return {"pooled": teacher.pool(tokens), "patch": patches}
+
+    def forward(self, batch: Batch, seen: dict[str, Tensor], moment: Moment) -> dict[str, Tensor]:
+        shape = self.student.shape
+        x = self.student.encode(batch.pixels, drop=moment.drop_path(shape.depth, self.plan.drop_path))
         return {
-            "pooled": self.plan.pooled_weight * near(self.pooled(self.student.pool(x)), teacher.pool(tokens)),
-            "patch": self.plan.patch_weight * near(self.patch(x[:, int(shape.cls_token) :]), patches),
+            "pooled": self.plan.pooled_weight * near(self.pooled(self.student.pool(x)), seen["pooled"]),
+            "patch": self.plan.patch_weight * near(self.patch(x[:, int(shape.cls_token) :]), seen["patch"]),
         }
 
 

@@ -18,7 +18,9 @@ class Logit(Recipe):
 
     needs_head = True
 
-    def step(self, batch: Batch, moment: Moment) -> dict[str, Tensor]:
+    def see(self, batch: Batch, moment: Moment) -> dict[str, Tensor]:
+        return {"logits": self.recall("logits", batch, self.view.logits)}
+
+    def forward(self, batch: Batch, seen: dict[str, Tensor], moment: Moment) -> dict[str, Tensor]:
         logits, _ = self.student(batch.pixels, drop=moment.drop_path(self.student.shape.depth, self.plan.drop_path))
-        wanted = self.recall("logits", batch, self.view.logits)
-        return {"logit": distillation(logits, wanted, self.plan.finetune.teacher_temperature)}
+        return {"logit": distillation(logits, seen["logits"], self.plan.finetune.teacher_temperature)}

@@ -32,7 +32,6 @@ class Relation(Recipe):
         super().__init__(student, teacher, pixel, plan)
         shape = student.shape
         self.masking = masking(plan, "distill", shape.patches, least=2)
-        self.read_at = max(1, round(shape.depth * 2 / 3))
         self.read_norm = nn.LayerNorm(shape.width, eps=LAYER_NORM_EPS)
         decoder = DecoderShape(plan.decoder_width, 1, plan.decoder_heads)
         self.decoder = Decoder(decoder, shape.width, shape.grid, shape.patch_px**2 * shape.channels, shape.cls_token)
@@ -46,41 +45,38 @@ class Relation(Recipe):
 
     def student_taps(self, pixels: Tensor, keep: Tensor, drop: Tensor | None = None) -> dict[str, Tensor]:
         """Return predicted hidden patches (B, N - K, P*P*C) and adapted relations (B, teacher heads, K, K)."""
-        x = self.student.encode(pixels, keep, self.read_at, drop)
+        read_at = max(1, round(self.student.shape.depth * 2 / 3))
+        x = self.student.encode(pixels, keep, read_at, drop)
         predicted = self.decoder(self.read_norm(x), keep, hidden_only=True)
-        for i, block in enumerate(self.student.blocks[self.read_at :], self.read_at):
+        for i, block in enumerate(self.student.blocks[read_at:], read_at):
             x = block(x, None if drop is None else drop[:, i])
         skip = int(self.student.shape.cls_token)
         relations = self.probe.logits(self.probe_norm(x))[:, :, skip:, skip:]
         return {"predicted": predicted, "relations": self.adapter(relations)}
 
-    def teacher_taps(self, pixels: Tensor, keep: Tensor) -> dict[str, Tensor]:
-        """Return the teacher's relations (B, teacher heads, K, K) on the same visible patches."""
-        return {"relations": self.view.relations(pixels, keep)}
+    def see(self, batch: Batch, moment: Moment) -> dict[str, Tensor]:
+        keep = self.masking.keep(batch.pixels, self.student.shape.grid, moment, self.view.received)
+        return {"keep": keep, "relations": self.view.relations(batch.pixels, keep)}
 
-    def loss(
-        self, student: dict[str, Tensor], teacher: dict[str, Tensor], pixels: Tensor, keep: Tensor
-    ) -> dict[str, Tensor]:
+    def forward(self, batch: Batch, seen: dict[str, Tensor], moment: Moment) -> dict[str, Tensor]:
+        drop = moment.drop_path(self.student.shape.depth, self.plan.drop_path)
+        return self.loss(self.student_taps(batch.pixels, seen["keep"], drop), seen, batch.pixels)
+
+    def loss(self, student: dict[str, Tensor], seen: dict[str, Tensor], pixels: Tensor) -> dict[str, Tensor]:
         """Return the weighted terms: normalised pixels on hidden patches, squared error of attention logits.
 
         Logits are centred row by row, because a softmax does not see what is the same for a whole row, and measured in
         units of the teacher's own spread: an ignorant student loses 1, whatever the teacher, where raw logits begin
         with 4 or whatever a teacher's scale is.
         """
-        shape = self.student.shape
-        mine, wanted = (centred(side["relations"]) for side in (student, teacher))
+        mine, wanted = (centred(side["relations"]) for side in (student, seen))
         spread = wanted.square().mean(dim=(2, 3), keepdim=True)
+        patch_px = self.student.shape.patch_px
         relation = ((mine - wanted).square() / (spread + 1e-6)).mean()
         return {
-            "pixel": self.plan.pixel_weight * patch_loss(student["predicted"], pixels, keep, shape.patch_px),
+            "pixel": self.plan.pixel_weight * patch_loss(student["predicted"], pixels, seen["keep"], patch_px),
             "relation": self.plan.relation_weight * relation,
         }
-
-    def step(self, batch: Batch, moment: Moment) -> dict[str, Tensor]:
-        shape = self.student.shape
-        keep = self.masking.keep(batch.pixels, shape.grid, moment, self.view.received)
-        mine = self.student_taps(batch.pixels, keep, moment.drop_path(shape.depth, self.plan.drop_path))
-        return self.loss(mine, self.teacher_taps(batch.pixels, keep), batch.pixels, keep)
 
 
 def centred(logits: Tensor) -> Tensor:

@@ -51,17 +51,21 @@ class RelationFull(Recipe):
         blocks = teacher_block(self.plan.teacher_block, teacher.vit.shape.depth, student.shape.depth)
         return Depth(student.shape.grid, blocks)
 
-    def step(self, batch: Batch, moment: Moment) -> dict[str, Tensor]:
-        shape, last = self.student.shape, self.view.vit.blocks[-1]
-        x = self.student.encode(batch.pixels, drop=moment.drop_path(shape.depth, self.plan.drop_path))
+    def see(self, batch: Batch, moment: Moment) -> dict[str, Tensor]:
+        teacher, last = self.view.vit, self.view.vit.blocks[-1]
         # What goes into the teacher's block is kept, being smaller than the relations that come out of it.
         tokens = self.recall("before", batch, lambda pixels: self.view.tokens(pixels, blocks=-1))
-        mine = relations(self.probe, self.probe_norm(x), int(shape.cls_token))
-        wanted = relations(last.attn, last.norm1(tokens.to(last.norm1.weight.dtype)),
-                           int(self.view.vit.shape.cls_token))  # fmt: skip
+        x = last.norm1(tokens.to(last.norm1.weight.dtype))
+        query_key, value = relations(last.attn, x, int(teacher.shape.cls_token))
+        return {"query_key": query_key, "value": value}
+
+    def forward(self, batch: Batch, seen: dict[str, Tensor], moment: Moment) -> dict[str, Tensor]:
+        shape = self.student.shape
+        x = self.student.encode(batch.pixels, drop=moment.drop_path(shape.depth, self.plan.drop_path))
+        query_key, value = relations(self.probe, self.probe_norm(x), int(shape.cls_token))
         return {
-            "query_key": self.plan.query_key_weight * divergence(mine[0], wanted[0]),
-            "value": self.plan.value_weight * divergence(mine[1], wanted[1]),
+            "query_key": self.plan.query_key_weight * divergence(query_key, seen["query_key"]),
+            "value": self.plan.value_weight * divergence(value, seen["value"]),
         }
 
 

@@ -1,0 +1,90 @@
+"""The sandwich rule: how the sub-networks of an elastic student are trained along, in both stages.
+
+Each step trains the largest, some that are drawn, and the smallest. Only the largest is regularised. Trained in stage 2
+alone, the middle ones lose up to 4.7 points of top-1 on photos, since what stage 1 teaches lies in the largest then.
+
+Sources: Yu & Huang 2019 (sandwich rule, in-place distillation), Yu et al. 2020 (BigNAS: what is regularised).
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+import msgspec
+from torch import Tensor
+from torch.func import functional_call
+
+from edgemae.data.loader import Batch
+from edgemae.distill.classify import AGREEMENT, Inner, Learn
+from edgemae.distill.elastic import Space, plain, run_at, shrink, slices
+from edgemae.distill.losses import distillation
+from edgemae.distill.moment import Moment
+from edgemae.distill.recipe import Recipe
+from edgemae.model.vit import ViT, ViTShape
+from edgemae.spec.sections import ElasticPlan
+
+DRAWN, SMALLEST = KINDS = ("drawn", "smallest")  # what the terms of sub-networks begin with
+
+
+def in_stage_one(recipe: Recipe, space: Space, plan: ElasticPlan) -> Callable[[Batch, Moment], dict[str, Tensor]]:
+    """Return the step of a recipe in which sub-networks learn from the teacher what the largest does.
+
+    All see whole-sized pictures and the same patches of them, for which the teacher is run once.
+    """
+
+    def step(batch: Batch, moment: Moment) -> dict[str, Tensor]:
+        seen = recipe.see(batch, moment)
+        found = recipe(batch, seen, moment)
+        for kind, drawn in _along(space, plan.samples, moment):
+            shape = replace(drawn, image_px=space.full.image_px)
+            weights = {f"student.{name}": value for name, value in slices(recipe.student, shape).items()}
+            _add(found, kind, functional_call(_with_student(recipe, shape), weights, (batch, seen, moment)))
+        return found
+
+    return step
+
+
+def in_stage_two(vit: ViT, space: Space, plan: ElasticPlan) -> Inner:
+    """Return what `train_classifier` adds: the terms of sub-networks, at their own size of picture.
+
+    They learn what the largest learns and, to `plan.largest_weight`, what it says. Its word alone holds all of them
+    back while it knows little: 58 % in place of 84 % for the largest on digits, in 224 steps.
+    """
+    share = plan.largest_weight
+
+    def terms(pixels: Tensor, largest: Tensor, learn: Learn, moment: Moment) -> dict[str, Tensor]:
+        found: dict[str, Tensor] = {}
+        for kind, shape in _along(space, plan.samples, moment):
+            logits, _ = run_at(vit, shape, shrink(pixels, shape.image_px))
+            assert logits is not None
+            learnt = learn(logits) if share < 1 else {}
+            _add(found, kind, {name: (1 - share) * term for name, term in learnt.items()})
+            if share > 0:
+                _add(found, "", {AGREEMENT: share * distillation(logits, largest, 1.0)})
+        return found
+
+    return terms
+
+
+def _along(space: Space, samples: int, moment: Moment) -> Iterator[tuple[str, ViTShape]]:
+    """Yield the sub-networks of a step, each with its kind."""
+    for _ in range(samples):
+        yield DRAWN, space.draw(moment)
+    yield SMALLEST, space.shapes[0]
+
+
+def _add(found: dict[str, Tensor], kind: str, terms: dict[str, Tensor]) -> None:
+    """Add terms to those of the same kind."""
+    for name, term in terms.items():
+        name = f"{kind} {name}".lstrip()
+        found[name] = found.get(name, 0.0) + term
+
+
+def _with_student(recipe: Recipe, shape: ViTShape) -> Recipe:
+    """Return the recipe with another student, without memory and stochastic depth; it shares all the rest."""
+    other = copy.copy(recipe)
+    other._modules = recipe._modules | {"student": plain(shape)}
+    other.plan = msgspec.structs.replace(recipe.plan, drop_path=0.0)
+    return other
