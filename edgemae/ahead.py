@@ -145,7 +145,7 @@ def check_bench(bench: Bench, targets: list[Target]) -> None:
 
 
 def check_elastic(plan: Plan, inputs: Inputs) -> None:
-    """Raise DataError for an elastic student without labels: its sub-networks are trained in stage 2."""
+    """Raise DataError for an elastic student without labels: smaller pictures are learnt in stage 2 only."""
     if plan.elastic.on:
         _check_labelled(inputs, "--elastic", "trains sub-networks with labels")
 

@@ -204,8 +204,9 @@ def _stage_one(flow: Flow, source: Path, guide: Path | None, name: str) -> Path:
            "mean": plan.data.mean, "std": plan.data.std}  # fmt: skip
     key |= {"temperature": temperature} if recipe.needs_head else {}
     key |= {"kernel": plan.data.kernel} if plan.data.kernel else {}
-    if plan.elastic.on:  # the rest of the table counts in stage 2 only
-        key["elastic"] = plan_tree(msgspec.structs.replace(plan.elastic, shape=(), lr_scale=1.0, largest_weight=0.0))
+    if plan.elastic.on:
+        sizes = ("depths", "heads", "mlp_ratios", "image_pxs", "samples")
+        key["elastic"] = {name: plan_tree(plan.elastic)[name] for name in sizes}
     return flow.work.run(name, flow.key(**key), make) / STUDENT
 
 

@@ -44,7 +44,8 @@ class Run:
     made_from: dict[str, Any] = field(default_factory=dict)  # what else its checkpoint must have been made with
 
 
-AGREEMENT = "in-place"  # the term for how far sub-networks are from the largest: small where they agree
+DRAWN, SMALLEST = "drawn", "smallest"  # what the terms of an elastic student's sub-networks begin with
+AGREEMENT = "in-place"  # the term for how far they are from the largest: small where they agree
 Learn = Callable[[Tensor], dict[str, Tensor]]  # logits -> what they cost
 Inner = Callable[[Tensor, Tensor, Learn, Moment], dict[str, Tensor]]
 
@@ -92,7 +93,7 @@ def train_classifier(
         loader=loader, epochs=plan.epochs, lr=plan.lr, warmup_fraction=plan.warmup_fraction, seed=run.seed,
         bf16=plan.bf16, betas=(0.9, 0.999), ema=plan.ema, scale=run.scale, checkpoint=run.checkpoint,
         validate=(lambda: top1(vit, run)) if run.evaluation is not None else None, made_from=run.made_from,
-        off=(AGREEMENT,),
+        off=(AGREEMENT, DRAWN, SMALLEST),
     )  # fmt: skip
     with kept_views(run.views_root, teacher, loader) as cache:
         return fit(job)

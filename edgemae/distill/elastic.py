@@ -61,12 +61,17 @@ class Space:
     def as_dict(self) -> dict[str, list[int]]:
         return {name: list(values) for name, values in zip(SIZES, self.sizes, strict=True)}
 
+    @property
+    def whole_pictures(self) -> Space:
+        """The sub-networks that see pictures of the full size."""
+        return replace(self, image_px=(self.full.image_px,))
+
     def draw(self, moment: Moment) -> ViTShape:
         """Return one sub-network, each size drawn evenly and alike for all rows of the step."""
         return self.at(*(values[int(moment.flip() * len(values))] for values in self.sizes))
 
     def cost(self, samples: int) -> float:
-        """Return the expected MACs of a step, as a multiple of one of the largest alone."""
+        """Return the expected MACs of a step of stage 2, as a multiple of one of the largest alone."""
         macs = [count_macs(shape) for shape in self.shapes]
         return 1 + (macs[0] + samples * sum(macs) / len(macs)) / macs[-1]
 
@@ -134,12 +139,8 @@ def kept_blocks(depth: int, full_depth: int) -> list[int]:
 def slices(vit: ViT, shape: ViTShape) -> dict[str, Tensor]:
     """Return the weights of a sub-network, named as in its own ViT: views of those of `vit`, gradients flow back."""
     found: dict[str, Tensor] = {name: p for name, p in vit.named_parameters() if not name.startswith("blocks.")}
-    if shape.learned_pos:
-        found["pos"] = resample_position(vit.pos, shape.grid, shape.cls_token)
-    else:
-        # The same place in the picture has the same position at every size: 1.5 points of top-1 on digits, the
-        # mean of eight sub-networks, against positions counted from 0 at each size.
-        found["pos"] = sincos_position(shape.width, shape.grid, shape.cls_token, vit.shape.grid).to(vit.pos)
+    if shape.grid != vit.shape.grid:
+        found["pos"] = _position(vit, shape)
     for i, (number, heads, hidden) in enumerate(
         zip(kept_blocks(shape.depth, vit.shape.depth), shape.heads, shape.mlp, strict=True)
     ):
@@ -153,6 +154,15 @@ def slices(vit: ViT, shape: ViTShape) -> dict[str, Tensor]:
         mine["mlp.fc2.weight"] = mine["mlp.fc2.weight"][:, :hidden]
         found |= {f"blocks.{i}.{name}": value for name, value in mine.items()}
     return found
+
+
+def _position(vit: ViT, shape: ViTShape) -> Tensor:
+    """Return positions for another grid than the full network's."""
+    if shape.learned_pos:
+        return resample_position(vit.pos, shape.grid, shape.cls_token)
+    # The same place in the picture has the same position at every size: 1.5 points of top-1 on digits, the
+    # mean of eight sub-networks, against positions counted from 0 at each size.
+    return sincos_position(shape.width, shape.grid, shape.cls_token, vit.shape.grid).to(vit.pos)
 
 
 def run_at(vit: ViT, shape: ViTShape, pixels: Tensor) -> tuple[Tensor | None, Tensor]:
@@ -197,7 +207,8 @@ def space_from(student: Student) -> Space:
     last = student.history[-1] if student.history else None
     if last is None or last.stage != STAGE:
         raise CheckpointError(
-            "the student's sub-networks are not trained" + (f": its last step is '{last.stage}'" if last else ""),
+            "the student's sub-networks are not trained, or not to the end"
+            + (f": its last step is '{last.stage}'" if last else ""),
             expected="a student as `edgemae distill --elastic` left it",
             fix="distill with --elastic; prune and heal only what was taken out",
         )

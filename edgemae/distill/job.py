@@ -39,7 +39,7 @@ class Job:
     validate: Callable[[], float] | None = None
     scale: ScalePlan = ScalePlan()
     all_used: bool = True  # False: a step leaves some of the module's parameters without a gradient
-    off: tuple[str, ...] = ()  # terms that may be small: of weight 0, or a measure of agreement
+    off: tuple[str, ...] = ()  # first words of terms that may be small: weight 0, of sub-networks, or of agreement
     made_from: dict[str, Any] = field(default_factory=dict)  # what else a checkpoint must have been made with
 
     @property

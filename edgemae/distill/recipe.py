@@ -45,13 +45,18 @@ class Recipe(nn.Module):
         """Return what the teacher says of a batch, and which patches are visible where not all are."""
         raise NotImplementedError
 
-    def forward(self, batch: Batch, seen: dict[str, Tensor], moment: Moment) -> dict[str, Tensor]:
-        """Return named, weighted loss terms of the student against what was `seen`."""
+    def forward(self, batch: Batch, seen: dict[str, Tensor], drop: Tensor | None = None) -> dict[str, Tensor]:
+        """Return named, weighted loss terms of the student against what was `seen`; `drop` as in `ViT.encode`."""
         raise NotImplementedError
+
+    def drop(self, moment: Moment) -> Tensor | None:
+        """Return the stochastic depth of a step."""
+        return moment.drop_path(self.student.shape.depth, self.plan.drop_path)
 
     def step(self, batch: Batch, moment: Moment) -> dict[str, Tensor]:
         """Return the loss terms of one step."""
-        return self(batch, self.see(batch, moment), moment)
+        seen = self.see(batch, moment)
+        return self(batch, seen, self.drop(moment))
 
     def recall(self, name: str, batch: Batch, compute: Callable[[Tensor], Tensor]) -> Tensor:
         """Return what the teacher says of a batch, from disk where views repeat."""

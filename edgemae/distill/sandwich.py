@@ -1,7 +1,6 @@
 """The sandwich rule: how the sub-networks of an elastic student are trained along, in both stages.
 
-Each step trains the largest, some that are drawn, and the smallest. Only the largest is regularised. Trained in stage 2
-alone, the middle ones lose up to 4.7 points of top-1 on photos, since what stage 1 teaches lies in the largest then.
+Each step trains the largest, some that are drawn, and the smallest. Only the largest is regularised.
 
 Sources: Yu & Huang 2019 (sandwich rule, in-place distillation), Yu et al. 2020 (BigNAS: what is regularised).
 """
@@ -10,14 +9,12 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 
-import msgspec
 from torch import Tensor
 from torch.func import functional_call
 
 from edgemae.data.loader import Batch
-from edgemae.distill.classify import AGREEMENT, Inner, Learn
+from edgemae.distill.classify import AGREEMENT, DRAWN, SMALLEST, Inner, Learn
 from edgemae.distill.elastic import Space, plain, run_at, shrink, slices
 from edgemae.distill.losses import distillation
 from edgemae.distill.moment import Moment
@@ -25,22 +22,24 @@ from edgemae.distill.recipe import Recipe
 from edgemae.model.vit import ViT, ViTShape
 from edgemae.spec.sections import ElasticPlan
 
-DRAWN, SMALLEST = KINDS = ("drawn", "smallest")  # what the terms of sub-networks begin with
+
+def sub_networks(space: Space, plan: ElasticPlan) -> dict[str, object]:
+    """Return which sub-networks are trained along, and how many in a step."""
+    return space.as_dict() | {"samples": plan.samples}
 
 
 def in_stage_one(recipe: Recipe, space: Space, plan: ElasticPlan) -> Callable[[Batch, Moment], dict[str, Tensor]]:
     """Return the step of a recipe in which sub-networks learn from the teacher what the largest does.
 
-    All see whole-sized pictures and the same patches of them, for which the teacher is run once.
+    All see pictures of the full size and the same patches of them, so the teacher is asked once.
     """
 
     def step(batch: Batch, moment: Moment) -> dict[str, Tensor]:
         seen = recipe.see(batch, moment)
-        found = recipe(batch, seen, moment)
-        for kind, drawn in _along(space, plan.samples, moment):
-            shape = replace(drawn, image_px=space.full.image_px)
+        found = recipe(batch, seen, recipe.drop(moment))
+        for kind, shape in _along(space.whole_pictures, plan.samples, moment):
             weights = {f"student.{name}": value for name, value in slices(recipe.student, shape).items()}
-            _add(found, kind, functional_call(_with_student(recipe, shape), weights, (batch, seen, moment)))
+            _add(found, kind, functional_call(_holding(recipe, plain(shape)), weights, (batch, seen)))
         return found
 
     return step
@@ -62,7 +61,7 @@ def in_stage_two(vit: ViT, space: Space, plan: ElasticPlan) -> Inner:
             learnt = learn(logits) if share < 1 else {}
             _add(found, kind, {name: (1 - share) * term for name, term in learnt.items()})
             if share > 0:
-                _add(found, "", {AGREEMENT: share * distillation(logits, largest, 1.0)})
+                found[AGREEMENT] = found.get(AGREEMENT, 0.0) + share * distillation(logits, largest, 1.0)
         return found
 
     return terms
@@ -76,15 +75,13 @@ def _along(space: Space, samples: int, moment: Moment) -> Iterator[tuple[str, Vi
 
 
 def _add(found: dict[str, Tensor], kind: str, terms: dict[str, Tensor]) -> None:
-    """Add terms to those of the same kind."""
+    """Add terms to the sums of their kind."""
     for name, term in terms.items():
-        name = f"{kind} {name}".lstrip()
-        found[name] = found.get(name, 0.0) + term
+        found[f"{kind} {name}"] = found.get(f"{kind} {name}", 0.0) + term
 
 
-def _with_student(recipe: Recipe, shape: ViTShape) -> Recipe:
-    """Return the recipe with another student, without memory and stochastic depth; it shares all the rest."""
+def _holding(recipe: Recipe, student: ViT) -> Recipe:
+    """Return the recipe with another student; it shares all the rest."""
     other = copy.copy(recipe)
-    other._modules = recipe._modules | {"student": plain(shape)}
-    other.plan = msgspec.structs.replace(recipe.plan, drop_path=0.0)
+    other._modules = recipe._modules | {"student": student}
     return other

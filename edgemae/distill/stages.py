@@ -18,7 +18,7 @@ from edgemae.data.images import ImageSet
 from edgemae.data.loader import Batch, Loader
 from edgemae.data.requirements import require_classes
 from edgemae.distill.cache import kept_views, views_root
-from edgemae.distill.classify import Run, fitting, train_classifier
+from edgemae.distill.classify import DRAWN, SMALLEST, Run, fitting, train_classifier
 from edgemae.distill.elastic import STAGE as ELASTIC
 from edgemae.distill.elastic import Space, space_of
 from edgemae.distill.job import Curve, Job
@@ -27,7 +27,7 @@ from edgemae.distill.moment import Moment
 from edgemae.distill.recipe import Recipe
 from edgemae.distill.recipes import choose_recipe
 from edgemae.distill.resume import made_from
-from edgemae.distill.sandwich import KINDS, in_stage_one, in_stage_two
+from edgemae.distill.sandwich import in_stage_one, in_stage_two, sub_networks
 from edgemae.distill.schedule import param_groups
 from edgemae.distill.train import fit
 from edgemae.distill.view import Depth, TeacherView, received, require_colours
@@ -133,7 +133,7 @@ def distill(teacher: Teacher, plan: Plan, images: Images, checkpoint: Path | Non
     vit = ViT(shape_of(plan.student, classes=source.vit.shape.classes if recipe.needs_head else 0))
     space = space_of(plan.elastic, vit.shape) if plan.elastic.on else None
     curves = {"distill": _stage_one(recipe, vit, source, pixel, plan, images.unlabelled, checkpoint, space)}
-    settings = plan_tree(d) | _sub_networks(space, plan)
+    settings = plan_tree(d) | (sub_networks(space, plan.elastic) if space else {})
     step = _step("distill", plan, settings, images.unlabelled, curves["distill"], teacher.licence)
     student = Student(vit.eval(), pixel, labels, (*teacher.history, step))
     if images.labelled is None:
@@ -175,9 +175,9 @@ def train_further(student: Student, settings: FinetunePlan, plan: Plan, images: 
         require_classes("the teacher", guide.labels, labelled)
         view = TeacherView(guide, student.pixel, Depth(bf16=settings.bf16))
         view.shard = plan.scale.shard_teacher
-    decisive = plan_tree(settings) | _sub_networks(space, plan)
+    decisive = plan_tree(settings)
     if space is not None:
-        decisive["largest_weight"] = plan.elastic.largest_weight
+        decisive |= sub_networks(space, plan.elastic) | {"largest_weight": plan.elastic.largest_weight}
     # Its blocks: a new head's random numbers may differ in the last bit on another kind of processor.
     origin = made_from(
         checkpoint, decisive, student=student.vit.get_submodule("blocks"), teacher=guide.vit if guide else None
@@ -250,14 +250,13 @@ def _stage_one(recipe: type[Recipe], vit: ViT, source: Teacher, pixel: PixelCont
     loss: Callable[[Batch, Moment], dict[str, Tensor]] = module.step
     if space is not None:
         loss = in_stage_one(module, space, plan.elastic)
-        off += [f"{kind} {name}" for kind in KINDS for name in off]
-        decisive |= _sub_networks(space, plan)
+        decisive |= sub_networks(space, plan.elastic)
     with kept_views(views_root(plan, checkpoint), module.view, loader) as module.cache:
         return fit(Job(
             name=f"distill ({d.recipe})", module=module, groups=param_groups(module, d.weight_decay), loss=loss,
             loader=loader, epochs=d.epochs, lr=d.lr, warmup_fraction=d.warmup_fraction, seed=plan.seed, bf16=d.bf16,
             ema=d.ema, checkpoint=_beside(checkpoint, "1"), scale=plan.scale, all_used=module.all_used,
-            off=tuple(off), made_from=made_from(checkpoint, decisive, teacher=source.vit),
+            off=(*off, DRAWN, SMALLEST), made_from=made_from(checkpoint, decisive, teacher=source.vit),
         ))  # fmt: skip
 
 
@@ -284,11 +283,6 @@ def _need_labels(images: Images, purpose: str) -> ImageSet:
             fix="sort the images into class folders",
         )
     return images.labelled
-
-
-def _sub_networks(space: Space | None, plan: Plan) -> dict[str, object]:
-    """Return which sub-networks are trained along, and how many in a step."""
-    return {} if space is None else space.as_dict() | {"samples": plan.elastic.samples}
 
 
 def _step(stage: str, plan: Plan, settings: dict[str, object], images: ImageSet, curve: Curve,

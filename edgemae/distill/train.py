@@ -237,7 +237,7 @@ class _Run:
         """Close an epoch: mean losses, terms that hardly count, a score after every tenth; return why it has none."""
         job, epoch, failed = self.job, self.done // self.job.loader.steps, None
         row = {"epoch": float(epoch)} | {name: value / job.loader.steps for name, value in self.sums.items()}
-        small = small_terms(row, [name for name in self.sums if name not in ("loss", *job.off)])
+        small = small_terms(row, [name for name in self.sums if name.split()[0] not in ("loss", *job.off)])
         told = {name for line in self.curve for name in line if name.startswith("small ")}
         if self.ranks.first:
             tell_small(job.name, epoch, {name: share for name, share in small.items() if f"small {name}" not in told})

@@ -99,7 +99,10 @@ class DistillPlan(Section, frozen=True):
 
 
 class ElasticPlan(Section, frozen=True):
-    """Nested sub-networks, trained along in both stages. Empty: sensible sizes; the student's own always count."""
+    """Nested sub-networks, trained along in both stages. Empty: sensible sizes; the student's own always count.
+
+    Smaller pictures, `lr_scale` and `largest_weight` count in stage 2 only.
+    """
 
     on: bool = False
     depths: tuple[int, ...] = ()

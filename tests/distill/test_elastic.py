@@ -144,7 +144,7 @@ def test_learned_positions_are_resampled(tiny_vit: MakeViT) -> None:
 def test_only_an_elastic_student_is_taken_apart(tiny_vit: MakeViT) -> None:
     vit = tiny_vit()
     student = trained(vit, space_of(SIZES, vit.shape))
-    with pytest.raises(CheckpointError, match="not trained: its last step is 'extract'"):
+    with pytest.raises(CheckpointError, match="not trained, or not to the end: its last step is 'extract'"):
         extract(extract(student, (1, 2, 64, 32)), (1, 1, 64, 32))
     with pytest.raises(CheckpointError, match="not trained"):
         extract(replace(student, history=()), (1, 1, 64, 32))
@@ -188,17 +188,38 @@ def test_stage_one_teaches_a_sub_network_what_its_shape_alone_would_learn(
     assert len(asked) == 1
     sum(term for kind, term in terms.items() if kind.startswith("smallest")).backward()  # type: ignore[union-attr]
 
-    alone = RECIPES[name](tiny_vit(depth=3, classes=3), teacher_with(labels=tuple("abc")), PIXEL, plan_with().distill)
+    alone = RECIPES[name](tiny_vit(depth=3, classes=3), teacher_with(labels=tuple("abc")), PIXEL, plan)
     alone.load_state_dict(recipe.state_dict())
-    alone.student = extract(trained(recipe.student, replace(space, image_px=(32,))), (1, 1, 32, 32)).vit
-    assert alone.plan.drop_path == 0
-    expected = alone(batch, asked[0], whole(4, torch.Generator()))
+    alone.student = extract(trained(recipe.student, space.whole_pictures), (1, 1, 32, 32)).vit
+    expected = alone(batch, asked[0])
     for term, value in expected.items():
         torch.testing.assert_close(terms[f"smallest {term}"], value, rtol=1e-5, atol=1e-6)
     sum(expected.values()).backward()  # type: ignore[union-attr]
-    mine, theirs = recipe.student.blocks[0].mlp.fc1.weight.grad, alone.student.blocks[0].mlp.fc1.weight.grad
-    torch.testing.assert_close(mine[:32], theirs, rtol=1e-4, atol=1e-6)
+    theirs = dict(alone.named_parameters())
+    for shared, parameter in recipe.named_parameters():
+        if not shared.startswith("student.blocks"):
+            torch.testing.assert_close(parameter.grad, theirs[shared].grad, rtol=1e-4, atol=1e-6)
+    mine = recipe.student.blocks[0].mlp.fc1.weight.grad
+    torch.testing.assert_close(mine[:32], alone.student.blocks[0].mlp.fc1.weight.grad, rtol=1e-4, atol=1e-6)
     assert not bool(mine[32:].any())
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_divided_step_of_stage_one_is_the_same_step(
+    tiny_vit: MakeViT, teacher_with: MakeTeacher, plan_with: MakePlan, name: str
+) -> None:
+    teacher = teacher_with(labels=tuple("abc"))
+    recipe = RECIPES[name](tiny_vit(depth=3, classes=3), teacher, PIXEL, plan_with(distill__drop_path=0.3).distill)
+    batch = Batch(pictures_of(8), torch.full((8,), -1), torch.arange(8))
+    step = in_stage_one(recipe, space_of(SIZES, recipe.student.shape), SIZES)
+
+    def at(rows: slice) -> dict[str, torch.Tensor]:
+        moment = Moment(8, rows, Draws(torch.Generator().manual_seed(5)))
+        return step(batch.part(rows, torch.device("cpu")), moment)
+
+    one, first, second = at(slice(0, 8)), at(slice(0, 4)), at(slice(4, 8))
+    for term, value in one.items():
+        assert value.item() == pytest.approx((first[term] + second[term]).item() / 2, rel=1e-4)
 
 
 def test_draws_are_even_and_do_not_depend_on_how_a_step_is_divided(tiny_vit: MakeViT) -> None:

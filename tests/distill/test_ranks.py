@@ -208,7 +208,7 @@ PLAIN = {f"distill.finetune.{name}": 0.0 for name in ("mixup", "cutmix")}
 
 
 @pytest.mark.parametrize("more", [
-    {"distill.recipe": "feature", "distill.views": 2, "distill.finetune.views": 2, **PLAIN},
+    {"distill.recipe": "feature", "distill.views": 2, "distill.finetune.views": 2, "elastic.on": True, **PLAIN},
     {"distill.recipe": "relation-full", **PLAIN},
     {"distill.mask": "attention", "elastic.on": True, "elastic.depths": [1, 2], "elastic.heads": [1, 2], **PLAIN},
 ])  # fmt: skip

@@ -266,11 +266,11 @@ def test_relations_of_all_patches_by_hand(
 
 @pytest.mark.parametrize("scale", [0.1, 1.0, 8.0])
 def test_an_ignorant_student_loses_one_whatever_the_teacher(scale: float) -> None:
-    wanted = scale * torch.randn(3, 2, 16, 16)
-    assert divergence(torch.zeros_like(wanted), wanted).item() == pytest.approx(1, abs=1e-3)
-    assert divergence(wanted, wanted).item() == pytest.approx(0, abs=1e-6)
-    even = torch.zeros_like(wanted)  # such a teacher has nothing to say, and no unit
-    assert divergence(even, even) == 0
+    theirs = scale * torch.randn(3, 2, 16, 16)
+    wanted, even = theirs.log_softmax(-1), torch.zeros_like(theirs)
+    assert divergence(even, wanted).item() == pytest.approx(1, abs=1e-3)
+    assert divergence(theirs, wanted).item() == pytest.approx(0, abs=1e-6)
+    assert divergence(even, even.log_softmax(-1)) == 0  # such a teacher has nothing to say, and no unit
 
 
 def test_a_student_that_relates_as_its_teacher_has_nothing_to_learn(

@@ -40,20 +40,19 @@ class Feature(Recipe):
         teacher = self.view.vit
         tokens = self.recall("tokens", batch, self.view.tokens).to(teacher.norm.weight.dtype)
         patches = resample(tokens[:, int(teacher.shape.cls_token) :], self.student.shape.grid)
-        return {"pooled": teacher.pool(tokens), "patch": patches}
+        return {"pooled": normalised(teacher.pool(tokens)), "patch": normalised(patches)}
 
-    def forward(self, batch: Batch, seen: dict[str, Tensor], moment: Moment) -> dict[str, Tensor]:
-        shape = self.student.shape
-        x = self.student.encode(batch.pixels, drop=moment.drop_path(shape.depth, self.plan.drop_path))
-        return {
-            "pooled": self.plan.pooled_weight * near(self.pooled(self.student.pool(x)), seen["pooled"]),
-            "patch": self.plan.patch_weight * near(self.patch(x[:, int(shape.cls_token) :]), seen["patch"]),
-        }
+    def forward(self, batch: Batch, seen: dict[str, Tensor], drop: Tensor | None = None) -> dict[str, Tensor]:
+        x = self.student.encode(batch.pixels, drop=drop)
+        patches = x[:, int(self.student.shape.cls_token) :]
+        pooled = F.mse_loss(self.pooled(self.student.pool(x)).float(), seen["pooled"])
+        patch = F.mse_loss(self.patch(patches).float(), seen["patch"])
+        return {"pooled": self.plan.pooled_weight * pooled, "patch": self.plan.patch_weight * patch}
 
 
-def near(mine: Tensor, wanted: Tensor) -> Tensor:
-    """Return the mean squared error to a target whose last dimension is normalised to mean 0 and variance 1."""
-    return F.mse_loss(mine.float(), F.layer_norm(wanted.float(), wanted.shape[-1:]))
+def normalised(tokens: Tensor) -> Tensor:
+    """Return tokens (..., D) with a mean of 0 and a variance of 1 over their values."""
+    return F.layer_norm(tokens.float(), tokens.shape[-1:])
 
 
 def resample(tokens: Tensor, grid: int) -> Tensor:

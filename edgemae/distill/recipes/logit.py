@@ -21,6 +21,6 @@ class Logit(Recipe):
     def see(self, batch: Batch, moment: Moment) -> dict[str, Tensor]:
         return {"logits": self.recall("logits", batch, self.view.logits)}
 
-    def forward(self, batch: Batch, seen: dict[str, Tensor], moment: Moment) -> dict[str, Tensor]:
-        logits, _ = self.student(batch.pixels, drop=moment.drop_path(self.student.shape.depth, self.plan.drop_path))
+    def forward(self, batch: Batch, seen: dict[str, Tensor], drop: Tensor | None = None) -> dict[str, Tensor]:
+        logits, _ = self.student(batch.pixels, drop=drop)
         return {"logit": distillation(logits, seen["logits"], self.plan.finetune.teacher_temperature)}

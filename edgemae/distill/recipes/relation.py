@@ -58,8 +58,7 @@ class Relation(Recipe):
         keep = self.masking.keep(batch.pixels, self.student.shape.grid, moment, self.view.received)
         return {"keep": keep, "relations": self.view.relations(batch.pixels, keep)}
 
-    def forward(self, batch: Batch, seen: dict[str, Tensor], moment: Moment) -> dict[str, Tensor]:
-        drop = moment.drop_path(self.student.shape.depth, self.plan.drop_path)
+    def forward(self, batch: Batch, seen: dict[str, Tensor], drop: Tensor | None = None) -> dict[str, Tensor]:
         return self.loss(self.student_taps(batch.pixels, seen["keep"], drop), seen, batch.pixels)
 
     def loss(self, student: dict[str, Tensor], seen: dict[str, Tensor], pixels: Tensor) -> dict[str, Tensor]:

@@ -57,12 +57,11 @@ class RelationFull(Recipe):
         tokens = self.recall("before", batch, lambda pixels: self.view.tokens(pixels, blocks=-1))
         x = last.norm1(tokens.to(last.norm1.weight.dtype))
         query_key, value = relations(last.attn, x, int(teacher.shape.cls_token))
-        return {"query_key": query_key, "value": value}
+        return {"query_key": query_key.float().log_softmax(-1), "value": value.float().log_softmax(-1)}
 
-    def forward(self, batch: Batch, seen: dict[str, Tensor], moment: Moment) -> dict[str, Tensor]:
-        shape = self.student.shape
-        x = self.student.encode(batch.pixels, drop=moment.drop_path(shape.depth, self.plan.drop_path))
-        query_key, value = relations(self.probe, self.probe_norm(x), int(shape.cls_token))
+    def forward(self, batch: Batch, seen: dict[str, Tensor], drop: Tensor | None = None) -> dict[str, Tensor]:
+        x = self.student.encode(batch.pixels, drop=drop)
+        query_key, value = relations(self.probe, self.probe_norm(x), int(self.student.shape.cls_token))
         return {
             "query_key": self.plan.query_key_weight * divergence(query_key, seen["query_key"]),
             "value": self.plan.value_weight * divergence(value, seen["value"]),
@@ -76,12 +75,13 @@ def relations(attention: Attention, x: Tensor, skip: int) -> tuple[Tensor, Tenso
 
 
 def divergence(mine: Tensor, wanted: Tensor) -> Tensor:
-    """Return KL(softmax(wanted) || softmax(mine)), the mean over images, heads and patches of logits (B, H, N, N).
+    """Return KL(wanted || softmax(mine)), the mean over images, heads and patches.
+
+    `mine` are logits (B, H, N, N), `wanted` log-probabilities.
 
     Each image counts in units of what its teacher says at all, KL from the even distribution: as in `relation`, an
     ignorant student loses 1 by each term, whatever the teacher.
     """
-    wanted = wanted.float().log_softmax(-1)
     missed = F.kl_div(mine.float().log_softmax(-1), wanted, log_target=True, reduction="none").sum(-1)
     said = (wanted.exp() * wanted).sum(-1) + math.log(wanted.shape[-1])
     return (missed.mean(dim=(1, 2)) / said.mean(dim=(1, 2)).clamp(min=1e-4)).mean()  # rounding leaves said 1e-6 off
