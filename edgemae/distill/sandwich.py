@@ -33,11 +33,12 @@ def in_stage_one(recipe: Recipe, space: Space, plan: ElasticPlan) -> Callable[[B
 
     All see pictures of the full size and the same patches of them, so the teacher is asked once.
     """
+    whole = space.whole_pictures
 
     def step(batch: Batch, moment: Moment) -> dict[str, Tensor]:
         seen = recipe.see(batch, moment)
         found = recipe(batch, seen, recipe.drop(moment))
-        for kind, shape in _along(space.whole_pictures, plan.samples, moment):
+        for kind, shape in _along(whole, plan.samples, moment):
             weights = {f"student.{name}": value for name, value in slices(recipe.student, shape).items()}
             _add(found, kind, functional_call(_holding(recipe, plain(shape)), weights, (batch, seen)))
         return found
