@@ -274,15 +274,17 @@ def test_a_term_that_hardly_counts_is_told_once_and_kept(
 def test_a_term_of_nothing_is_told_unless_it_was_switched_off(
     job_with: Callable[..., Job], caplog: pytest.LogCaptureFixture
 ) -> None:
-    job = job_with(off=("silent",), epochs=2)
+    """Terms of sub-networks are not looked at, nor do they make the largest one's own terms a smaller share."""
+    job = job_with(off=("silent", "drawn"), epochs=2)
 
     def loss(batch: Batch, moment: Moment) -> dict[str, Tensor]:
         total = job.module(batch.pixels).square().mean() + 1.0
-        return {"large": total, "empty": 0 * total, "silent": 0 * total}
+        terms = {"large": total, "two percent": 0.02 * total, "empty": 0 * total, "silent": 0 * total}
+        return terms | {"drawn large": 3 * total, "drawn empty": 0 * total}
 
     curve = fit(replace(job, loss=loss))
     assert caplog.text.count("term 'empty' was 0 % of the loss") == 1
-    assert "silent" not in caplog.text
+    assert not any(f"'{name}'" in caplog.text for name in ("silent", "drawn empty", "two percent"))
     assert [row["small empty"] for row in curve] == [0.0, 0.0]
 
 
