@@ -71,7 +71,7 @@ class Space:
         return self.at(*(values[int(moment.flip() * len(values))] for values in self.sizes))
 
     def cost(self, samples: int) -> float:
-        """Return the expected MACs of a step of stage 2, as a multiple of one of the largest alone."""
+        """Return the expected MACs of a step, as a multiple of one of the largest alone."""
         macs = [count_macs(shape) for shape in self.shapes]
         return 1 + (macs[0] + samples * sum(macs) / len(macs)) / macs[-1]
 
