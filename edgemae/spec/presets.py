@@ -5,7 +5,7 @@ Sources: MAE-Lite (Wang et al. 2023) for tiny students at ImageNet's size: weak 
 project's own runs on 3,068 photos of clothing: small batches, higher rates, no mixing, and as many epochs of stage 2 as
 of stage 1. Measured with a tiny student, epochs of both stages -> mean top-1: 15 and 20 -> 74.3 % (three seeds), 40 and
 40 -> 80.6 % (two), the teacher 80.4 %; 40 and 40 -> 82.5 % (three) with a teacher of 85.0 %, which had 348 epochs of
-pretraining in place of 148. `relation-full` came to 83.7 % there (two), for three times the work of stage 1. Not
+pretraining in place of 148. `relation-full` came to 83.2 % there (three), for three times the work of stage 1. Not
 measured: longer ones, small and base students, and all rows for more images. Those keep the equal parts and take their
 length from TinyMIM's 300 epochs of 1.3 million images; between the two sizes 100.
 """
