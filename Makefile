@@ -8,7 +8,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/installed
 EXTRAS := build,camera,onnxruntime,openvino,test
-GATE   := --cov=edgemae.spec --cov=edgemae.device --cov-fail-under=90
+GATE   := --cov=edgemae.spec --cov=edgemae.device --cov=edgemae.profiling --cov=edgemae.retrieval --cov-fail-under=90
 
 # pip prints some 300 lines; these few tell that it is alive. Its errors go to stderr and are not filtered.
 PROGRESS := awk '/^(Collecting|Processing) / { if (++n % 20 == 0) print "  " n " packages found"; fflush() } \
@@ -39,7 +39,7 @@ lint: $(STAMP) ## Check style and types only
 	@$(BIN)/python -m ruff check .
 	@$(BIN)/python -m ruff format --check .
 	@$(BIN)/python -m mypy
-	@MYPYPATH=tools:. $(BIN)/python -m mypy $(LOOSE) tools/*.py
+	@MYPYPATH=tools:. $(BIN)/python -m mypy $(LOOSE) tools/*.py tools/support/*.py
 
 clean: ## Remove .venv, caches and runs
 	rm -rf $(VENV) runs dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage

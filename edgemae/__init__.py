@@ -9,18 +9,19 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from edgemae.version import __version__
+
 if TYPE_CHECKING:
-    from edgemae.device.anomaly import Anomaly, AnomalyDetector
-    from edgemae.device.camera import Camera
-    from edgemae.device.gallery import Gallery, Match
-    from edgemae.device.heatmap import overlay
+    from edgemae.device.camera.camera import Camera
     from edgemae.device.model import Model, Result, load
-    from edgemae.device.profiling.profiler import profile
+    from edgemae.profiling.profiler import profile
+    from edgemae.retrieval.anomaly import Anomaly, AnomalyDetector
+    from edgemae.retrieval.gallery import Gallery, Match
+    from edgemae.retrieval.heatmap import overlay
     from edgemae.spec.bundle import Bundle, open_bundle
     from edgemae.spec.errors import EdgemaeError
     from edgemae.spec.target import Target, find_target, list_targets
 
-__version__ = "0.1.0"
 __all__ = [
     "Anomaly",
     "AnomalyDetector",
@@ -41,13 +42,13 @@ __all__ = [
     "profile",
 ]
 _ROOMS = {
-    "Anomaly": "edgemae.device.anomaly",
-    "AnomalyDetector": "edgemae.device.anomaly",
+    "Anomaly": "edgemae.retrieval.anomaly",
+    "AnomalyDetector": "edgemae.retrieval.anomaly",
     "Bundle": "edgemae.spec.bundle",
-    "Camera": "edgemae.device.camera",
+    "Camera": "edgemae.device.camera.camera",
     "EdgemaeError": "edgemae.spec.errors",
-    "Gallery": "edgemae.device.gallery",
-    "Match": "edgemae.device.gallery",
+    "Gallery": "edgemae.retrieval.gallery",
+    "Match": "edgemae.retrieval.gallery",
     "Model": "edgemae.device.model",
     "Result": "edgemae.device.model",
     "Target": "edgemae.spec.target",
@@ -55,8 +56,8 @@ _ROOMS = {
     "list_targets": "edgemae.spec.target",
     "load": "edgemae.device.model",
     "open_bundle": "edgemae.spec.bundle",
-    "overlay": "edgemae.device.heatmap",
-    "profile": "edgemae.device.profiling.profiler",
+    "overlay": "edgemae.retrieval.heatmap",
+    "profile": "edgemae.profiling.profiler",
 }
 
 

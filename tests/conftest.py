@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from hypothesis import settings
 
-from tests.differences import explain
+from tests.support.byte_differences import explain
 
 if TYPE_CHECKING:
     from edgemae.model.vit import ViT
-    from tests.sshd import Server
-    from tests.tiny import Job, Ran
+    from tests.support.sshd import Server
+    from tests.support.tiny_job import Job, Ran
 
 # Before numpy, torch or OpenCV come in: they read these once. Sums stay in one order and two cores stay usable.
 for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "OPENCV_FOR_THREADS_NUM"):
@@ -36,7 +36,7 @@ settings.load_profile("edgemae")
 
 # Coverage is asked of spec and device, and their own tests reach 97 % of them. Tracing makes a test of torch or of its
 # exporter take 1.8 times as long.
-TRACED = {"spec", "device", "doctor"}
+TRACED = {"spec", "device", "profiling", "retrieval", "doctor"}
 
 
 @pytest.hookimpl(wrapper=True)
@@ -68,7 +68,7 @@ def cache_dir(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture(scope="session")
 def _sshd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    from tests.sshd import serve, stop
+    from tests.support.sshd import serve, stop
 
     server = serve(tmp_path_factory.mktemp("sshd"))
     yield server
@@ -78,7 +78,7 @@ def _sshd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 @pytest.fixture
 def server(_sshd: Server, monkeypatch: pytest.MonkeyPatch) -> Server:
     """Return a real ssh server that knows us and has nothing in its cache; ssh here knows it as `device`."""
-    from edgemae import ssh
+    from edgemae.deploy import ssh
 
     shutil.rmtree(_sshd.cache, ignore_errors=True)
     monkeypatch.setenv("EDGEMAE_SSH_CONFIG", str(_sshd.config))
@@ -161,7 +161,7 @@ def image_folder(tmp_path: Path) -> Callable[..., Path]:
 @pytest.fixture(scope="session")
 def job(tmp_path_factory: pytest.TempPathFactory) -> Job:
     """Write the pictures, the plan and the target of a tiny job."""
-    from tests.tiny import write_job
+    from tests.support.tiny_job import write_job
 
     return write_job(tmp_path_factory.mktemp("job"))
 
@@ -172,7 +172,7 @@ def weave(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import torch
 
     from edgemae.model.vit import ViT, ViTShape
-    from tests.tiny import write_bundle_of, write_weave
+    from tests.support.tiny_job import write_bundle_of, write_weave
 
     root = tmp_path_factory.mktemp("weave")
     write_weave(root / "normal", 80, seed=1)
@@ -185,7 +185,7 @@ def weave(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def compiled(job: Job) -> Ran:
     """Go the whole way once, from nothing to a bundle with int8 on two engines; about 12 s."""
-    from tests.tiny import edgemae
+    from tests.support.tiny_job import edgemae
 
     ran = edgemae("compile", *job.work, "--target", job.target, "--output", job.output, "--json", draw=True)
     assert ran.code == 0, ran.err

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import inspect
 import json
 import subprocess
 import sys
-from pathlib import Path
 
-import msgspec
 import pytest
 
 import edgemae
@@ -48,8 +47,7 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
 
 
 def test_version_is_that_of_the_project() -> None:
-    project = msgspec.toml.decode((Path(__file__).parent.parent / "pyproject.toml").read_bytes())["project"]
-    assert edgemae.__version__ == project["version"]
+    assert edgemae.__version__ == importlib.metadata.version("edgemae")
 
 
 def test_import_loads_no_library() -> None:

@@ -21,12 +21,12 @@ from typing import Any
 
 import msgspec
 
-from edgemae.build import Built, build
-from edgemae.demo import PLAN, run_demo
-from edgemae.measure.report import markdown_table
-from edgemae.measure.tables import choices
+from edgemae.evaluation.report.report import markdown_table
+from edgemae.evaluation.report.tables import choices
+from edgemae.pipeline.compile import Built, build
+from edgemae.pipeline.demo import PLAN, run_demo
 from edgemae.spec.errors import EdgemaeError
-from edgemae.spec.plan import load_plan
+from edgemae.spec.plan_loading import load_plan
 from edgemae.spec.report import Report
 from edgemae.spec.target import find_target
 

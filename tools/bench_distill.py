@@ -31,28 +31,28 @@ from typing import Any
 import msgspec
 import numpy as np
 import torch
-from distill_rows import adopt, alike, counts, digest, finish, finished, kept, plan_for, trained_s
-from distill_tables import margins, readme_table
+from support.distill_rows import adopt, alike, counts, digest, finish, finished, kept, plan_for, trained_s
+from support.distill_tables import margins, readme_table
 
-from edgemae.data.images import ImageSet
+from edgemae.data.image_set import ImageSet
 from edgemae.data.loader import Loader
-from edgemae.demo import PLAN, write_digits
-from edgemae.device.latency import fingerprint
+from edgemae.device.hardware.fingerprint import fingerprint
 from edgemae.distill.recipes import RECIPES
 from edgemae.distill.stages import Images, distill, finetune, pretrain, shape_of, student_pixel, supervise
-from edgemae.flow import teacher_pixel
-from edgemae.inputs import gather
-from edgemae.measure.intervals import wilson
-from edgemae.measure.probe import knn_top1, linear_probe
-from edgemae.model.checkpoint import load_teacher
+from edgemae.evaluation.intervals import wilson
+from edgemae.evaluation.probe import knn_top1, linear_probe
+from edgemae.model.import_teacher import load_teacher
 from edgemae.model.student import Student
 from edgemae.model.teacher import Teacher
 from edgemae.model.vit import ViT, count_macs, count_params
-from edgemae.model.weights import write_atomic
+from edgemae.pipeline.datasets import gather
+from edgemae.pipeline.demo import PLAN, write_digits
+from edgemae.pipeline.stage_cache import digest_of, file_digest
+from edgemae.pipeline.training_stages import teacher_pixel
+from edgemae.spec.atomic_file import write_atomic
 from edgemae.spec.errors import EdgemaeError
-from edgemae.spec.plan import load_plan, plan_from, plan_tree
-from edgemae.spec.sections import Plan
-from edgemae.workdir import digest_of, file_digest
+from edgemae.spec.plan_loading import load_plan, plan_from, plan_tree
+from edgemae.spec.plan_schema import Plan
 
 ROOT = Path(__file__).resolve().parent.parent
 METHODS = ("scratch", "mae", *(name for name in RECIPES if name != "relation"), "relation")

@@ -31,26 +31,26 @@ from typing import Any
 import msgspec
 import torch
 from bench_distill import correct, evaluation, images_of, plan_of, right_text, tuned_here
-from distill_rows import counts
-from distill_tables import over_photos
+from support.distill_rows import counts
+from support.distill_tables import over_photos
 
 from edgemae.data.loader import Loader
-from edgemae.demo import PLAN, write_digits
-from edgemae.device.latency import fingerprint
+from edgemae.device.hardware.fingerprint import fingerprint
 from edgemae.distill.elastic import extract, sizes_of, space_of
-from edgemae.distill.ranks import bf16_is_fast
 from edgemae.distill.stages import Images, distill, pretrain, shape_of, student_pixel
-from edgemae.flow import teacher_pixel
-from edgemae.measure.intervals import paired_interval
-from edgemae.model.checkpoint import load_teacher
+from edgemae.evaluation.intervals import paired_interval
+from edgemae.model.import_teacher import load_teacher
 from edgemae.model.student import Student
 from edgemae.model.teacher import Teacher
 from edgemae.model.vit import ViTShape, count_macs
-from edgemae.model.weights import write_atomic
+from edgemae.pipeline.demo import PLAN, write_digits
+from edgemae.pipeline.stage_cache import digest_of, file_digest
+from edgemae.pipeline.training_stages import teacher_pixel
+from edgemae.spec.atomic_file import write_atomic
 from edgemae.spec.errors import EdgemaeError
-from edgemae.spec.plan import load_plan, plan_tree
-from edgemae.spec.sections import Plan
-from edgemae.workdir import digest_of, file_digest
+from edgemae.spec.plan_loading import load_plan, plan_tree
+from edgemae.spec.plan_schema import Plan
+from edgemae.train.distributed import bf16_is_fast
 
 SHAPES = 8
 # Patches of 8 px: 16 tokens are enough for digits of 8x8 pixels, and a run takes under a minute on one core.

@@ -27,30 +27,32 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from edgemae.data.decode import read_picture
-from edgemae.data.images import ImageSet, sample, scan
-from edgemae.device.anomaly import Anomaly, AnomalyDetector
+from edgemae.data.decode_worker import read_picture
+from edgemae.data.image_set import ImageSet, sample, scan
 from edgemae.device.engines import open_session
-from edgemae.device.gallery import Gallery
-from edgemae.device.latency import fingerprint, interleave, ratio
+from edgemae.device.hardware.fingerprint import fingerprint
 from edgemae.device.model import Model, Result, load
 from edgemae.device.preprocess import crop
+from edgemae.evaluation.intervals import wilson
 from edgemae.export.to_onnx import to_onnx
-from edgemae.graph_files import graph_digest
-from edgemae.ladder import Choice
-from edgemae.measure.intervals import wilson
-from edgemae.model.checkpoint import load_teacher
+from edgemae.model.import_teacher import load_teacher
 from edgemae.model.teacher import Teacher
-from edgemae.pack import now, pack
+from edgemae.pipeline.candidate_graphs import Candidate, calibration_of
+from edgemae.pipeline.packaging import now, pack
+from edgemae.pipeline.selection import Choice
+from edgemae.pipeline.stage_files import graph_digest
+from edgemae.profiling.stats.percentiles import ratio
+from edgemae.profiling.timing.timer import interleave
 from edgemae.quantize.calibrate import Calibration
 from edgemae.quantize.schemes import SCHEMES
+from edgemae.retrieval.anomaly import Anomaly, AnomalyDetector
+from edgemae.retrieval.gallery import Gallery
 from edgemae.spec.bundle import Manifest, write_bundle
 from edgemae.spec.errors import EdgemaeError
 from edgemae.spec.graph import PixelContract
-from edgemae.spec.progress import progress
-from edgemae.spec.sections import QuantizePlan
+from edgemae.spec.plan_schema import QuantizePlan
 from edgemae.spec.target import Target, find_target
-from edgemae.trials import Candidate, calibration_of
+from edgemae.terminal.progress import progress
 
 ROOT = Path(__file__).resolve().parent.parent
 MAE = ROOT / "examples/teachers/clothing10-mae.safetensors"

@@ -27,7 +27,7 @@ import torch
 from bench_latency import PIXEL, TINY
 
 from edgemae.device.engines import open_session
-from edgemae.device.latency import fingerprint
+from edgemae.device.hardware.fingerprint import fingerprint
 from edgemae.device.preprocess import preprocess
 from edgemae.device.selfcheck import golden_files, golden_name
 from edgemae.export.to_onnx import to_onnx

@@ -23,21 +23,23 @@ import cv2
 import msgspec
 import numpy as np
 import torch
-from as_command import as_command
 from numpy.typing import NDArray
+from support.as_command import as_command
 
 from edgemae.device.engines import ENGINES, open_session
-from edgemae.device.latency import Samples, fingerprint, interleave, ratio, summarise, worst
-from edgemae.device.latency.machine import usable_cpus
+from edgemae.device.hardware.fingerprint import fingerprint, usable_cpus
 from edgemae.device.preprocess import preprocess
 from edgemae.export.to_onnx import ATTENTION_FORMS, to_onnx
 from edgemae.model.vit import ViT, ViTShape
+from edgemae.profiling.stats.percentiles import ratio, summarise
+from edgemae.profiling.timing.interference import worst
+from edgemae.profiling.timing.timer import Samples, interleave
 from edgemae.quantize.calibrate import Calibration
 from edgemae.quantize.schemes import ENGINE_SCHEMES, SCHEMES
 from edgemae.spec.bundle import open_bundle
 from edgemae.spec.errors import EdgemaeError
 from edgemae.spec.graph import Graph, PixelContract
-from edgemae.spec.sections import QuantizePlan
+from edgemae.spec.plan_schema import QuantizePlan
 from edgemae.spec.target import Target, find_target
 
 SCHEMA = "edgemae.bench-latency/1"

@@ -24,24 +24,26 @@ from typing import Any
 import msgspec
 import numpy as np
 import torch
-from as_command import as_command
 from bench_latency import PIXEL, TINY, pictures
-from made_bundle import tiny_bundle
+from support.as_command import as_command
+from support.tiny_bundles import tiny_bundle
 
 from edgemae.device.engines import open_session
-from edgemae.device.latency import fingerprint, interleave, measure, park, ratio, worst
-from edgemae.device.latency.machine import usable_cpus
+from edgemae.device.hardware.fingerprint import fingerprint, usable_cpus
 from edgemae.device.model import load, top_classes
 from edgemae.device.preprocess import as_bgr, preprocess
-from edgemae.device.profiling.frames import bundle_of, golden_frames
-from edgemae.device.profiling.layers import by_kind, by_module, profile_layers
-from edgemae.device.profiling.record import Layers
-from edgemae.device.profiling.scenarios import CALL_STAGES, Rows, stages_of
 from edgemae.export.to_onnx import to_onnx
 from edgemae.model.vit import ViT, count_macs
+from edgemae.profiling.golden_inputs import bundle_of, golden_frames
+from edgemae.profiling.layers.layer_profile import by_kind, by_module, profile_layers
+from edgemae.profiling.records import Layers
+from edgemae.profiling.scenarios import CALL_STAGES, Rows, stages_of
+from edgemae.profiling.stats.percentiles import ratio
+from edgemae.profiling.timing.interference import worst
+from edgemae.profiling.timing.timer import interleave, measure, park
 from edgemae.quantize.calibrate import Calibration
 from edgemae.quantize.schemes import SCHEMES
-from edgemae.spec.sections import QuantizePlan
+from edgemae.spec.plan_schema import QuantizePlan
 from edgemae.spec.target import Target, find_target
 
 SCHEMA = "edgemae.bench-layers/2"

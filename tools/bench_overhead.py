@@ -26,12 +26,12 @@ import cv2
 import msgspec
 import numpy as np
 import torch
-from as_command import as_command
 from bench_latency import PIXEL, TINY
 from numpy.typing import NDArray
+from support.as_command import as_command
 
 from edgemae.device.engines import open_session
-from edgemae.device.latency import fingerprint
+from edgemae.device.hardware.fingerprint import fingerprint
 from edgemae.device.model import Model, load
 from edgemae.device.preprocess import preprocess
 from edgemae.device.selfcheck import golden_files, golden_name

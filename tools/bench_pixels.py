@@ -22,15 +22,18 @@ from typing import Any
 import cv2
 import msgspec
 import numpy as np
-from as_command import as_command
 from numpy.typing import NDArray
+from support.as_command import as_command
 
-from edgemae.data.decode import read_picture
+from edgemae.data.decode_worker import read_picture
 from edgemae.data.shards import images_at
-from edgemae.device.latency import fingerprint, interleave, ratio, summarise, worst
+from edgemae.device.hardware.fingerprint import fingerprint
 from edgemae.device.model import load
 from edgemae.device.preprocess import Frame, crop, preprocess
-from edgemae.measure.accuracy import predict
+from edgemae.evaluation.accuracy import predict
+from edgemae.profiling.stats.percentiles import ratio, summarise
+from edgemae.profiling.timing.interference import worst
+from edgemae.profiling.timing.timer import interleave
 from edgemae.spec.graph import KERNELS, PixelContract
 
 REFERENCE = "area-linear"
@@ -189,7 +192,7 @@ def in_the_graph(rounds: int) -> dict[str, Any]:
 
 def top1(path: Path, data: str) -> Iterator[dict[str, Any]]:
     """Yield accuracy by kernel: on the photos as they are, and shown to a noisy 1080p camera."""
-    from edgemae.judging import known_classes
+    from edgemae.evaluation.evaluate import known_classes
 
     with load(path) as model:
         images = known_classes(images_at(data, checked=True), model.labels)

@@ -28,9 +28,9 @@ from typing import Any
 import cv2
 import numpy as np
 
-from edgemae.device.latency import fingerprint
+from edgemae.device.hardware.fingerprint import fingerprint
 from edgemae.device.stream import Stream, stream
-from edgemae.device.streamed import Streamed
+from edgemae.device.stream_result import Streamed
 
 FPS = 25.0
 INTERVAL_MS = 1000 / FPS

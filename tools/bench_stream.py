@@ -33,12 +33,12 @@ from typing import Any
 
 import cv2
 import numpy as np
-from stream_rig import ROOT, ServerProcess, ages_of, holdings, say
+from support.stream_rig import ROOT, ServerProcess, ages_of, holdings, say
 
-from edgemae.device.camera import Camera
-from edgemae.device.latency import fingerprint
+from edgemae.device.camera.camera import Camera
+from edgemae.device.hardware.fingerprint import fingerprint
 from edgemae.device.stream import stream
-from tests.stamps import age_ms
+from tests.support.frame_stamps import age_ms
 
 FPS, LIMIT_MS = 25.0, 200.0
 INTERVAL_MS = 1000 / FPS
@@ -89,7 +89,7 @@ class Consumer:
     def __init__(self, python: str, name: str, url: str, work_s: float, policy: str = "") -> None:
         environment = os.environ | {"OPENCV_LOG_LEVEL": "OFF", "OPENCV_FFMPEG_LOGLEVEL": "-8"}
         self._process = subprocess.Popen(
-            [python, str(ROOT / "tools/stream_contender.py"), name, url, str(work_s), policy],
+            [python, str(ROOT / "tools/support/stream_contender.py"), name, url, str(work_s), policy],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment,
         )  # fmt: skip
         self.rows: list[list[Any]] = []

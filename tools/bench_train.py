@@ -30,9 +30,8 @@ from typing import Any
 import msgspec
 import numpy as np
 import torch
-from as_command import as_command
-from torch import nn
-from train_contenders import (
+from support.as_command import as_command
+from support.train_baselines import (
     CASES,
     LARGE,
     MAKERS,
@@ -49,18 +48,20 @@ from train_contenders import (
     parity,
     recipe,
 )
-from train_files import from_files, pictures
-from train_goals import judge, lines
-from train_tables import TABLES, readme_table  # noqa: F401
+from support.train_files import from_files, pictures
+from support.train_goals import judge, lines
+from support.train_tables import TABLES, readme_table  # noqa: F401
+from torch import nn
 
 from edgemae.data.loader import Batch
-from edgemae.device.latency import Blocks, Samples, fingerprint, interleave, ratio, summarise, worst
-from edgemae.device.latency.machine import usable_cpus
-from edgemae.device.latency.timing import LEAD_RUNS
-from edgemae.distill.moment import whole
-from edgemae.distill.ranks import bf16_is_fast
+from edgemae.device.hardware.fingerprint import fingerprint, usable_cpus
 from edgemae.distill.recipes import RECIPES
-from edgemae.distill.schedule import param_groups
+from edgemae.profiling.stats.percentiles import Blocks, ratio, summarise
+from edgemae.profiling.timing.interference import worst
+from edgemae.profiling.timing.timer import LEAD_RUNS, Samples, interleave
+from edgemae.train.distributed import bf16_is_fast
+from edgemae.train.schedule import param_groups
+from edgemae.train.step_context import whole
 
 SCHEMA = "edgemae.bench-train/2"
 

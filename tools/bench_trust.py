@@ -31,16 +31,16 @@ from typing import Any
 
 import msgspec
 import numpy as np
-from as_command import as_command
 from bench_latency import PIXEL
-from made_bundle import GRAPH, tiny_bundle
+from support.as_command import as_command
+from support.tiny_bundles import GRAPH, tiny_bundle
 
 from edgemae.device.engines import open_session
-from edgemae.device.latency import fingerprint, measure
-from edgemae.device.latency.machine import usable_cpus
-from edgemae.device.profiling.profiler import profile
-from edgemae.device.profiling.versus import Contender, versus
-from edgemae.measure.intervals import wilson
+from edgemae.device.hardware.fingerprint import fingerprint, usable_cpus
+from edgemae.evaluation.intervals import wilson
+from edgemae.profiling.compare.ab_test import Contender, versus
+from edgemae.profiling.profiler import profile
+from edgemae.profiling.timing.timer import measure
 from edgemae.spec.bundle import open_bundle
 from edgemae.spec.target import find_target
 
@@ -100,7 +100,7 @@ def ratios(graph: Path, engine: str, share: float, repeats: int) -> dict[str, An
 
     def contender(slower: float) -> Contender:
         job = json.dumps({"graph": str(graph), "engine": engine, "px": PIXEL.image_px, "slower": slower})
-        return Contender("planted", job, target=TARGET, module="planted_contender")
+        return Contender("planted", job, target=TARGET, module="support.planted_baseline")
 
     rows = []
     for number in range(repeats):

@@ -18,7 +18,7 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-from edgemae.device.profiling.record import Profile, read_profile
+from edgemae.profiling.records import Profile, read_profile
 from edgemae.spec.errors import EdgemaeError, InputError
 
 # Of a fingerprint: all but the libraries, which belong to what is compared, and the threads, which its target sets.

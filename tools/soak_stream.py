@@ -26,12 +26,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from stream_rig import ServerProcess, ages_of, holdings, say
+from support.stream_rig import ServerProcess, ages_of, holdings, say
 
-from edgemae.device.camera import Camera
-from edgemae.device.latency import fingerprint
+from edgemae.device.camera.camera import Camera
+from edgemae.device.hardware.fingerprint import fingerprint
 from edgemae.spec.errors import CameraError
-from tests.stamps import age_ms
+from tests.support.frame_stamps import age_ms
 
 FPS, LIMIT_MS = 25.0, 200.0
 # Between the stamp and the network lies the server's encoder, between the hand-over and the look at the clock this

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import sys
 
-from edgemae.cli import arrows, gallery, questions  # the verbs, in the order of the help page
+from edgemae.cli import build_commands, bundle_commands, gallery_commands  # the verbs, in the order of the help page
 from edgemae.cli.app import app
-from edgemae.console import run_app
+from edgemae.cli.output import run_app
 
-__all__ = ["app", "arrows", "gallery", "main", "questions"]
+__all__ = ["app", "build_commands", "bundle_commands", "gallery_commands", "main"]
 
 
 def main() -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import typer
 
-from edgemae.console import Verbs
-from edgemae.options import Version
+from edgemae.cli.options import Version
+from edgemae.cli.output import Verbs
 
 app = typer.Typer(
     name="edgemae", cls=Verbs, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,

@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from edgemae.data.augment import Augment
-from edgemae.data.content import shown
-from edgemae.data.decode import Request, Views, decode, joined, start
-from edgemae.data.images import ImageSet
+from edgemae.data.decode_worker import Request, Views, decode, joined, start
+from edgemae.data.image_bytes import shown
+from edgemae.data.image_set import ImageSet
 from edgemae.device.preprocess import normalise_into
 from edgemae.spec.errors import DataError, MachineError, PlanError
 from edgemae.spec.graph import PixelContract
@@ -230,7 +230,7 @@ def _workers(count: int) -> ProcessPoolExecutor:
     OpenCV's threads as they stand, and hang now and then.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["edgemae.data.decode"])
+    context.set_forkserver_preload(["edgemae.data.decode_worker"])
     pool = ProcessPoolExecutor(count, mp_context=context, initializer=start)
     # A new process imports the caller's script, to find functions in it: a script without a main guard would run twice.
     # All that is called here lies in edgemae, so the processes are told of no script.

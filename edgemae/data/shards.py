@@ -25,9 +25,9 @@ from typing import Any, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from edgemae.data.content import Part, shown
-from edgemae.data.images import EXTENSIONS, ImageSet, only_local, scan, sift
-from edgemae.data.index import Index, indexes
+from edgemae.data.image_bytes import Part, shown
+from edgemae.data.image_set import EXTENSIONS, ImageSet, only_local, scan, sift
+from edgemae.data.shard_index import Index, indexes
 from edgemae.spec.errors import DataError
 
 LANES_MOST = 64  # shards that are read side by side

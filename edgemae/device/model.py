@@ -15,20 +15,20 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from edgemae.device.cores import checked_cores
 from edgemae.device.engines import ENGINES, find_engine, open_session
-from edgemae.device.memory import trim_heap
+from edgemae.device.hardware.cpu_affinity import checked_cores
+from edgemae.device.hardware.heap import trim_heap
 from edgemae.device.preprocess import as_bgr, preprocess
 from edgemae.device.selfcheck import Check, check
 from edgemae.device.session import Session
-from edgemae.device.streamed import MAX_FAILURES, Streamed
+from edgemae.device.stream_result import MAX_FAILURES, Streamed
 from edgemae.spec.bundle import Bundle, Rung, open_bundle
 from edgemae.spec.errors import EdgemaeError, EngineMissingError, EngineRuntimeError, InputError, nearest
 from edgemae.spec.provenance import Provenance, provenance_of
 from edgemae.spec.target import Target, find_target
 
 if TYPE_CHECKING:
-    from edgemae.device.several import Sources
+    from edgemae.device.camera.multi_camera import Sources
     from edgemae.device.stream import Stream
 
 _log = logging.getLogger("edgemae.device")

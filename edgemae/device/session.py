@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgemae.device.cores import on_cores
+from edgemae.device.hardware.cpu_affinity import on_cores
 from edgemae.device.operators import Operator
 from edgemae.spec.errors import EdgemaeError, EngineMissingError, EngineRuntimeError
 from edgemae.spec.target import Target

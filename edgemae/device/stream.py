@@ -15,9 +15,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import Any, Generic
 
-from edgemae.device.camera import Camera, Frame
-from edgemae.device.several import Sources, Turns, close_all, open_cameras
-from edgemae.device.streamed import MAX_FAILURES, R, StreamCounters, Streamed, Wanted, too_many
+from edgemae.device.camera.camera import Camera, Frame
+from edgemae.device.camera.multi_camera import Sources, Turns, close_all, open_cameras
+from edgemae.device.stream_result import MAX_FAILURES, R, StreamCounters, Streamed, Wanted, too_many
 from edgemae.spec.errors import EdgemaeError, InputError
 
 log = logging.getLogger(__name__)

@@ -4,7 +4,7 @@ A sub-network is a ViTShape: fewer blocks, the first heads and MLP units of each
 slices of the full network's, so it runs as the plain ViT that it becomes; only the rows of qkv are gathered. Fewer
 tokens come from a smaller picture and not from dropped patches: choosing patches would need code on the device and is
 no gain (on photos, by variance, 62.8 % against 73.3 % for a random half); a smaller picture is another number in the
-pixel contract, and resizing gets cheaper with it. How they are trained: `edgemae.distill.sandwich`.
+pixel contract, and resizing gets cheaper with it. How they are trained: `edgemae.distill.elastic_training`.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.func import functional_call
 
-from edgemae.data.images import ImageSet
-from edgemae.distill.classify import Run, top1
-from edgemae.distill.moment import Moment
+from edgemae.data.image_set import ImageSet
+from edgemae.distill.supervised import Run, top1
+from edgemae.model.model_file import load_exactly
 from edgemae.model.student import Student
 from edgemae.model.vit import ViT, ViTShape, count_macs, count_params, resample_position, sincos_position
-from edgemae.model.weights import load_exactly
 from edgemae.spec.errors import CheckpointError, PlanError
 from edgemae.spec.graph import Step
-from edgemae.spec.sections import ElasticPlan
+from edgemae.spec.plan_schema import ElasticPlan
+from edgemae.train.step_context import Moment
 
 STAGE = "elastic"  # the history step of a student whose sub-networks are trained
 SIZES = ("depth", "heads", "mlp", "image_px")

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from edgemae.distill.moment import Moment
 from edgemae.model.mae import MASKS, keep_count
 from edgemae.spec.errors import PlanError, nearest
-from edgemae.spec.sections import DistillPlan, PretrainPlan
+from edgemae.spec.plan_schema import DistillPlan, PretrainPlan
+from edgemae.train.step_context import Moment
 
 ATTENTION = "attention"
 Guide = Callable[[Tensor], Tensor]  # pixels (B, C, H, W) -> attention that every patch receives (B, N)

@@ -8,13 +8,13 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from edgemae.data.loader import Batch
-from edgemae.distill.cache import TeacherCache
-from edgemae.distill.moment import Moment
-from edgemae.distill.view import Depth, TeacherView
+from edgemae.distill.frozen_teacher import Depth, TeacherView
+from edgemae.distill.teacher_cache import TeacherCache
 from edgemae.model.teacher import Teacher
 from edgemae.model.vit import ViT
 from edgemae.spec.graph import PixelContract
-from edgemae.spec.sections import DistillPlan
+from edgemae.spec.plan_schema import DistillPlan
+from edgemae.train.step_context import Moment
 
 
 class Recipe(nn.Module):

@@ -14,31 +14,31 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from edgemae.data.augment import Augment
-from edgemae.data.images import ImageSet
+from edgemae.data.image_set import ImageSet
 from edgemae.data.loader import Batch, Loader
-from edgemae.data.requirements import require_classes
-from edgemae.distill.cache import kept_views, views_root
-from edgemae.distill.classify import DRAWN, SMALLEST, Run, fitting, train_classifier
+from edgemae.data.validation import require_classes
 from edgemae.distill.elastic import STAGE as ELASTIC
 from edgemae.distill.elastic import Space, space_of
-from edgemae.distill.job import Curve, Job
+from edgemae.distill.elastic_training import in_stage_one, in_stage_two, sub_networks
+from edgemae.distill.frozen_teacher import Depth, TeacherView, received, require_colours
 from edgemae.distill.masking import masking
-from edgemae.distill.moment import Moment
 from edgemae.distill.recipe import Recipe
 from edgemae.distill.recipes import choose_recipe
-from edgemae.distill.resume import made_from
-from edgemae.distill.sandwich import in_stage_one, in_stage_two, sub_networks
-from edgemae.distill.schedule import param_groups
-from edgemae.distill.train import fit
-from edgemae.distill.view import Depth, TeacherView, received, require_colours
+from edgemae.distill.supervised import DRAWN, SMALLEST, Run, fitting, train_classifier
+from edgemae.distill.teacher_cache import kept_views, views_root
 from edgemae.model.mae import MAE, DecoderShape
 from edgemae.model.student import Student
 from edgemae.model.teacher import Teacher
 from edgemae.model.vit import ViT, ViTShape, with_head
 from edgemae.spec.errors import DataError, PlanError
 from edgemae.spec.graph import PixelContract, Step
-from edgemae.spec.plan import plan_tree
-from edgemae.spec.sections import FinetunePlan, Plan, ShapePlan
+from edgemae.spec.plan_loading import plan_tree
+from edgemae.spec.plan_schema import FinetunePlan, Plan, ShapePlan
+from edgemae.train.checkpoints import made_from
+from edgemae.train.job import Curve, Job
+from edgemae.train.loop import fit
+from edgemae.train.schedule import param_groups
+from edgemae.train.step_context import Moment
 
 log = logging.getLogger("edgemae")
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from edgemae.device.latency.machine import fingerprint
+from edgemae.device.hardware.fingerprint import fingerprint
 from edgemae.doctor.cameras import devices, examine_cameras
 from edgemae.doctor.finding import Finding, worst
 from edgemae.doctor.machine import examine_machine

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from edgemae.device.profiling.sysfs import text
+from edgemae.device.hardware.sensors import text
 
 
 def board_name(root: Path) -> str:

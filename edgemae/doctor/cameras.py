@@ -8,7 +8,7 @@ import struct
 from dataclasses import dataclass
 from pathlib import Path
 
-from edgemae.device.profiling.sysfs import text
+from edgemae.device.hardware.sensors import text
 from edgemae.doctor.board import is_jetson
 from edgemae.doctor.finding import Finding
 from edgemae.doctor.software import SYSTEM_OPENCV, opencv

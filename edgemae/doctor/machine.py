@@ -9,9 +9,9 @@ import struct
 from collections.abc import Iterator
 from pathlib import Path
 
-from edgemae.device.isa import cpu_flags
-from edgemae.device.latency.machine import limits, usable_cpus
-from edgemae.device.profiling.sysfs import Found, power_mode, text, throttle_witnesses, zones
+from edgemae.device.hardware.cpu_features import cpu_flags
+from edgemae.device.hardware.fingerprint import limits, usable_cpus
+from edgemae.device.hardware.sensors import Found, power_mode, text, throttle_witnesses, zones
 from edgemae.doctor.board import board_name, in_container, is_jetson
 from edgemae.doctor.finding import Finding
 

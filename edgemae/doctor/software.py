@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from edgemae.device.engines import ENGINES, Engine
-from edgemae.device.latency.machine import LIBRARIES
+from edgemae.device.hardware.fingerprint import LIBRARIES
 from edgemae.device.session import library
 from edgemae.doctor.board import is_jetson
 from edgemae.doctor.finding import Finding

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from edgemae.device.capture.address import redact
+from edgemae.device.camera.address import redact
 from edgemae.doctor.board import is_jetson
 from edgemae.doctor.cameras import GROUP_FIX, SHARE_FIX, devices
 from edgemae.doctor.finding import Finding
@@ -140,7 +140,7 @@ def _watched(source: str, root: Path, opener: Opener | None) -> Finding:
     if opencv()[0] is None:
         return _bad(source, "cannot be tried without OpenCV", CAMERA_EXTRA)
     if opener is None:
-        from edgemae.device.camera import Camera
+        from edgemae.device.camera.camera import Camera
 
         opener = Camera
     start = time.monotonic()

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from edgemae.device.cache import cache_folder, check_private, kept
+from edgemae.device.engine_cache import cache_folder, check_private, kept
 from edgemae.doctor.finding import Finding
 
 AREA = "cache"

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import onnx
 from onnx import TensorProto
 
+from edgemae.export.graph_view import Rows, View
 from edgemae.export.lint_qdq import QDQ_RULES
-from edgemae.export.view import Rows, View
 from edgemae.spec.graph import Graph
 
 MIN_OPSET = 20

@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto
 
-from edgemae.export.view import Rows, View
+from edgemae.export.graph_view import Rows, View
 
 WIDTH_MULTIPLE = 16  # int8 tensor cores read 16 values at a time
 MAX_INT8_ATTENTION = 512  # tokens; TensorRT has no fused int8 attention beyond

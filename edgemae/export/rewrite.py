@@ -12,7 +12,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
-from edgemae.export.naming import drop_unused, name_nodes, own_weights, with_nodes
+from edgemae.export.node_names import drop_unused, name_nodes, own_weights, with_nodes
 
 Array = NDArray[np.generic]
 FOLD_LIMIT = 1 << 22  # values; a constant subgraph that would grow beyond 16 MiB stays a subgraph

@@ -11,8 +11,8 @@ import msgspec
 import torch
 from torch import Tensor
 
+from edgemae.model.model_file import FORMAT, broken, load_exactly, read_model, write_model
 from edgemae.model.vit import ViT, ViTShape
-from edgemae.model.weights import FORMAT, broken, load_exactly, read_model, write_model
 from edgemae.spec.errors import CheckpointError
 from edgemae.spec.graph import PixelContract, Scales, Step
 

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from edgemae.model.mae import MAE, DecoderShape
+from edgemae.model.model_file import load_exactly, write_model
 from edgemae.model.student import common_fields, header_of, vit_from
 from edgemae.model.vit import ViT
-from edgemae.model.weights import load_exactly, write_model
 from edgemae.spec.graph import PixelContract, Step
 
 
@@ -53,3 +53,9 @@ def teacher_from(tensors: dict[str, Any], header: dict[str, Any], path: str | Pa
         )
         mae.eval()
     return Teacher(vit, pixel, labels, history, mae, header["licence"], header["source"])
+
+
+def import_notes(teacher: Teacher) -> dict[str, list[str]]:
+    """Return what the import of a teacher's file assumed and ignored; empty for one that edgemae trained."""
+    plan = next((step.plan for step in teacher.history if step.stage == "import"), {})
+    return {kind: [str(note) for note in plan[kind]] for kind in ("assumed", "ignored") if plan.get(kind)}

@@ -14,8 +14,8 @@ from edgemae.prune.criteria import CRITERIA, Batches, Loss, Stats, find_criterio
 from edgemae.prune.cut import cut
 from edgemae.spec.errors import InternalError, PlanError
 from edgemae.spec.graph import Step
-from edgemae.spec.plan import plan_tree
-from edgemae.spec.sections import PrunePlan
+from edgemae.spec.plan_loading import plan_tree
+from edgemae.spec.plan_schema import PrunePlan
 
 __all__ = ["CRITERIA", "prune"]
 

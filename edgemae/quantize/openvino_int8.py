@@ -18,8 +18,8 @@ import onnx
 from numpy.typing import NDArray
 
 from edgemae.device.engines.openvino import shared_core, silence_telemetry
-from edgemae.device.profiling.modules import module_of
-from edgemae.quantize.linear import find_linears
+from edgemae.profiling.layers.module_names import module_of
+from edgemae.quantize.qdq_linear import find_linears
 from edgemae.spec.errors import EngineMissingError
 from edgemae.spec.graph import PixelContract
 

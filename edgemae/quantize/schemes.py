@@ -8,11 +8,11 @@ from importlib.metadata import version
 
 import onnx
 
-from edgemae.quantize import openvino_int8, smooth
+from edgemae.quantize import openvino_int8, smoothquant
 from edgemae.quantize.calibrate import Calibration, batch_of, session
-from edgemae.quantize.half import halve
-from edgemae.quantize.linear import insert_dynamic
-from edgemae.quantize.search import (
+from edgemae.quantize.fp16 import halve
+from edgemae.quantize.qdq_linear import insert_dynamic
+from edgemae.quantize.range_search import (
     AWARE,
     Choice,
     float_model,
@@ -25,7 +25,7 @@ from edgemae.quantize.search import (
 )
 from edgemae.spec.errors import PlanError, nearest
 from edgemae.spec.graph import Graph, Step
-from edgemae.spec.sections import QuantizePlan
+from edgemae.spec.plan_schema import QuantizePlan
 from edgemae.spec.target import Target
 
 Scheme = Callable[[Graph, Calibration, QuantizePlan], Graph]
@@ -36,7 +36,9 @@ def ort_dynamic(graph: Graph, calibration: Calibration, plan: QuantizePlan) -> G
     model = insert_dynamic(float_model(graph, calibration))
     data = to_bytes(model)
     error = relative_error(session(graph.onnx), session(data), some_of(calibration), batch_of(model))
-    return _result(graph, calibration, {"model.onnx": data}, "ort-dynamic", [Choice(error, smooth.OFF, 100.0, None)])
+    return _result(
+        graph, calibration, {"model.onnx": data}, "ort-dynamic", [Choice(error, smoothquant.OFF, 100.0, None)]
+    )
 
 
 def ort_static(graph: Graph, calibration: Calibration, plan: QuantizePlan) -> Graph:
@@ -136,7 +138,7 @@ def _result(graph: Graph, calibration: Calibration, files: dict[str, bytes], nam
         tools={package: version(package) for package in packages},
         data=calibration.digest,
     )
-    scheme = name if best.alpha == smooth.OFF else f"{name}+smooth{best.alpha:g}"
+    scheme = name if best.alpha == smoothquant.OFF else f"{name}+smooth{best.alpha:g}"
     if best.aware:
         scheme = f"{name}{AWARE}"
     return replace(graph, files=files, precision="int8", scheme=scheme, history=(*graph.history, step))

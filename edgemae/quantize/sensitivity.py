@@ -10,8 +10,8 @@ import onnx
 from numpy.typing import NDArray
 
 from edgemae.quantize.calibrate import Calibration, View, batch_of, channel_ranges, percentile_ranges, session
-from edgemae.quantize.linear import Quantizer, find_linears, insert_qdq
-from edgemae.quantize.search import relative_error
+from edgemae.quantize.qdq_linear import Quantizer, find_linears, insert_qdq
+from edgemae.quantize.range_search import relative_error
 from edgemae.spec.graph import Graph
 
 PERCENTILE = 100.0  # clip nothing: what is compared is the layers

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
+from edgemae.spec.atomic_file import write_folder_atomic
 from edgemae.spec.container import (
     DIGEST,
     MANIFEST,
@@ -18,7 +19,6 @@ from edgemae.spec.container import (
     check_total,
     corrupt,
     open_source,
-    write_folder,
     write_zip,
 )
 from edgemae.spec.errors import BundleError, BundleSchemaError, InternalError, StorageError
@@ -179,7 +179,7 @@ def write_bundle(path: str | Path, manifest: Manifest, files: Mapping[str, bytes
     check_total({name: len(data) for name, data in entries.items()})
     if path.is_dir():
         _check_replaceable(path, folder)
-    (write_folder if folder else write_zip)(path, entries)
+    (write_folder_atomic if folder else write_zip)(path, entries)
     return path
 
 
@@ -292,3 +292,8 @@ def _schema(what: str) -> BundleSchemaError:
         expected=f"schema '{SCHEMA}' as this version knows it",
         fix="update edgemae on this machine, or compile again",
     )
+
+
+def is_bundle(path: Path) -> bool:
+    """Tell whether a path is meant as a bundle."""
+    return path.suffix == ".edgemae" or (path / "manifest.json").is_file()

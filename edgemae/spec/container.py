@@ -6,18 +6,16 @@ so there is no field an attacker or a flipped bit could hide in. `BUNDLE.md` say
 
 from __future__ import annotations
 
-import contextlib
 import os
-import secrets
-import shutil
 import stat
 import struct
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import Protocol
 
-from edgemae.spec.errors import BundleCorruptError, BundleError, StorageError
+from edgemae.spec.atomic_file import write_atomic
+from edgemae.spec.errors import BundleCorruptError, BundleError
 
 MANIFEST, DIGEST = "manifest.json", "manifest.sha256"
 MAX_MANIFEST_BYTES = 4 << 20  # a manifest with 200 history steps takes 0.2 MiB
@@ -209,7 +207,7 @@ def _parents(name: str) -> list[str]:
 
 def write_zip(path: Path, entries: Mapping[str, bytes]) -> None:
     """Write entries, in their order, as a canonical zip that appears whole or not at all."""
-    write_whole(path, _zip_parts(entries))
+    write_atomic(path, *_zip_parts(entries))
 
 
 def _zip_parts(entries: Mapping[str, bytes]) -> Iterator[bytes]:
@@ -219,65 +217,3 @@ def _zip_parts(entries: Mapping[str, bytes]) -> Iterator[bytes]:
         yield local_header(*index[-1])
         yield data
     yield zip_tail(index)
-
-
-def write_whole(path: Path, parts: Iterable[bytes]) -> None:
-    """Write a file beside the target first, then sync it, then rename it over the target. Raises StorageError."""
-    draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with draft.open("xb") as file:
-            file.writelines(parts)
-            _sync(file)
-        os.replace(draft, path)
-        _sync_folder(path.parent)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            draft.unlink()
-        raise _storage(path, error) from error
-
-
-def write_folder(path: Path, entries: Mapping[str, bytes]) -> None:
-    """Write entries as a folder that appears whole or not at all; an earlier one is replaced."""
-    draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    old = draft.with_suffix(".old")
-    try:
-        for name, data in entries.items():
-            (draft / name).parent.mkdir(parents=True, exist_ok=True)
-            with (draft / name).open("xb") as file:
-                file.write(data)
-                _sync(file)
-        for folder in {(draft / name).parent for name in entries}:
-            _sync_folder(folder)
-        if path.exists():
-            os.rename(path, old)
-        os.rename(draft, path)
-        _sync_folder(path.parent)
-    except OSError as error:
-        shutil.rmtree(draft, ignore_errors=True)
-        if old.exists() and not path.exists():
-            os.rename(old, path)
-        raise _storage(path, error) from error
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def _sync(file: BinaryIO) -> None:
-    file.flush()
-    os.fsync(file.fileno())
-
-
-def _sync_folder(folder: Path) -> None:
-    if os.name == "posix":  # elsewhere a folder cannot be opened
-        fd = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(fd)
-        finally:
-            os.close(fd)
-
-
-def _storage(path: Path, error: OSError) -> StorageError:
-    return StorageError(
-        f"'{path}' cannot be written: {error.strerror}",
-        expected="a writable folder with enough free space",
-        fix="free some space or choose another --output",
-    )

@@ -20,8 +20,8 @@ import torch
 
 import edgemae
 from edgemae.data.augment import Augment, view
-from edgemae.data.decode import Views, joined, read_picture
-from edgemae.data.images import ImageSet, scan
+from edgemae.data.decode_worker import Views, joined, read_picture
+from edgemae.data.image_set import ImageSet, scan
 from edgemae.data.loader import Batch, Loader
 from edgemae.device.preprocess import normalise, preprocess
 from edgemae.spec.errors import DataError, MachineError, PlanError
@@ -195,7 +195,7 @@ import multiprocessing, sys, time
 import cv2
 import numpy as np
 import torch
-from edgemae.data.images import scan
+from edgemae.data.image_set import scan
 from edgemae.data.loader import Loader
 from edgemae.spec.graph import PixelContract
 
@@ -252,7 +252,7 @@ def is_alive(pid: int) -> bool:
 
 
 def test_a_decoding_process_loads_no_torch() -> None:
-    code = "import sys, edgemae.data.decode; sys.exit('torch' in sys.modules)"
+    code = "import sys, edgemae.data.decode_worker; sys.exit('torch' in sys.modules)"
     root = Path(edgemae.__file__).parent.parent
     assert subprocess.run([sys.executable, "-c", code], cwd=root, check=False).returncode == 0
 

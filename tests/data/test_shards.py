@@ -18,16 +18,16 @@ import pytest
 import torch
 import webdataset
 
-from edgemae.data import index as index_module
+from edgemae.data import shard_index as index_module
 from edgemae.data import shards as shards_module
 from edgemae.data.augment import Augment
-from edgemae.data.content import close_shards, content, key_of_file, part_of, shown
-from edgemae.data.decode import read_picture
-from edgemae.data.images import ImageSet, sample, scan, sift, split
+from edgemae.data.decode_worker import read_picture
+from edgemae.data.image_bytes import close_shards, content, key_of_file, part_of, shown
+from edgemae.data.image_set import ImageSet, sample, scan, sift, split
 from edgemae.data.loader import Batch, Loader
-from edgemae.data.requirements import require_disjoint, require_labels, require_size, same_classes
 from edgemae.data.shards import ShardSet, images_at
-from edgemae.device.cache import cache_folder
+from edgemae.data.validation import require_disjoint, require_labels, require_size, same_classes
+from edgemae.device.engine_cache import cache_folder
 from edgemae.spec.errors import DataError
 from edgemae.spec.graph import PixelContract
 

@@ -19,14 +19,15 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from edgemae.device import cuda as cuda_room
-from edgemae.device import engines, isa
-from edgemae.device.cuda import Cuda
+from edgemae.device import engines
 from edgemae.device.engines import ENGINES, Engine, Session, find_engine, onnxruntime, open_session, openvino, tensorrt
-from edgemae.device.isa import cpu_flags, machine_facts, u8s8_saturates
-from edgemae.device.onnx_scan import refuse_external_data
-from edgemae.device.profiling.modules import module_of
-from edgemae.device.tensorrt_layers import Watch, products_of
+from edgemae.device.engines import _cuda as cuda_room
+from edgemae.device.engines._cuda import Cuda
+from edgemae.device.engines._external_data import refuse_external_data
+from edgemae.device.engines._tensorrt_layers import Watch, products_of
+from edgemae.device.hardware import cpu_features
+from edgemae.device.hardware.cpu_features import cpu_flags, machine_facts, u8s8_saturates
+from edgemae.profiling.layers.module_names import module_of
 from edgemae.spec.errors import EngineMissingError, EngineRuntimeError, InputError
 from edgemae.spec.target import ENGINE_NAMES, Target
 
@@ -43,7 +44,7 @@ def graph(block_onnx: Callable[..., bytes]) -> dict[str, bytes]:
 
 
 def test_there_is_one_file_and_one_line_for_each_engine() -> None:
-    files = {path.stem for path in Path(engines.__file__).parent.glob("*.py")} - {"__init__"}
+    files = {path.stem for path in Path(engines.__file__).parent.glob("[!_]*.py")}
     assert set(ENGINES) == files == set(ENGINE_NAMES)
     for name, engine in ENGINES.items():
         assert isinstance(engine, Engine)
@@ -275,8 +276,8 @@ def test_int8_products_do_not_saturate_where_there_is_no_vnni(box: Target, monke
 def test_who_saturates(
     arch: str, flags: set[str], target_isa: str, saturates: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(isa.platform, "machine", lambda: arch)
-    monkeypatch.setattr(isa, "cpu_flags", lambda: frozenset(flags))
+    monkeypatch.setattr(cpu_features.platform, "machine", lambda: arch)
+    monkeypatch.setattr(cpu_features, "cpu_flags", lambda: frozenset(flags))
     assert u8s8_saturates(target_isa) is saturates
 
 
@@ -689,7 +690,7 @@ def test_the_real_parser_tells_what_a_student_multiplies(scheme: str) -> None:
     from edgemae.quantize.calibrate import Calibration
     from edgemae.quantize.schemes import SCHEMES
     from edgemae.spec.graph import PixelContract
-    from edgemae.spec.sections import QuantizePlan
+    from edgemae.spec.plan_schema import QuantizePlan
 
     trt = needs_rtx()
     torch.manual_seed(0)

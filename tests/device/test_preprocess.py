@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from edgemae.data.decode import read_picture
+from edgemae.data.decode_worker import read_picture
 from edgemae.device.preprocess import Frame, as_bgr, crop, decode, halve, normalise, preprocess
 from edgemae.spec.errors import DataError, InputError
 from edgemae.spec.graph import PixelContract

@@ -10,13 +10,13 @@ import cv2
 import numpy as np
 import pytest
 
-from edgemae.device.camera import Camera
-from edgemae.device.several import _listed
+from edgemae.device.camera.camera import Camera
+from edgemae.device.camera.multi_camera import _listed
 from edgemae.device.stream import Stream, stream
-from edgemae.device.streamed import StreamCounters, Streamed
+from edgemae.device.stream_result import StreamCounters, Streamed
 from edgemae.spec.errors import CameraError, EngineRuntimeError, InputError
 from edgemae.spec.graph import PixelContract
-from tests.streams import MjpegServer
+from tests.support.stream_servers import MjpegServer
 
 COUNT = 20
 FPS = 25.0
@@ -121,7 +121,7 @@ def test_the_pixel_contract_of_the_model_reaches_the_decoder(tmp_path: Path, mon
     cv2.imwrite(str(tmp_path / "x.png"), np.zeros((4, 4, 3), np.uint8))
     seen: list[PixelContract] = []
     monkeypatch.setattr(
-        "edgemae.device.sources.decode",
+        "edgemae.device.camera.sources.decode",
         lambda data, pixel: seen.append(pixel) or cv2.imdecode(np.frombuffer(data, np.uint8), 1),
     )
 

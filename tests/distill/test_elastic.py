@@ -13,25 +13,26 @@ import msgspec
 import pytest
 import torch
 
-from edgemae.ahead import check_recipe
-from edgemae.data.images import ImageSet
+from edgemae.data.image_set import ImageSet
 from edgemae.data.loader import Batch
-from edgemae.distill import elastic, train
+from edgemae.distill import elastic
 from edgemae.distill.elastic import Space, curve, extract, kept_blocks, run_at, shrink, space_of
-from edgemae.distill.moment import Draws, Moment, whole
+from edgemae.distill.elastic_training import in_stage_one, in_stage_two
 from edgemae.distill.recipes import RECIPES
-from edgemae.distill.sandwich import in_stage_one, in_stage_two
 from edgemae.distill.stages import Images, distill
-from edgemae.flow import Flow, distilled, extracted
-from edgemae.inputs import Inputs
 from edgemae.model.student import Student, load_student
 from edgemae.model.teacher import Teacher
 from edgemae.model.vit import ViT, count_macs
+from edgemae.pipeline.datasets import Inputs
+from edgemae.pipeline.preflight import check_recipe
+from edgemae.pipeline.stage_cache import Workdir
+from edgemae.pipeline.training_stages import Flow, distilled, extracted
 from edgemae.spec.errors import CheckpointError, PlanError
 from edgemae.spec.graph import PixelContract
-from edgemae.spec.sections import ElasticPlan, Plan
-from edgemae.workdir import Workdir
-from tests.tiny import Job, Ran, edgemae, stage
+from edgemae.spec.plan_schema import ElasticPlan, Plan
+from edgemae.train import loop
+from edgemae.train.step_context import Draws, Moment, whole
+from tests.support.tiny_job import Job, Ran, edgemae, stage
 
 PIXEL = PixelContract(image_px=32)
 SIZES = ElasticPlan(on=True, depths=(1, 2), heads=(1, 2), mlp_ratios=(1.0, 2.0), image_pxs=(16,))
@@ -271,14 +272,14 @@ def test_an_elastic_distillation(
     assert [row["macs"] for row in rows] == sorted(row["macs"] for row in rows)
     assert rows[-1]["params"] == sum(p.numel() for p in student.vit.parameters())
 
-    saved, last = train._Run._save, {"distill (relation)": 3, "elastic": 9}
+    saved, last = loop._Run._save, {"distill (relation)": 3, "elastic": 9}
 
     def die(run: Any) -> None:
         saved(run)
         if run.done == last[run.job.name]:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(train._Run, "_save", die)
+    monkeypatch.setattr(loop._Run, "_save", die)
     for _ in last:
         with pytest.raises(KeyboardInterrupt):
             distill(teacher, plan, images, tmp_path / "other.ckpt")
@@ -324,7 +325,8 @@ def test_a_first_stage_serves_only_the_sub_networks_that_it_trained(
     """Stage 1 of a plain student is not gone on from, nor one of other sub-networks; settings of stage 2 keep it."""
     source, flat = tmp_path / "teacher.safetensors", pictures.unlabelled()
     teacher_with().save(source)
-    monkeypatch.setattr("edgemae.flow.distill", lambda *args: (Student(ViT(teacher_with().vit.shape), PIXEL), {}))
+    untrained = Student(ViT(teacher_with().vit.shape), PIXEL)
+    monkeypatch.setattr("edgemae.pipeline.training_stages.distill", lambda *args: (untrained, {}))
 
     def folder(**elastic: Any) -> Path:
         plan = plan_with(**{f"elastic__{name}": value for name, value in elastic.items()})

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from edgemae.distill.masking import hide_attended, masking
-from edgemae.distill.moment import Moment, whole
 from edgemae.spec.errors import PlanError
-from edgemae.spec.sections import Plan
+from edgemae.spec.plan_schema import Plan
+from edgemae.train.step_context import Moment, whole
 
 PIXELS = torch.zeros(4, 3, 32, 32)
 

@@ -13,8 +13,6 @@ from torch import Tensor
 
 import edgemae.distill.recipes as recipes
 from edgemae.data.loader import Batch
-from edgemae.distill.losses import distillation
-from edgemae.distill.moment import Moment, whole
 from edgemae.distill.recipes.feature import Feature, resample
 from edgemae.distill.recipes.logit import Logit
 from edgemae.distill.recipes.relation import Relation
@@ -24,7 +22,9 @@ from edgemae.model.teacher import Teacher
 from edgemae.model.vit import ViT
 from edgemae.spec.errors import PlanError
 from edgemae.spec.graph import PixelContract
-from edgemae.spec.sections import Plan
+from edgemae.spec.plan_schema import Plan
+from edgemae.train.losses import distillation
+from edgemae.train.step_context import Moment, whole
 
 PIXEL = PixelContract(image_px=32)
 MakeTeacher, MakePlan, MakeViT = Callable[..., Teacher], Callable[..., Plan], Callable[..., ViT]

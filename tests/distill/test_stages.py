@@ -14,8 +14,8 @@ import pytest
 import torch
 from torch import nn
 
-from edgemae.ahead import check_recipe
-from edgemae.data.images import ImageSet
+from edgemae.data.image_set import ImageSet
+from edgemae.distill.frozen_teacher import TeacherView
 from edgemae.distill.recipes import choose_recipe
 from edgemae.distill.stages import (
     Images,
@@ -27,15 +27,15 @@ from edgemae.distill.stages import (
     student_pixel,
     train_further,
 )
-from edgemae.distill.view import TeacherView
 from edgemae.model.student import Student, load_student
 from edgemae.model.teacher import Teacher
 from edgemae.model.vit import ViT
-from edgemae.rules import check_plan
+from edgemae.pipeline.plan_rules import check_plan
+from edgemae.pipeline.preflight import check_recipe
 from edgemae.spec.errors import CheckpointError, DataError, PlanError
 from edgemae.spec.graph import PixelContract
-from edgemae.spec.plan import plan_tree
-from edgemae.spec.sections import Plan
+from edgemae.spec.plan_loading import plan_tree
+from edgemae.spec.plan_schema import Plan
 
 PIXEL = PixelContract(image_px=32)
 MakeTeacher, MakePlan = Callable[..., Teacher], Callable[..., Plan]

@@ -17,7 +17,7 @@ from edgemae.device.engines import ENGINES
 from edgemae.doctor import Finding, diagnose, software, worst
 from edgemae.doctor.page import sum_up, table
 from edgemae.doctor.software import BUILD, examine_build, examine_engines, examine_opencv
-from tests.tiny import edgemae
+from tests.support.tiny_job import edgemae
 
 PROJECT = Path(__file__).parents[2] / "pyproject.toml"
 HERE = Path("/")

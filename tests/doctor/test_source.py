@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 import pytest
 
-from edgemae.device.capture.grab import silent
+from edgemae.device.camera.frame_source import silent
 from edgemae.doctor import cameras, source
 from edgemae.doctor.finding import Finding
 from edgemae.doctor.source import examine_source

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from edgemae.device import cache
+from edgemae.device import engine_cache
 from edgemae.doctor import storage
 from edgemae.doctor.storage import examine_cache
 
@@ -25,7 +25,7 @@ def test_none_yet_is_in_order(folder: Path) -> None:
 
 def test_blobs_are_counted_and_their_digests_checked(folder: Path) -> None:
     for name in "abc":
-        cache._write(folder / f"{name}.blob", name.encode() * 100_000)
+        engine_cache._write(folder / f"{name}.blob", name.encode() * 100_000)
     facts, findings = examine_cache()
     assert (facts["blobs"], facts["spoilt"], facts["mib"]) == (3, [], 0.3)
     assert [finding.state for finding in findings] == ["green", "green"]
@@ -53,12 +53,12 @@ def test_a_folder_that_cannot_be_written_is_told(folder: Path, monkeypatch: pyte
 
 
 def test_a_folder_that_cannot_be_read_is_told(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    cache._write(folder / "a.blob", b"a")
+    engine_cache._write(folder / "a.blob", b"a")
 
     def refuse(path: Path) -> bytes:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(cache, "_bytes", refuse)
+    monkeypatch.setattr(engine_cache, "_bytes", refuse)
     _, (finding,) = examine_cache()
     assert (finding.state, "cannot be read: Permission denied" in finding.found) == ("yellow", True)
 

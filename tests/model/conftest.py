@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from edgemae.model.checkpoint import load_teacher
+from edgemae.model.import_teacher import load_teacher
 from edgemae.model.teacher import Teacher
 from edgemae.model.vit import ViT, ViTShape, sincos_position
 

@@ -7,8 +7,8 @@ from zipfile import ZipFile
 import pytest
 import torch
 
+from edgemae.model.model_file import read_model, write_model
 from edgemae.model.student import Student, load_student
-from edgemae.model.weights import read_model, write_model
 from edgemae.spec.errors import CheckpointError
 from edgemae.spec.graph import PixelContract, Step
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from edgemae.model.checkpoint import load_teacher
+from edgemae.model.import_teacher import load_teacher
 from edgemae.model.mae import MAE, DecoderShape, make_keep
+from edgemae.model.model_file import read_model, write_model
 from edgemae.model.student import Student
 from edgemae.model.teacher import Teacher
-from edgemae.model.weights import read_model, write_model
 from edgemae.spec.errors import CheckpointError
 from edgemae.spec.graph import PixelContract, Step
 

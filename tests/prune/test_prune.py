@@ -21,7 +21,7 @@ from edgemae.prune.budget import Scores, choose
 from edgemae.prune.cut import cut
 from edgemae.spec.errors import DataError, InternalError, PlanError
 from edgemae.spec.graph import PixelContract, Step
-from edgemae.spec.sections import PrunePlan
+from edgemae.spec.plan_schema import PrunePlan
 
 Make = Callable[..., Student]
 Batch = tuple[Tensor, Tensor | None]

@@ -16,13 +16,13 @@ import pytest
 
 from edgemae.export.lint import lint
 from edgemae.quantize.calibrate import Calibration, session
-from edgemae.quantize.half import to_fp16
-from edgemae.quantize.linear import find_linears
+from edgemae.quantize.fp16 import to_fp16
 from edgemae.quantize.openvino_int8 import openvino_session
+from edgemae.quantize.qdq_linear import find_linears
 from edgemae.quantize.schemes import ENGINE_SCHEMES, SCHEMES, candidates
 from edgemae.spec.errors import DataError, InputError, PlanError
 from edgemae.spec.graph import Graph
-from edgemae.spec.sections import QuantizePlan
+from edgemae.spec.plan_schema import QuantizePlan
 from edgemae.spec.target import ENGINE_NAMES, Target
 
 PLAN = QuantizePlan(smooth_alphas=(-1.0, 0.5))

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from edgemae.spec.errors import PlanError
-from edgemae.spec.plan import load_plan, plan_from
+from edgemae.spec.plan_loading import load_plan, plan_from
 from edgemae.spec.presets import NAMES, preset, preset_for
 
 HERE = {"data.train": "photos", "data.unlabelled": "more"}

@@ -8,10 +8,10 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 
-from edgemae.device.cache import find, make
-from edgemae.device.cores import on_cores
+from edgemae.device.engine_cache import find, make
 from edgemae.device.engines import onnxruntime, openvino, tensorrt
-from edgemae.device.memory import trim_heap
+from edgemae.device.hardware.cpu_affinity import on_cores
+from edgemae.device.hardware.heap import trim_heap
 from edgemae.device.session import Engine, Session
 from edgemae.spec.errors import EngineRuntimeError, InputError, nearest
 from edgemae.spec.target import Target
@@ -40,7 +40,7 @@ def find_engine(name: str) -> Engine:
 def open_session(engine: str, files: Mapping[str, bytes], target: Target, cores: tuple[int, ...] = ()) -> Session:
     """Return a running session for graph files such as {"int8.onnx": ...} or {"int8.xml": ..., "int8.bin": ...}.
 
-    `cores`: where it computes, see `edgemae.device.cores`; none: where the system puts it.
+    `cores`: where it computes, see `edgemae.device.hardware.cpu_affinity`; none: where the system puts it.
     Raises EngineMissingError when the engine is not installed, EngineRuntimeError when it cannot build or load.
     """
     chosen = find_engine(engine)

@@ -11,8 +11,8 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from edgemae.device.isa import u8s8_saturates
-from edgemae.device.onnx_scan import refuse_external_data
+from edgemae.device.engines._external_data import refuse_external_data
+from edgemae.device.hardware.cpu_features import u8s8_saturates
 from edgemae.device.operators import PRECISION, VALUE_BYTES, Operator, Shape, bytes_of, macs_of
 from edgemae.device.session import (
     Engine,

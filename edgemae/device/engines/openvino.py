@@ -2,7 +2,7 @@
 
 Without VNNI its int8 saturates at 16 bits and nothing at load can prevent it: such graphs must be quantized with an
 overflow fix, and the golden frames refuse those that were not. Its own CACHE_DIR is never used: it takes blobs with
-flipped bits (18 of 24 trials); ours go through `edgemae.device.cache`.
+flipped bits (18 of 24 trials); ours go through `edgemae.device.engine_cache`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgemae.device.onnx_scan import refuse_external_data
+from edgemae.device.engines._external_data import refuse_external_data
 from edgemae.device.operators import PRECISION, Operator, Shape, bytes_of, macs_of
 from edgemae.device.session import (
     Engine,

@@ -2,8 +2,8 @@
 
 Plans are executable artefacts bound to a GPU, a driver and a version: they are built on the device, or ahead of time
 for a named compute capability with TensorRT for RTX, and never travel in a bundle. Memory goes through
-`edgemae.device.cuda`. Building is tested for real without a GPU; running needs one, and the tests run it on a stand-in
-for the driver and the context only.
+`edgemae.device.engines._cuda`. Building is tested for real without a GPU; running needs one, and the tests run it on a
+stand-in for the driver and the context only.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgemae.device.cache import compiled
-from edgemae.device.cuda import Cuda, driver
-from edgemae.device.onnx_scan import refuse_external_data
+from edgemae.device.engine_cache import compiled
+from edgemae.device.engines._cuda import Cuda, driver
+from edgemae.device.engines._external_data import refuse_external_data
+from edgemae.device.engines._tensorrt_layers import Watch, products_of
 from edgemae.device.operators import Operator
 from edgemae.device.session import Engine, Instrumented, Session, Tensors, engine_errors, library, only_file
-from edgemae.device.tensorrt_layers import Watch, products_of
 from edgemae.spec.errors import EngineRuntimeError
 from edgemae.spec.target import Target
 

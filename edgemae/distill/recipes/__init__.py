@@ -10,7 +10,7 @@ from edgemae.distill.recipe import Recipe
 from edgemae.distill.recipes import feature, logit, relation, relation_full
 from edgemae.model.teacher import Teacher
 from edgemae.spec.errors import DataError, PlanError, check_named
-from edgemae.spec.sections import DistillPlan
+from edgemae.spec.plan_schema import DistillPlan
 
 RECIPES: dict[str, type[Recipe]] = {
     "feature": feature.Feature,

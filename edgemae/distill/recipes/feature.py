@@ -12,13 +12,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from edgemae.data.loader import Batch
-from edgemae.distill.moment import Moment
+from edgemae.distill.frozen_teacher import Depth, teacher_block
 from edgemae.distill.recipe import Recipe
-from edgemae.distill.view import Depth, teacher_block
 from edgemae.model.teacher import Teacher
 from edgemae.model.vit import LAYER_NORM_EPS, ViT
 from edgemae.spec.graph import PixelContract
-from edgemae.spec.sections import DistillPlan
+from edgemae.spec.plan_schema import DistillPlan
+from edgemae.train.step_context import Moment
 
 
 class Feature(Recipe):

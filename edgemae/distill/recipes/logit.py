@@ -8,9 +8,9 @@ from __future__ import annotations
 from torch import Tensor
 
 from edgemae.data.loader import Batch
-from edgemae.distill.losses import distillation
-from edgemae.distill.moment import Moment
 from edgemae.distill.recipe import Recipe
+from edgemae.train.losses import distillation
+from edgemae.train.step_context import Moment
 
 
 class Logit(Recipe):

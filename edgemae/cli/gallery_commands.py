@@ -1,0 +1,79 @@
+"""The verbs of galleries: what does this look like, and is it unlike everything normal?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from edgemae.cli.app import app
+from edgemae.cli.option_groups import LoadFlags
+from edgemae.cli.options import BundlePath, Json, Verbose, unfold
+from edgemae.cli.output import Verbs, print_rows, start_logging
+
+group = typer.Typer(
+    name="gallery", cls=Verbs, no_args_is_help=True, help="Search pictures by their embeddings, and find anomalies."
+)
+app.add_typer(group)
+
+
+@group.command()
+@unfold
+def build(
+    flags: LoadFlags,
+    bundle: BundlePath,
+    folder: Annotated[str, typer.Argument(help="Class folders, or a flat folder of normal pictures.", metavar="DIR")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The file to write.")],
+    anomaly: Annotated[bool, typer.Option("--anomaly", help="Take class folders too as one normal set.")] = False,
+    held_out: Annotated[str | None, typer.Option(help="Pictures for the threshold; default: half of DIR.")] = None,
+    false_alarm_rate: Annotated[float, typer.Option(help="Share of normal pictures that may be alarms.")] = 0.01,
+    limit_kib: Annotated[int, typer.Option(help="Size of what a normal set remembers.")] = 512,
+    seed: Annotated[int, typer.Option(help="Of the split and of what is remembered.")] = 0,
+    json: Json = False, verbose: Verbose = False,
+) -> None:  # fmt: skip
+    """Make a labelled gallery of class folders, or a normal set of a flat folder or with --anomaly."""
+    from edgemae.retrieval import folders
+
+    start_logging(verbose)
+    found = folders.build(
+        bundle, folder, output, flags.loading(), normal=anomaly, held_out=held_out,
+        false_alarm_rate=false_alarm_rate, limit_kib=limit_kib, seed=seed,
+    )  # fmt: skip
+    print_rows("built", found, json=json)
+
+
+@group.command()
+@unfold
+def search(
+    flags: LoadFlags,
+    bundle: BundlePath,
+    gallery: Annotated[Path, typer.Argument(help="What `gallery build` wrote.", metavar="GALLERY")],
+    image: Annotated[str, typer.Argument(help="A picture.", metavar="IMAGE")],
+    top: Annotated[int, typer.Option(help="How many of the nearest.")] = 5,
+    json: Json = False,
+) -> None:  # fmt: skip
+    """Show the pictures of a gallery that are nearest to one."""
+    from edgemae.retrieval.folders import search_gallery
+
+    start_logging(False)
+    found = search_gallery(bundle, gallery, image, flags.loading(), top=top)
+    print_rows("found", found, json=json)
+
+
+@group.command()
+@unfold
+def score(
+    flags: LoadFlags,
+    bundle: BundlePath,
+    normal: Annotated[Path, typer.Argument(help="A normal set that `gallery build` wrote.", metavar="NORMAL")],
+    source: Annotated[str, typer.Argument(help="A picture, or a folder of them.", metavar="SOURCE")],
+    save: Annotated[Path | None, typer.Option(help="Folder for the pictures with heat maps drawn over them.")] = None,
+    json: Json = False, verbose: Verbose = False,
+) -> None:  # fmt: skip
+    """Say how unlike a normal set pictures are, the most unusual first."""
+    from edgemae.retrieval.folders import score_pictures
+
+    start_logging(verbose)
+    found = score_pictures(bundle, normal, source, flags.loading(), save=save)
+    print_rows("scored", found, json=json)

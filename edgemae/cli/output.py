@@ -1,0 +1,300 @@
+"""What the command line prints: tables for people, one JSON object for scripts, errors in three lines."""
+
+from __future__ import annotations
+
+import errno
+import json as json_library
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import typer
+import typer.core
+
+from edgemae.spec.errors import EdgemaeError, InputError, InternalError, MachineError, StorageError, nearest
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from edgemae.pipeline.compile import Built
+    from edgemae.profiling.records import Profile
+    from edgemae.spec.plan_schema import Plan
+    from edgemae.spec.target import Target
+
+INTERRUPTED = 130
+SILENT = os.environ.get("RANK", "0") != "0"  # one of several processes of a training: the first talks
+WIDTH = 132  # of tables in a file or a pipe, where nothing says how wide the reader's window is
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
+EXTRAS = {"cv2": "camera", "onnxruntime": "onnxruntime", "openvino": "openvino"}  # any other library: build
+
+
+# ---------------------------------------------------------------- running
+
+
+class _CutShortError(Exception):
+    """Ctrl-C, or a reader of our output that went away. Typer itself would turn both into a bare exit code."""
+
+
+class Verbs(typer.core.TyperGroup):
+    """Verbs in the order of the work, with the nearest name for a mistyped one."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return list(self.commands)
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except (KeyboardInterrupt, BrokenPipeError) as error:
+            raise _CutShortError from error
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        try:
+            return super().resolve_command(ctx, args)
+        except typer.TyperException as error:
+            if args and args[0] not in self.commands:
+                raise InputError(
+                    f"unknown verb '{args[0]}'.{nearest(args[0], list(self.commands))}",
+                    expected=f"one of {', '.join(self.commands)}",
+                    fix="see `edgemae --help`",
+                ) from error
+            raise
+
+
+def start_logging(verbose: bool) -> None:
+    """Send log lines with a time of day to stderr."""
+    logging.basicConfig(
+        level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr,
+        force=True,
+    )  # fmt: skip
+    quiet = logging.ERROR if SILENT else logging.INFO
+    logging.getLogger("edgemae").setLevel(logging.DEBUG if verbose else quiet)
+    if SILENT:  # what the first process does not see
+        logging.getLogger("edgemae.data.loader").setLevel(logging.WARNING)
+
+
+def run_app(app: typer.Typer) -> int:
+    """Run the command line; return its exit code. No traceback reaches a user for a mistake of theirs."""
+    if SILENT:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (as long as the process)
+    try:
+        code = app(standalone_mode=False)
+        sys.stdout.flush()
+        return code if isinstance(code, int) else 0
+    except EdgemaeError as error:
+        return _fail(error)
+    except _CutShortError as error:
+        return _closed() if isinstance(error.__cause__, BrokenPipeError) else _interrupted()
+    except (KeyboardInterrupt, typer.Abort):
+        return _interrupted()
+    except typer.TyperException as error:
+        return _usage(error)
+    except BrokenPipeError:
+        return _closed()
+    except OSError as error:
+        return _storage(error) if error.errno in NO_ROOM else _bug(error)
+    except ModuleNotFoundError as error:
+        return _missing(error)
+    except Exception as error:  # noqa: BLE001 - whatever nobody thought of is our bug, and is told as such
+        return _bug(error)
+
+
+def _interrupted() -> int:
+    sys.stderr.write("interrupted; finished stages are kept: run the same command to go on\n")
+    return INTERRUPTED
+
+
+def _closed() -> int:
+    """The reader has seen enough, as in `edgemae run ... | head`. Python would complain when it closes stdout."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
+
+
+def _fail(error: EdgemaeError) -> int:
+    if "--json" in sys.argv:
+        write_json({"error": error.row})
+    sys.stderr.write(f"error: {error}\n")
+    return error.exit_code
+
+
+def _usage(error: typer.TyperException) -> int:
+    """Report a wrong command line; no verb at all gets the help."""
+    context = getattr(error, "ctx", None)
+    name = context.command_path if context else "edgemae"
+    if type(error).__name__ == "NoArgsIsHelpError":
+        sys.stderr.write(f"{error.format_message()}\n")
+        return InputError.exit_code
+    usage = context.command.get_usage(context) if context else "edgemae VERB ..."
+    return _fail(
+        InputError(
+            error.format_message().rstrip("."),
+            expected=" ".join(usage.split()).removeprefix("Usage: "),
+            fix=f"see `{name} --help`",
+        )
+    )
+
+
+def _storage(error: OSError) -> int:
+    return _fail(
+        StorageError(
+            f"'{error.filename or 'a file'}' cannot be read or written: {error.strerror}",
+            expected="folders that may be read, a writable --output, free space there and in the temporary folder",
+            fix="free some space, mend the permissions or choose another --output; finished stages are kept",
+        )
+    )
+
+
+def _missing(error: ModuleNotFoundError) -> int:
+    module = (error.name or str(error)).split(".")[0]
+    if module == "edgemae":
+        return _bug(error)
+    return _fail(
+        MachineError(
+            f"the Python module '{module}' is not installed, and this verb needs it",
+            expected="the libraries of this verb; `edgemae doctor` lists what is missing for what",
+            fix=f"pip install 'edgemae[{EXTRAS.get(module, 'build')}]'",
+        )
+    )
+
+
+def _bug(error: BaseException) -> int:
+    if os.environ.get("EDGEMAE_DEBUG"):
+        traceback.print_exception(error)
+    where = traceback.extract_tb(error.__traceback__)[-1]
+    return _fail(
+        InternalError(
+            f"{type(error).__name__} in {Path(where.filename).name}:{where.lineno}: {error}",
+            expected="no such thing: this is a bug of edgemae",
+            fix="run again with EDGEMAE_DEBUG=1 for the traceback and report it",
+        )
+    )
+
+
+# ---------------------------------------------------------------- printing
+
+
+def to_builtins(value: Any) -> Any:
+    """Return a JSON-ready copy; numpy scalars become numbers."""
+    return msgspec.to_builtins(value, enc_hook=lambda v: v.item() if hasattr(v, "item") else str(v))
+
+
+def write_json(value: Any) -> None:
+    sys.stdout.write(json_library.dumps(to_builtins(value), indent=1) + "\n")
+
+
+def screen() -> Console:
+    from rich.console import Console
+
+    wide = None if sys.stdout.isatty() or "COLUMNS" in os.environ else WIDTH
+    return Console(width=wide, file=sys.stdout)
+
+
+def print_built(built: Sequence[Built], *, json: bool) -> None:
+    """Print verdicts, tables and the next commands; exit 3 or 4 when a gate was missed."""
+    from edgemae.evaluation.gates import exit_code
+
+    code = max((exit_code(b.gates) for b in built), key=lambda c: {0: 0, 4: 1, 3: 2}[c])
+    if json:
+        pages = [json_library.loads((b.bundle.parent / "report.json").read_bytes()) for b in built]
+        reports = [{"bundle": str(b.bundle), **page} for b, page in zip(built, pages, strict=True)]
+        write_json(reports[0] if len(reports) == 1 else {"bundles": reports})
+    else:
+        from edgemae.evaluation.report.report import console_table
+
+        for b in built:
+            screen().print(console_table(b.report))
+            sys.stdout.write(
+                f"\nbundle: {b.bundle}\nreport: {b.bundle.parent / 'report.html'}\nnext:\n"
+                f"  edgemae verify {b.bundle}\n  edgemae profile {b.bundle}\n  edgemae run {b.bundle} SOURCE\n"
+            )
+    if code:
+        raise typer.Exit(code)
+
+
+def print_dry_run(found: dict[str, Any], plan: Plan, *, json: bool) -> None:
+    """Print what was checked, and the resolved plan as TOML."""
+    if json:
+        write_json(found)
+        return
+    from edgemae.pipeline.stage_cache import to_toml
+
+    counts = ", ".join(f"{len_['images']} {name}" for name, len_ in found["data"].items() if "images" in len_)
+    sys.stdout.write(f"# checked: {', '.join(found['targets'])}; images: {counts}\n{to_toml(plan).decode()}")
+
+
+def print_rows(title: str, rows: dict[str, Any], *, json: bool) -> None:
+    """Print a dictionary as lines of two columns, or as JSON."""
+    if json:
+        write_json(rows)
+        return
+    sys.stdout.write("\n".join([title, *_lines(to_builtins(rows), "  ")]) + "\n")
+
+
+def _lines(rows: dict[str, Any], indent: str) -> list[str]:
+    """Return `key  value` lines; dictionaries and lists of them go below their key, deeper."""
+    width = max((len(key) for key in rows), default=0)
+    lines = []
+    for key, value in rows.items():
+        below: list[str] = []
+        if isinstance(value, dict) and value:
+            below, value = _lines(value, indent + "  "), ""
+        elif isinstance(value, (list, tuple)) and any(
+            isinstance(v, (dict, list, tuple)) or "\n" in str(v) for v in value
+        ):
+            below, value = [f"{indent}  {_text(v)}" for v in value], ""
+        lines += [f"{indent}{key:{width}}  {_text(value)}".rstrip(), *below]
+    return lines
+
+
+def _text(value: Any) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, dict):
+        return "  ".join(f"{k} {_text(v)}" for k, v in value.items() if v not in (None, "")) or "-"
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(_text, value)) or "-"
+    return str(value)
+
+
+def print_profile(found: Profile, html: Path | None = None, *, json: bool) -> None:
+    """Print a profile, then write its page. Exits 5 for INVALID or a page that is not written, 4 for a missed limit."""
+    from edgemae.profiling.output.html_report import write_page
+    from edgemae.profiling.output.text_report import describe
+    from edgemae.profiling.slo import exit_code
+
+    write_json(found) if json else sys.stdout.write("\n".join(describe(found)) + "\n")
+    code = exit_code(found)
+    try:
+        write_page(html, found) if html else None
+    except StorageError as error:  # not raised: with --json an error would be a second object behind the record
+        sys.stderr.write(f"error: {error}\nThe figures were printed and stand; their page is missing.\n")
+        code = error.exit_code
+    if found.verdict != "TRUSTED":
+        sys.stderr.write(f"{found.verdict}: {'; '.join(found.reasons)}. Quiet the machine and measure again.\n")
+    if missed := [limit.text for limit in found.slo if not limit.passed]:
+        sys.stderr.write(f"not shown to be met: {', '.join(missed)}\n")
+    if code:
+        raise typer.Exit(code)
+
+
+def print_targets(targets: Sequence[Target], *, json: bool) -> None:
+    """Print the built-in targets."""
+    if json:
+        write_json({"targets": targets})
+        return
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    for column in ("name", "engines", "precisions", "threads", "device"):
+        table.add_column(column, no_wrap=column == "name")
+    for t in targets:
+        table.add_row(t.name, ", ".join(t.engines), ", ".join(t.precisions), str(t.threads), t.title)
+    screen().print(table)

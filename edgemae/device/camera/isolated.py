@@ -1,0 +1,133 @@
+"""A source in a child process: a driver that hangs there can be killed, where a thread could only be left behind.
+
+Commands go to the child's standard input and answers come from its standard output, one JSON line each; pixels lie in
+shared memory that has no name (memfd), so nothing of it can be left over. The child ends when its standard input does,
+which is when this process ends, however that happens. The address is sent, not passed as an argument: others could read
+its password in the list of processes.
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+import os
+import select
+import subprocess
+import sys
+import time
+from typing import Any
+
+import numpy as np
+
+from edgemae.device.camera.address import redact
+from edgemae.device.camera.frame_source import Grab, SourceError
+from edgemae.spec.errors import error_of
+
+_START = (
+    "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
+    "from edgemae.device.camera.isolated_worker import main; main()"
+)
+START_S = 20.0  # a small board loads Python, numpy and OpenCV
+OPEN_GRACE_S, READ_GRACE_S = 1.5, 0.5  # the child's own time-outs, and its questions to the server, come first
+LEAVE_S = 0.2
+
+
+class Isolated:
+    """Read a source of OpenCV's through a child process."""
+
+    def __init__(self, source: str, kind: str, timeouts_ms: tuple[int, int], again: bool) -> None:
+        self._name, self.fps = redact(source), 0.0
+        self._order = {"source": source, "kind": kind, "timeouts_ms": list(timeouts_ms), "again": again}
+        self._open_s, self._read_s = timeouts_ms[0] / 1e3 + OPEN_GRACE_S, timeouts_ms[1] / 1e3 + READ_GRACE_S
+        self._child: subprocess.Popen[bytes] | None = None
+        self._memory: mmap.mmap | None = None
+        self._memory_fd = -1
+        self._heard = b""
+
+    def open(self) -> None:
+        self._memory_fd = os.memfd_create("edgemae-frame")
+        self._child = subprocess.Popen(
+            [sys.executable, "-c", _START, json.dumps(sys.path), str(self._memory_fd)],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, pass_fds=(self._memory_fd,),
+            bufsize=0,
+        )  # fmt: skip
+        self._listen(START_S)
+        self.fps = float(self._ask(self._order, self._open_s)["fps"])
+
+    def read(self) -> Grab | None:
+        said = self._ask({}, self._read_s)
+        if said["over"]:
+            return None
+        shape = said.pop("shape")
+        array_bgr = None
+        if shape is not None:
+            size = int(np.prod(shape))
+            if self._memory is None or len(self._memory) < size:
+                if self._memory is not None:
+                    self._memory.close()
+                self._memory = mmap.mmap(self._memory_fd, size, prot=mmap.PROT_READ)
+            array_bgr = np.frombuffer(self._memory, np.uint8, size).reshape(shape).copy()
+        return Grab(array_bgr, said["t_capture_ns"], said["pts_ms"], said["name"], said["lost"], said["reason"])
+
+    def interrupt(self) -> None:
+        if (child := self._child) is not None:  # the reader's thread may be closing it
+            child.kill()
+
+    def close(self) -> None:
+        if self._child is not None:
+            assert self._child.stdin is not None
+            assert self._child.stdout is not None
+            self._child.stdin.close()
+            try:
+                self._child.wait(LEAVE_S)
+            except subprocess.TimeoutExpired:
+                self._child.kill()
+                self._child.wait()
+            self._child.stdout.close()
+            self._child = None
+        if self._memory is not None:
+            self._memory.close()
+            self._memory = None
+        if self._memory_fd >= 0:
+            os.close(self._memory_fd)
+            self._memory_fd = -1
+
+    def _ask(self, order: dict[str, Any], timeout_s: float) -> dict[str, Any]:
+        assert self._child is not None
+        assert self._child.stdin is not None
+        try:
+            self._child.stdin.write(json.dumps(order).encode() + b"\n")
+        except BrokenPipeError:
+            raise self._gone("has ended") from None
+        return self._listen(timeout_s)
+
+    def _listen(self, timeout_s: float) -> dict[str, Any]:
+        """Return the child's next line. A child that is silent is killed by `close`."""
+        assert self._child is not None
+        assert self._child.stdout is not None
+        end, stdout = time.monotonic() + timeout_s, self._child.stdout.fileno()
+        poll = select.poll()
+        poll.register(stdout, select.POLLIN)
+        while b"\n" not in self._heard:
+            if not poll.poll(max(0.0, end - time.monotonic()) * 1e3):
+                raise self._gone(f"did not answer within {timeout_s:.1f} s and was killed")
+            more = os.read(stdout, 65_536)
+            if not more:
+                raise self._gone("has ended")
+            self._heard += more
+        line, _, self._heard = self._heard.partition(b"\n")
+        said: dict[str, Any] = json.loads(line)
+        if "error" in said:
+            error = error_of(said["error"])
+            if "kind" in said:
+                error = SourceError(error.what, expected=error.expected, fix=error.fix, kind=said["kind"])
+            raise error
+        return said
+
+    def _gone(self, what: str) -> SourceError:
+        return SourceError(
+            f"the process that reads '{self._name}' {what}",
+            expected="a driver that answers",
+            fix="see that the source is switched on and reachable; `dmesg` tells of drivers that crash",
+            kind="hung",
+        )

@@ -1,0 +1,75 @@
+"""The child process of `isolated`: it reads one source and leaves its frames in shared memory. Imports no torch."""
+
+from __future__ import annotations
+
+import json
+import mmap
+import os
+import queue
+import sys
+import threading
+from typing import Any
+
+import numpy as np
+
+from edgemae.device.camera.frame_source import Grab, SourceError
+from edgemae.device.camera.opencv import Video
+from edgemae.spec.errors import EdgemaeError, InternalError
+
+
+def main() -> None:
+    """Answer orders until standard input ends, which also ends a call that hangs."""
+    answers = os.dup(1)
+    os.dup2(2, 1)  # what drivers print must not get among the answers
+    orders: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
+    threading.Thread(target=_listen, args=(orders,), daemon=True).start()
+    memory = _Memory(int(sys.argv[2]))
+    _say(answers, {})
+    try:
+        order = orders.get()
+        video = Video(order["source"], order["kind"], tuple(order["timeouts_ms"]), order["again"])
+        video.open()
+        _say(answers, {"fps": video.fps})
+        while orders.get() == {}:
+            _say(answers, memory.hold(video.read()))
+    except SourceError as error:
+        _say(answers, {"error": error.row, "kind": error.kind})
+    except EdgemaeError as error:
+        _say(answers, {"error": error.row})
+    except Exception as bug:  # noqa: BLE001 - the parent is told
+        what = f"{type(bug).__name__}: {bug}"
+        _say(answers, {"error": InternalError(what, expected="no failure", fix="report it").row})
+
+
+def _listen(orders: queue.SimpleQueue[dict[str, Any]]) -> None:
+    heard = b""
+    while more := os.read(0, 65_536):
+        *lines, heard = (heard + more).split(b"\n")
+        for line in lines:
+            orders.put(json.loads(line))
+    os._exit(0)  # the parent is gone, or wants this one gone
+
+
+def _say(answers: int, said: dict[str, Any]) -> None:
+    os.write(answers, json.dumps(said).encode() + b"\n")
+
+
+class _Memory:
+    """Shared memory that grows with the frames. The parent copies a frame before it asks for the next one."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        self._map: mmap.mmap | None = None
+
+    def hold(self, grab: Grab | None) -> dict[str, Any]:
+        """Copy the picture of a grab, return everything else about it."""
+        if grab is None:
+            return {"over": True}
+        picture = grab.array_bgr
+        said = grab._asdict() | {"over": False, "array_bgr": None, "shape": None if picture is None else picture.shape}
+        if picture is not None:
+            if self._map is None or len(self._map) < picture.nbytes:
+                os.ftruncate(self._fd, picture.nbytes)
+                self._map = mmap.mmap(self._fd, picture.nbytes)
+            np.frombuffer(self._map, np.uint8, picture.nbytes).reshape(picture.shape)[:] = picture
+        return said

@@ -1,1 +1,0 @@
-"""`edgemae profile`: latency numbers that an engineer can sign."""

@@ -1,0 +1,221 @@
+"""Open weight files of other projects without running any code that may be inside them."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import re
+import warnings
+import zipfile
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from edgemae.model.model_file import read_model
+from edgemae.model.name_mapping import listing, strip_prefixes
+from edgemae.spec.errors import CheckpointError
+
+# Where training scripts put the state dict, in the order in which they are looked for.
+CONTAINERS = ("model", "state_dict", "model_state_dict", "module")
+WEIGHT_FILES = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
+
+
+@dataclass(frozen=True)
+class Found:
+    """Hold what a file or folder says. `header` is set for edgemae's own files only.
+
+    `config` is config.json, `processor` preprocessor_config.json, `args` the options of the training script.
+    """
+
+    tensors: dict[str, Tensor]
+    files: tuple[Path, ...]
+    header: dict[str, Any] | None = None
+    config: dict[str, Any] = field(default_factory=dict)
+    processor: dict[str, Any] = field(default_factory=dict)
+    args: dict[str, Any] = field(default_factory=dict)
+    card_licence: str = ""
+    ignored: tuple[str, ...] = ()
+
+    def sha256(self) -> str:
+        """Return the hash of the weight files, one after the other."""
+        digest = hashlib.sha256()
+        for path in self.files:
+            with open(path, "rb") as file:
+                while chunk := file.read(1 << 22):
+                    digest.update(chunk)
+        return digest.hexdigest()
+
+
+def read_weights(path: Path) -> Found:
+    """Open a weight file or a model folder. Raises CheckpointError for anything that is not one."""
+    if not path.exists():
+        raise CheckpointError(
+            f"'{path}' does not exist", expected="a weight file or a model folder", fix="check the path of the teacher"
+        )
+    return _read_folder(path) if path.is_dir() else _read_file(path)
+
+
+def _read_file(path: Path) -> Found:
+    try:
+        with open(path, "rb") as file:
+            start = file.read(9)
+    except OSError as error:
+        raise CheckpointError(
+            f"'{path}' cannot be opened: {error.strerror}", expected="a readable file", fix="check its permissions"
+        ) from error
+    if start[8:9] == b"{":
+        own = read_model(path)
+        if own is not None:
+            return Found(own[0], (path,), header=own[1])
+        return Found(strip_prefixes(_safetensors(path)), (path,))
+    if start[:2] == b"PK" or start[:1] == b"\x80":
+        return _unwrap(_torch(path), path)
+    raise CheckpointError(
+        f"'{path}' is no weight file" if start else f"'{path}' is empty",
+        expected="safetensors, or a checkpoint that torch.save wrote",
+        fix="run `git lfs pull`: this is a pointer" if start == b"version h" else "copy or download it again",
+    )
+
+
+def _safetensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(
+            f"'{path}' cannot be read as safetensors: {error}",
+            expected="a complete .safetensors file",
+            fix="copy or download it again",
+        ) from error
+
+
+def _torch(path: Path) -> Any:
+    """Return the contents of a torch.save file, restricted to tensors, containers and argparse.Namespace."""
+    try:
+        with warnings.catch_warnings(), torch.serialization.safe_globals([argparse.Namespace]):
+            warnings.simplefilter("ignore")  # TorchScript archives announce themselves before they are refused
+            # Mapped, because optimizer states are twice the weights and stay unread; the old format cannot be.
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except Exception as error:  # a garbled pickle raises anything: KeyError, EOFError, RuntimeError, ...
+        raise _refusal(path, str(error)) from error
+
+
+def _refusal(path: Path, message: str) -> CheckpointError:
+    code = re.search(r"Unsupported (?:global|class|operand)[^:]*: (?:GLOBAL )?(\S+)", message)
+    if code is not None or "TorchScript" in message:
+        name = code[1] if code else "a TorchScript archive"
+        return CheckpointError(
+            f"'{path}' holds Python objects besides weights ({name}): a whole pickled module or settings",
+            expected="tensors only; opening anything else would run code from the file",
+            fix="where it was made, save only the weights: torch.save({'model': model.state_dict()}, path)",
+        )
+    return CheckpointError(
+        f"'{path}' cannot be read as a torch checkpoint: {(message or 'it ends early').splitlines()[0][:200]}",
+        expected="a complete file written by torch.save",
+        fix="copy or download it again",
+    )
+
+
+def _unwrap(content: Any, path: Path) -> Found:
+    """Find the state dict in what a training script saved; everything left aside is named in `ignored`."""
+    if not isinstance(content, dict):
+        raise CheckpointError(
+            f"'{path}' holds a {type(content).__name__}", expected="a state dict", fix="save model.state_dict() instead"
+        )
+    name = "" if _is_state(content) else next((n for n in CONTAINERS if _is_state(content.get(n))), None)
+    if name is None:
+        raise CheckpointError(
+            f"'{path}' has no state dict; its keys are: {listing([str(k) for k in content]) or 'none'}",
+            expected=f"tensors, or one of {', '.join(CONTAINERS)} with tensors in it",
+            fix="save model.state_dict() instead",
+        )
+    state = content[name] if name else content
+    beside = [str(k) for k in content if name and k not in (name, "args", "arch")]
+    beside += [f"{name}.{k}" if name else str(k) for k, v in state.items() if not isinstance(v, Tensor)]
+    args = content.get("args", {}) if name else {}
+    args = dict(args) if isinstance(args, dict) else dict(vars(args)) if isinstance(args, argparse.Namespace) else {}
+    if name and isinstance(content.get("arch"), str):  # how timm notes the model's name
+        args["model"] = content["arch"]
+    tensors = {str(k): v for k, v in state.items() if isinstance(v, Tensor)}
+    return Found(strip_prefixes(tensors), (path,), args=args, ignored=tuple(beside))
+
+
+def _is_state(value: Any) -> bool:
+    return isinstance(value, dict) and any(isinstance(v, Tensor) for v in value.values())
+
+
+def _read_folder(folder: Path) -> Found:
+    """Open a Hugging Face model folder: config.json, weights (perhaps in shards), preprocessor and model card."""
+    if not (folder / "config.json").is_file():
+        inside = sorted(p.name for p in folder.iterdir() if p.suffix in (".pth", ".pt", ".bin", ".safetensors"))
+        raise CheckpointError(
+            f"'{folder}' has no config.json",
+            expected="a Hugging Face model folder, or a path to one weight file",
+            fix=f"pass the file itself, such as '{folder / inside[0]}'" if inside else "check the path of the teacher",
+        )
+    config = _json(folder / "config.json")
+    name = next((n for n in WEIGHT_FILES if (folder / n).is_file()), None)
+    if name is None:
+        raise CheckpointError(
+            f"'{folder}' has config.json but no weights",
+            expected=" or ".join(WEIGHT_FILES),
+            fix="download the folder again",
+        )
+    files = _shards(folder, name) if name.endswith(".index.json") else (folder / name,)
+    parts = [_read_file(f) for f in files]
+    tensors = {k: v for part in parts for k, v in part.tensors.items()}
+    processor = folder / "preprocessor_config.json"
+    return replace(
+        parts[0],
+        tensors=tensors,
+        files=files,
+        config=config,
+        processor=_json(processor) if processor.is_file() else {},
+        card_licence=_card_licence(folder / "README.md"),
+    )
+
+
+def _shards(folder: Path, index: str) -> tuple[Path, ...]:
+    weight_map = _json(folder / index).get("weight_map")
+    names = sorted({str(n) for n in weight_map.values()}) if isinstance(weight_map, dict) else []
+    missing = [n for n in names if Path(n).name != n or not (folder / n).is_file()]
+    if missing or not names:
+        raise CheckpointError(
+            f"'{folder / index}' names weight files that are not in the folder: {listing(missing) or 'none at all'}",
+            expected="every shard beside its index",
+            fix="download the folder again",
+        )
+    return tuple(folder / n for n in names)
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"'{path}' is not valid JSON: {error}", expected="a JSON object", fix="download the folder again"
+        ) from error
+    if not isinstance(value, dict):
+        raise CheckpointError(
+            f"'{path}' holds a {type(value).__name__}", expected="a JSON object", fix="download the folder again"
+        )
+    return value
+
+
+def _card_licence(card: Path) -> str:
+    """Return the `license:` line of a model card's front matter, or an empty string."""
+    if not card.is_file():
+        return ""
+    front = re.match(r"---\s*\n(.*?)\n---", card.read_text(encoding="utf-8", errors="replace"), re.DOTALL)
+    line = re.search(r"^license:\s*[\"']?([\w.\-]+)", front[1], re.MULTILINE) if front else None
+    return line[1] if line else ""

@@ -1,0 +1,115 @@
+"""Where a compile measures its candidates: on this machine, or on a device over ssh."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol
+
+import msgspec
+import torch
+
+from edgemae.deploy.remote_profile import answer, check
+from edgemae.deploy.ssh import Far, parse_address
+from edgemae.model.vit import ViT
+from edgemae.profiling.compare.graph_benchmark import Entry, Job, Latencies, Machine, measure, this_machine, write_job
+from edgemae.spec.errors import InputError
+from edgemae.spec.graph import Graph
+from edgemae.spec.target import Target
+
+log = logging.getLogger("edgemae")
+EAGER = "torch-eager"
+MODULE = "edgemae.profiling.compare.graph_benchmark"
+Entries = list[tuple[Entry, Graph]]
+
+
+class Bench(Protocol):
+    """A machine that graphs are measured on; `name` says which in a sentence."""
+
+    name: str
+
+    @property
+    def machine(self) -> Machine: ...
+
+    def measure(self, target: Target, vit: ViT, entries: Entries) -> Latencies:
+        """Return what was measured, by the names of the entries."""
+
+
+class Here:
+    """This machine: every graph in turns with torch eager fp32 of the same student on the same threads."""
+
+    name = "this machine"
+
+    @cached_property
+    def machine(self) -> Machine:
+        return this_machine()
+
+    def measure(self, target: Target, vit: ViT, entries: Entries) -> Latencies:
+        job = job_of(target, entries)
+        files = {entry.name: graph.files for entry, graph in entries}
+        shape = vit.eval().shape
+        tensor = torch.zeros(1, shape.channels, shape.image_px, shape.image_px)
+        before = torch.get_num_threads()
+
+        def eager() -> None:
+            with torch.inference_mode():
+                vit(tensor)
+
+        torch.set_num_threads(target.threads)
+        try:
+            return measure(job, lambda entry: files[entry.name], (EAGER, eager))
+        finally:
+            torch.set_num_threads(before)
+
+
+class There:
+    """A device behind ssh, with edgemae and without torch; the graphs are copied to it once."""
+
+    def __init__(self, remote: str, python: str = "python3") -> None:
+        self._address, self._python = parse_address(remote), python
+        self.name = self._address.host
+
+    @cached_property
+    def machine(self) -> Machine:
+        with Far(self._address, self._python) as far:
+            machine = msgspec.convert(self._ask(far), Machine)
+        engines = ", ".join(f"{name} {version}" for name, version in machine.engines.items())
+        log.info("candidates are measured on %s: %s, %s", self.name, machine.fingerprint.get("cpu"), engines)
+        return machine
+
+    def measure(self, target: Target, vit: ViT, entries: Entries) -> Latencies:
+        with (
+            Far(self._address, self._python, met="machine" in self.__dict__) as far,
+            tempfile.TemporaryDirectory() as draft,
+        ):
+            path = Path(draft) / f"candidates-{target.name}.zip"
+            write_job(path, job_of(target, entries), [graph.files for _, graph in entries])
+            return msgspec.convert(self._ask(far, far.copy(path)), Latencies)
+
+    def _ask(self, far: Far, *arguments: str) -> dict[str, Any]:
+        python = check(far)[0]
+        codes, outputs = far.run([[python, "-m", MODULE, *arguments]])
+        return answer(far, codes, outputs)
+
+
+def job_of(target: Target, entries: Entries) -> Job:
+    """Return the job of graphs with one io contract."""
+    (pixels,) = entries[0][1].io.inputs
+    graphs = tuple(entry for entry, _ in entries)
+    return Job(target=target, shape=pixels.shape, dtype=pixels.dtype, graphs=graphs)
+
+
+HERE = Here()
+
+
+def bench_at(remote: str | None, python: str | None) -> Bench:
+    """Return the bench that the command line names. Raises InputError for the Python of no machine."""
+    if remote is None and python is not None:
+        raise InputError(
+            "--remote-python says which Python another machine uses, and no machine is named",
+            expected="--remote user@host beside it",
+            fix="name the machine, or leave --remote-python out",
+        )
+    return HERE if remote is None else There(remote, python or "python3")

@@ -1,0 +1,164 @@
+"""A against B: two contenders in a process each, taken in turns (A B B A), the idle one parked.
+
+In one process two engines' thread pools, allocators and caches meet; in two they meet only in the hardware, as they
+would on a device that ships one of them. Raw medians of a shared machine move by up to 38 %, the ratio of neighbouring
+blocks by 1 %.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import subprocess
+import tempfile
+import time
+from contextlib import ExitStack
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from edgemae.profiling.child_process import command, environment
+from edgemae.profiling.records import Against
+from edgemae.profiling.stats.percentiles import ratio, round_ratios, summarise
+from edgemae.profiling.timing.interference import VERDICTS, Interference, Window, with_verdict
+from edgemae.profiling.timing.timer import BLOCK_RUNS, Samples, block_length, samples_of, turns
+from edgemae.spec.errors import EdgemaeError, EngineRuntimeError, error_of
+
+ROUNDS = 20
+LOAD_TIMEOUT_S = 600.0  # an engine may still have to be built
+BLOCK_TIMEOUT_S = 120.0
+CONTENDER = "edgemae.profiling.compare.ab_worker"
+
+
+@dataclass(frozen=True)
+class Contender:
+    """Name something to measure: the module whose process holds it, and what that process is told first."""
+
+    kind: str
+    path: str
+    engine: str = "auto"
+    target: str = ""
+    pixels_of: str = ""  # the bundle whose golden frames and pixel contract are used
+    module: str = CONTENDER
+
+
+def versus(this: Contender, other: Contender, rounds: int = ROUNDS) -> tuple[Against, Interference]:
+    """Measure two contenders in turns; return how much faster `this` is, and the worse one's evidence.
+
+    Raises EngineRuntimeError when a process ends or hangs, and whatever a process says it cannot do.
+    """
+    with ExitStack() as stack:
+        a = stack.enter_context(_Process(other))
+        b = stack.enter_context(_Process(this))
+        lengths = {process: block_length(process.load(rounds)) for process in (a, b)}
+        window = Window(processes=(a.pid, b.pid))
+        restless = set()
+        for block, name, _ in turns(["a", "b"], rounds):
+            window.glance()
+            process = {"a": a, "b": b}[name]
+            if not process.ask({"block": block, "runs": lengths[process]}, BLOCK_TIMEOUT_S)["parked"]:
+                restless.add(process.about["name"])
+        taken = [samples_of(process.end(), window) for process in (a, b)]
+        found = ratio(taken[0], taken[1])
+        theirs = summarise(taken[0].ns)
+        against = Against(
+            name=a.about["name"], kind=other.kind, engine=a.about["engine"], precision=a.about["precision"],
+            p50_ms=theirs.p50_ms, n=theirs.n, ratio=found.median, ratio_low=found.low, ratio_high=found.high,
+            different=found.different, paired=True, rounds=found.rounds,
+            ratios=tuple(float(r) for r in round_ratios(taken[0], taken[1])), version=a.about.get("version", ""),
+        )  # fmt: skip
+    return against, _evidence(taken, restless)
+
+
+def _evidence(taken: list[Samples], restless: set[str]) -> Interference:
+    """Return the worse of two verdicts; a contender that does not rest while the other runs spoils both."""
+    found = max((samples.interference for samples in taken), key=lambda e: VERDICTS.index(e.verdict))
+    reasons = tuple(f"the threads of '{name}' run on between its turns" for name in sorted(restless))
+    return with_verdict(found, reasons)
+
+
+class _Process:
+    """A contender's process: started, told what to hold, asked for blocks, and ended with the block's `with`."""
+
+    def __init__(self, contender: Contender) -> None:
+        self.contender, self.about = contender, dict[str, Any]()
+        self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 (closed by __exit__)
+        self._process = subprocess.Popen(
+            command(contender.module), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._stderr,
+            env=environment(),
+        )  # fmt: skip
+        self.pid = self._process.pid
+        self._rest = b""
+
+    def load(self, rounds: int) -> float:
+        """Make the process hold its contender; return the seconds of a typical run."""
+        order = {
+            "kind": self.contender.kind, "path": self.contender.path, "engine": self.contender.engine,
+            "target": self.contender.target, "pixels_of": self.contender.pixels_of,
+            "capacity": 2 * rounds * BLOCK_RUNS[1],
+        }  # fmt: skip
+        self.about = self.ask(order, LOAD_TIMEOUT_S)
+        return float(self.about["typical_s"])
+
+    def end(self) -> dict[str, np.ndarray]:
+        rows = self.ask({"end": True}, BLOCK_TIMEOUT_S)
+        return {name: np.array(values, np.int64) for name, values in rows.items()}
+
+    def ask(self, order: dict[str, Any], timeout_s: float) -> dict[str, Any]:
+        """Send an order and return the answer."""
+        stdin = self._process.stdin
+        assert stdin is not None
+        try:
+            stdin.write(json.dumps(order).encode() + b"\n")
+            stdin.flush()
+            line: bytes | None = self._line(timeout_s)
+        except BrokenPipeError:
+            line = b""
+        if not line:
+            raise self._silent(timeout_s if line is None else None)
+        answer: dict[str, Any] = json.loads(line)
+        if "error" in answer:
+            raise error_of(answer["error"])
+        return answer
+
+    def _line(self, timeout_s: float) -> bytes | None:
+        """Return the next line, b"" when the process has ended, None when the time is over."""
+        stdout, end = self._process.stdout, time.monotonic() + timeout_s
+        assert stdout is not None
+        while b"\n" not in self._rest:
+            ready, _, _ = select.select([stdout], [], [], max(0.0, end - time.monotonic()))
+            if not ready:
+                return None
+            part = os.read(stdout.fileno(), 1 << 16)
+            if not part:
+                return b""
+            self._rest += part
+        line, _, self._rest = self._rest.partition(b"\n")
+        return line
+
+    def _silent(self, waited_s: float | None) -> EdgemaeError:
+        """Return the error for a process that has ended, or that said nothing for `waited_s`."""
+        if waited_s is None:
+            state = f"ended with status {self._process.wait(10)}"  # its end is seen in the pipe before it is gone
+        else:
+            state = f"gave no answer within {waited_s:.0f} s"
+        self._stderr.seek(0)
+        said = self._stderr.read().decode(errors="replace").strip().splitlines()[-1:] or ["it said nothing"]
+        return EngineRuntimeError(
+            f"the process that holds '{self.contender.path}' {state}: {said[0]}",
+            expected="a contender that loads and runs here",
+            fix="see that memory is left for both, and that each of them runs alone",
+        )
+
+    def __enter__(self) -> _Process:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._process.kill()
+        self._process.wait()
+        for stream in (self._process.stdin, self._process.stdout, self._stderr):
+            if stream is not None:
+                stream.close()

@@ -1,0 +1,112 @@
+"""Child process of `versus`: hold one contender, run a block of it when told to, and rest in between.
+
+Speaks JSON lines: orders on stdin, answers on what was stdout when it started (libraries that print go to stderr).
+
+    -> {"kind": "onnx", "path": ..., "engine": ..., "target": ..., "pixels_of": ...}  what to hold
+    <- {"name": ..., "engine": ..., "version": ..., "precision": ..., "typical_s": ...}  it is warm
+    -> {"block": 3, "runs": 20}
+    <- {"parked": true}                                                               its threads are at rest
+    -> {"end": true}
+    <- {"ns": [...], "switches": [...], "blocks": [...], "canaries": [...]}
+
+An order that cannot be followed is answered with {"error": {"code", "what", "expected", "fix"}}.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Mapping
+from itertools import cycle
+from pathlib import Path
+from typing import Any
+
+from edgemae.device.engines import ENGINES, open_session
+from edgemae.device.engines.onnxruntime import input_dtype
+from edgemae.device.model import load, top_classes
+from edgemae.device.preprocess import preprocess
+from edgemae.profiling.golden_inputs import golden_frames
+from edgemae.profiling.timing.timer import LEAD_RUNS, Recorder, Run, park, warm
+from edgemae.spec.bundle import Bundle, open_bundle
+from edgemae.spec.errors import EdgemaeError
+from edgemae.spec.target import Target, find_target
+
+WARMUP_RUNS = 10
+Order = Mapping[str, Any]
+Made = tuple[Run, dict[str, str]]  # what to time; name, engine and precision
+
+
+def serve(makers: Mapping[str, Callable[[Order], Made]]) -> None:
+    """Follow orders until stdin ends. `makers`: kind -> a function of the first order."""
+    say = _speaker()
+    try:
+        first = _order()
+        run, about = makers[first["kind"]](first)
+        say({**about, "typical_s": warm(run, WARMUP_RUNS)})
+        park()
+        recorder = Recorder(first["capacity"])
+        while order := _order():
+            if order.get("end"):
+                say({name: values.tolist() for name, values in recorder.taken().items()})
+                continue
+            for _ in range(LEAD_RUNS):
+                run()
+            for _ in range(order["runs"]):
+                recorder.once(run, order["block"])
+            say({"parked": park()})
+    except EdgemaeError as error:
+        say({"error": error.row})
+    except BrokenPipeError:  # the parent is gone
+        return
+
+
+def _speaker() -> Callable[[dict[str, Any]], None]:
+    """Return what writes answers, after pointing stdout elsewhere."""
+    answers = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)
+    return lambda row: print(json.dumps(row), file=answers, flush=True)
+
+
+def _order() -> dict[str, Any]:
+    line = sys.stdin.readline()
+    order: dict[str, Any] = json.loads(line) if line else {}
+    return order
+
+
+# ---------------------------------------------------------------- kinds
+
+
+def goal_of(order: Order, bundle: Bundle) -> Target:
+    """Return the target whose threads and settings count: the one that was asked for, or the bundle's own."""
+    return find_target(order["target"]) if order["target"] else bundle.manifest.target
+
+
+def _bundle(order: Order) -> Made:
+    """Hold a bundle: a whole call, pixels in to result out."""
+    model = load(order["path"], order["target"] or None, order["engine"])
+    frames = cycle(golden_frames(open_bundle(order["pixels_of"])))
+    about = {"name": model.manifest.name, "engine": model.rung.engine, "precision": model.rung.precision,
+             "version": ENGINES[model.rung.engine].version() or ""}  # fmt: skip
+    return lambda: model(next(frames)), about
+
+
+def _onnx(order: Order) -> Made:
+    """Hold an ONNX file in ONNX Runtime, behind the pixel contract of the bundle that it is compared with."""
+    bundle = open_bundle(order["pixels_of"])
+    graph = Path(order["path"]).read_bytes()
+    session = open_session("onnxruntime", {"graph.onnx": graph}, goal_of(order, bundle))
+    dtype = input_dtype(graph)
+    frames, manifest = cycle(golden_frames(bundle)), bundle.manifest
+
+    def run() -> None:
+        outputs = session(preprocess(next(frames), manifest.pixel, dtype))
+        if "logits" in outputs:
+            top_classes(outputs["logits"][0], manifest.labels)
+
+    about = {"name": Path(order["path"]).stem, "engine": "onnxruntime", "precision": "as in the file"}
+    return run, about | {"version": ENGINES["onnxruntime"].version() or ""}
+
+
+if __name__ == "__main__":
+    serve({"bundle": _bundle, "onnx": _onnx})

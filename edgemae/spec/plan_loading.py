@@ -1,0 +1,174 @@
+"""Plan: every number of a compile, each with a default. Command line > file > default."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from edgemae.spec.errors import PlanError, check_named, nearest
+from edgemae.spec.plan_schema import Plan
+from edgemae.spec.presets import NAMES, preset, preset_for
+
+log = logging.getLogger("edgemae")
+
+
+def load_plan(
+    path: str | Path | None = None,
+    overrides: tuple[str, ...] = (),
+    flags: Mapping[str, Any] | None = None,
+    count: Callable[[str], int] | None = None,
+) -> Plan:
+    """Return the plan of a TOML file (or the defaults), then flags {"a.b": value}, then `a.b=value` texts.
+
+    Flags that are None were not given. Under all of them lies a preset; `count` tells how many images a place holds,
+    and without it the preset `auto` is none. Raises PlanError with the path of the wrong field.
+    """
+    tree: dict[str, Any] = {}
+    if path is not None:
+        try:
+            tree = msgspec.toml.decode(Path(path).read_bytes())
+        except OSError as error:
+            raise PlanError(
+                f"plan file '{path}' cannot be read: {error.strerror}",
+                expected="a TOML file",
+                fix="check the path of --plan",
+            ) from error
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise PlanError(
+                f"plan file '{path}' is not valid TOML: {error}",
+                expected="TOML tables such as [distill] and [gates]",
+                fix="see examples/plan.toml",
+            ) from error
+    for key, value in (flags or {}).items():
+        if value is not None:
+            _put(tree, key, value)
+    for text in overrides:
+        key, sign, raw = text.partition("=")
+        if not sign or not key.strip():
+            raise PlanError(
+                f"override '{text}' has no '='", expected="--set table.field=value", fix="e.g. --set distill.epochs=50"
+            )
+        _put(tree, key.strip().replace("-", "_"), _value(raw))
+    return plan_from(_with_preset(tree, count))
+
+
+def _with_preset(tree: dict[str, Any], count: Callable[[str], int] | None) -> dict[str, Any]:
+    """Return the tree over its preset, which is chosen by the student's size and the number of images for `auto`."""
+    plan = plan_from(tree)  # what is wrong is told before images are counted
+    name, labelled, shape = plan.preset, "", plan.student
+    check_named("preset", name, ("auto", "none", *NAMES))
+    if name == "none" or (name == "auto" and (count is None or not plan.data.train)):
+        return tree
+    if name == "auto":
+        assert count is not None
+        block = shape.width * (4 * shape.heads * shape.head_dim + 2 * round(shape.width * shape.mlp_ratio))
+        images = count(plan.data.train)
+        labelled = preset_for(shape.depth * block, images)
+        name = preset_for(shape.depth * block, images + (count(plan.data.unlabelled) if plan.data.unlabelled else 0))
+        log.info("preset %s%s: epochs, rates and augmentation; any field of the plan goes above it",
+                 name, f", {labelled} with labels" if labelled != name else "")  # fmt: skip
+    whole: dict[str, Any] = {"preset": name}
+    for field, value in preset(name, labelled).items():
+        _put(whole, field, value)
+    return _merged(whole, {key: value for key, value in tree.items() if key != "preset"})
+
+
+def _merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(below)
+    for key, value in above.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = _merged(merged[key], value) if both else value
+    return merged
+
+
+def plan_from(tree: dict[str, Any]) -> Plan:
+    """Return a validated plan from nested dictionaries."""
+    try:
+        plan = msgspec.convert(tree, Plan)
+    except msgspec.ValidationError as error:
+        raise PlanError(
+            f"the plan is not valid: {_explain(str(error))}",
+            expected="fields and types as in examples/plan.toml",
+            fix="correct that field in the plan file, the flag or --set",
+        ) from error
+    _check(plan)
+    return plan
+
+
+def plan_tree(value: msgspec.Struct) -> dict[str, Any]:
+    """Return a plan or one of its sections as plain dictionaries (TOML- and JSON-ready)."""
+    tree: dict[str, Any] = msgspec.to_builtins(value)
+    return tree
+
+
+def _value(raw: str) -> Any:
+    """Return a TOML value; a bare word is a string."""
+    try:
+        return msgspec.toml.decode(f"value = {raw}")["value"]
+    except msgspec.DecodeError:
+        return raw
+
+
+def _put(tree: dict[str, Any], key: str, value: Any) -> None:
+    *parents, leaf = key.split(".")
+    node = tree
+    for parent in parents:
+        node = node.setdefault(parent, {})
+        if not isinstance(node, dict):
+            raise PlanError(
+                f"override '{key}': '{parent}' is a value, not a table",
+                expected="--set table.field=value",
+                fix="see examples/plan.toml for the tables",
+            )
+    node[leaf] = value
+
+
+def _explain(message: str) -> str:
+    """Add the nearest known field to msgspec's `unknown field` message."""
+    if "unknown field `" not in message:
+        return message
+    wrong = message.split("unknown field `")[1].split("`")[0]
+    struct: type[msgspec.Struct] = Plan
+    if "`$." in message:
+        for part in message.split("`$.")[1].rstrip("`").split("."):
+            struct = next(f.type for f in msgspec.structs.fields(struct) if f.name == part)
+    return message + nearest(wrong, list(struct.__struct_fields__))
+
+
+def _check(plan: Plan) -> None:
+    """Refuse numbers that no stage can work with."""
+    rules = (
+        (
+            "student.width",
+            plan.student.width,
+            plan.student.width % 4 == 0 and plan.student.width > 0,
+            "a multiple of 4",
+        ),
+        (
+            "student.image_px",
+            plan.student.image_px,
+            plan.student.patch_px > 0 and plan.student.image_px % plan.student.patch_px == 0,
+            f"a multiple of patch_px={plan.student.patch_px}",
+        ),
+        ("student.depth", plan.student.depth, plan.student.depth >= 1, ">= 1"),
+        ("pretrain.mask_ratio", plan.pretrain.mask_ratio, 0 < plan.pretrain.mask_ratio < 1, "between 0 and 1"),
+        ("distill.mask_ratio", plan.distill.mask_ratio, 0 < plan.distill.mask_ratio < 1, "between 0 and 1"),
+        ("prune.keep_macs", plan.prune.keep_macs, 0.1 <= plan.prune.keep_macs <= 1, "between 0.1 and 1"),
+        ("gates.confidence", plan.gates.confidence, 0.5 <= plan.gates.confidence < 1, "between 0.5 and 1"),
+        (
+            "quantize.calibration_images",
+            plan.quantize.calibration_images,
+            plan.quantize.calibration_images >= 32,
+            ">= 32",
+        ),
+        ("workers", plan.workers, plan.workers >= 0, ">= 0"),
+        ("threads", plan.threads, plan.threads >= 1, ">= 1"),
+        ("data.eval_fraction", plan.data.eval_fraction, 0 < plan.data.eval_fraction < 1, "between 0 and 1"),
+    )
+    for name, value, fine, expected in rules:
+        if not fine:
+            raise PlanError(f"{name} is {value}", expected=expected, fix=f"pass --set {name}=... or edit the plan file")

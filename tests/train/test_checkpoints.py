@@ -1,0 +1,84 @@
+"""The two checkpoints of a training: which of them is called good, and what becomes of it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from edgemae.train.checkpoints import Checkpoints, made_from
+
+JOB = {"name": "toy"}
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "train.ckpt"
+
+
+def done(path: Path) -> int:
+    return int(torch.load(path, weights_only=True)["done"])
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_the_older_one_takes_the_place_of_one_that_is_not_known_to_be_good(
+    path: Path, monkeypatch: pytest.MonkeyPatch, links: bool
+) -> None:
+    if not links:
+        monkeypatch.setattr(os, "link", lambda *_: (_ for _ in ()).throw(OSError("no links on this file system")))
+    kept = Checkpoints(path, JOB)
+    for step, proved in ((10, 0), (20, 0), (30, 25), (40, 25), (50, 25)):
+        kept.save(step, proved, {})
+    assert (done(path), done(kept.older)) == (50, 20)
+    again = Checkpoints(path, JOB)  # a killed run knows it too
+    assert again.restore() is not None
+    assert again.fall_back(25) == f"; the last good checkpoint, of step 20, is kept at {path}"
+    assert [(p.name, done(p)) for p in path.parent.iterdir()] == [("train.ckpt", 20)]
+
+
+def test_where_none_is_older_nothing_is_called_good(path: Path) -> None:
+    kept = Checkpoints(path, JOB)
+    assert kept.fall_back(5) == ""
+    kept.save(10, 0, {})
+    assert kept.fall_back(5) == f"; the checkpoint at {path}, of step 10, may be bad already, and none is older"
+    assert "last good checkpoint, of step 10" in kept.fall_back(10)
+
+
+def test_an_older_one_that_is_gone_is_not_counted_on(path: Path) -> None:
+    kept = Checkpoints(path, JOB)
+    for step, proved in ((10, 0), (20, 15)):
+        kept.save(step, proved, {})
+    kept.older.unlink()  # only the newest was copied elsewhere
+    again = Checkpoints(path, JOB)
+    assert again.restore() is not None
+    assert "step 20, may be bad already, and none is older" in again.fall_back(15)
+
+
+def test_where_the_newest_was_taken_away_the_older_one_does_not_come_back(path: Path) -> None:
+    kept = Checkpoints(path, JOB)
+    for step, proved in ((10, 0), (20, 15)):
+        kept.save(step, proved, {})
+    path.unlink()
+    anew = Checkpoints(path, JOB)
+    assert anew.restore() is None
+    anew.save(5, 0, {})
+    path.write_bytes(b"damaged")
+    assert Checkpoints(path, JOB).restore() is None
+
+
+def test_a_training_that_ends_well_leaves_one(path: Path) -> None:
+    kept = Checkpoints(path, JOB)
+    for step in (10, 20):
+        kept.save(step, 15, {})
+    kept.finish()
+    assert [p.name for p in path.parent.iterdir()] == ["train.ckpt"]
+
+
+def test_what_a_checkpoint_was_made_from(path: Path) -> None:
+    models = [torch.nn.Linear(2, 2) for _ in range(2)]
+    said = [made_from(path, {"lr": 1.0}, teacher=model, guide=None) for model in (*models, models[0])]
+    assert said[0] == said[2] != said[1]
+    assert said[0] == {"lr": 1.0, "teacher": said[0]["teacher"], "guide": ""}
+    assert made_from(None, {"lr": 1.0}, teacher=models[0]) == {}

@@ -1,0 +1,95 @@
+"""Losses that grow, and terms that do not count."""
+
+from __future__ import annotations
+
+import logging
+import math
+
+import pytest
+
+from edgemae.train.divergence import Divergence, small_terms, tell_small
+
+
+def verdicts(losses: list[float]) -> list[str]:
+    watch = Divergence(len(losses))
+    return [said for said in map(watch.seen, losses) if said]
+
+
+def test_a_loss_that_leaves_is_told() -> None:
+    falling = [2.3 - 0.01 * i for i in range(200)]
+    assert not verdicts(falling)
+    (said,) = verdicts([*falling, *[9.0] * 50])
+    assert "diverged: 9 over the last 50 steps, 0.555 at its best, 2.055 in the beginning" in said
+
+
+def test_what_is_known_goes_into_a_checkpoint() -> None:
+    losses = [*[2.0] * 230, *[0.1] * 70, *[0.5] * 100, *[9.0] * 60]
+    whole, first = Divergence(460), Divergence(460)
+    said = [whole.seen(loss) for loss in losses]
+    for loss in losses[:260]:
+        first.seen(loss)
+    again = Divergence(460)
+    again.state = first.state
+    assert [again.seen(loss) for loss in losses[260:]] == said[260:]
+    assert "diverged" in said[449]
+
+
+def test_steps_are_in_order_until_the_last_ones_have_grown() -> None:
+    watch = Divergence(1000)  # the first 200 only say where it began
+    for loss in [2.0] * 320:
+        assert not watch.seen(loss)
+    assert watch.state["proved"] == 300
+    assert watch.proved(320) == 320
+    for loss in [30.0] * 20:
+        assert not watch.seen(loss)
+    assert watch.proved(340) == 300
+
+
+@pytest.mark.parametrize(
+    "losses",
+    [
+        [2.3 * math.exp(-i / 50) + 0.3 * (i % 7 == 0) for i in range(1000)],  # far below its start, and uneven
+        [1.0] * 200 + [0.1] * 100 + [1.2] * 100,  # regained
+        [1.0] * 260 + [40.0] + [1.0] * 100,  # one hard batch
+        [0.0] * 400,
+        [*[3e-4] * 50, *[1.6e-3] * 50, *[1.9e-3] * 100, *[1.8e-3] * 200],  # healing begins next to nothing
+    ],
+    ids=["noisy", "back to its start", "one batch", "nothing", "healing"],
+)
+def test_what_is_no_divergence(losses: list[float]) -> None:
+    assert not verdicts(losses)
+
+
+@pytest.mark.parametrize(
+    ("losses", "told"),
+    [
+        ([*[2.3] * 50, *[0.3] * 450, *[2.3] * 500], [749]),  # dead: it gives the same answer to everything
+        ([*[2.3] * 50, *([0.3] * 450 + [2.3] * 300) * 2], [749]),  # and a second time
+        ([*[2.3] * 50, *[0.3] * 450, *[2.3] * 200, *[0.3] * 300], []),  # regained
+        ([*[2.3] * 50, *[1.3] * 450, *[2.3] * 500], []),  # it had not learnt much
+        ([*[3e-4] * 50, *[1.6e-3] * 950], []),  # healing begins next to nothing
+    ],
+    ids=["dead", "twice", "regained", "little", "healing"],
+)
+def test_a_loss_that_is_back_where_it_began_is_told_of_once(losses: list[float], told: list[int]) -> None:
+    watch, found = Divergence(len(losses)), []
+    for step, loss in enumerate(losses):
+        assert not watch.seen(loss)
+        if said := watch.forgotten():
+            found.append(step)
+            assert "has not been below 0.9 times where it began, 2.3, after 0.3 at its best" in said
+    assert found == told
+
+
+def test_terms_under_one_percent() -> None:
+    row = {"pixel": 0.9, "relation": 0.005, "negative": -0.2, "loss": 0.705}
+    assert small_terms(row, ["pixel", "relation", "negative"]) == {"relation": pytest.approx(0.005 / 1.105)}
+    assert small_terms({"a": 0.0, "b": 0.0}, ["a", "b"]) == {"a": 0.0, "b": 0.0}  # nothing is learnt at all
+    assert small_terms({"a": 1.0, "b": 0.0}, ["a", "b"]) == {"b": 0.0}
+    assert small_terms({"a": 0.99, "b": 0.0101}, ["a", "b"]) == {}
+
+
+def test_a_term_that_hardly_counts_is_named(caplog: pytest.LogCaptureFixture) -> None:
+    tell_small("distill (relation)", 3, {"relation": 0.0042})
+    assert "term 'relation' was 0.42 % of the loss in epoch 3" in caplog.text
+    assert caplog.records[0].levelno == logging.WARNING

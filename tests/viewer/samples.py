@@ -1,0 +1,49 @@
+"""Results without a model: what the views are shown."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import cv2
+import numpy as np
+
+from edgemae.device.camera.camera import Frame
+from edgemae.device.model import Result
+from edgemae.device.stream import Stream, stream
+from edgemae.device.stream_result import Streamed
+from edgemae.viewer.live_stats import Figures
+
+SPEED = {"pre_ms": 1.0, "infer_ms": 8.0, "post_ms": 0.1}
+TOPK = [("<b>Müller</b>", 0.75), ("circle", 0.15), ("square", 0.1)]
+MODEL: Any = SimpleNamespace(
+    manifest=SimpleNamespace(name="shapes"), rung=SimpleNamespace(engine="openvino", precision="int8")
+)
+
+
+def answer(frame_bgr: np.ndarray, topk: list[tuple[str, float]] = TOPK) -> Result:
+    label, score = topk[0] if topk else (None, None)
+    return Result(label=label, score=score, topk=topk, embedding=None, logits=None, speed=dict(SPEED))
+
+
+def seen(
+    picture: np.ndarray, seq: int = 0, t_capture_ns: int | None = None, topk: list[tuple[str, float]] = TOPK
+) -> Streamed[Result]:
+    at = time.monotonic_ns() if t_capture_ns is None else t_capture_ns
+    frame = Frame(picture, seq, at, 0, None, f"cam#{seq + 1}")
+    return Streamed(answer(picture, topk), frame, frame.age_ms, "cam")
+
+
+def clip(path: Path, frames: int, fps: float = 12.5, image_hw: tuple[int, int] = (360, 480)) -> Path:
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"MJPG"), fps, image_hw[::-1])
+    for i in range(frames):
+        writer.write(np.full((*image_hw, 3), (i * 8) % 256, np.uint8))
+    writer.release()
+    return path
+
+
+def watched(source: Path, *, realtime: bool = False) -> tuple[Stream[Result], Figures]:
+    results = stream(answer, source, realtime=realtime)
+    return results, Figures(MODEL, results)
