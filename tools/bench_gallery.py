@@ -106,10 +106,10 @@ def of_model(teacher: Teacher, target: Target, train: ImageSet, val: ImageSet, *
     """Yield a row for fp32 and, unless `quick`, one for int8."""
     with tempfile.TemporaryDirectory() as folder:
         path = as_bundle(teacher, target, train, Path(folder) / "model.edgemae", int8=not quick)
-        for rung in range(1 if quick else 2):
-            with load(one_rung(path, rung), target) as model:
+        for variant in range(1 if quick else 2):
+            with load(one_variant(path, variant), target) as model:
                 seen = {name: results(model, images, name) for name, images in (("train", train), ("val", val))}
-                row = {"precision": model.rung.precision, **retrieval(model, train, val, seen), "anomaly": []}
+                row = {"precision": model.variant.precision, **retrieval(model, train, val, seen), "anomaly": []}
                 for name in CLASSES[: 1 if quick else None]:
                     row["anomaly"].append(anomalies(model, name, train, val, seen))
                 yield row
@@ -126,18 +126,18 @@ def as_bundle(teacher: Teacher, target: Target, images: ImageSet, path: Path, *,
     packed = pack(choices, target, teacher.pixel, images, seed=0)
     manifest = Manifest(
         name=path.stem, version=1, created=now(), status="passed", target=target, io=graph.io, pixel=teacher.pixel,
-        ladder=packed.ladder, golden=packed.golden, labels=teacher.labels,
+        variants=packed.variants, golden=packed.golden, labels=teacher.labels,
     )  # fmt: skip
     return write_bundle(path, manifest, packed.files)
 
 
-def one_rung(path: Path, rung: int) -> Path:
-    """Return a copy of a bundle whose ladder begins at a rung."""
+def one_variant(path: Path, variant: int) -> Path:
+    """Return a copy of a bundle whose variants begins at a variant."""
     from edgemae.spec.bundle import amend_bundle, open_bundle
 
-    copy = path.with_name(f"{rung}.edgemae")
+    copy = path.with_name(f"{variant}.edgemae")
     copy.write_bytes(path.read_bytes())
-    return amend_bundle(copy, {}, ladder=open_bundle(path).manifest.ladder[rung:])
+    return amend_bundle(copy, {}, variants=open_bundle(path).manifest.variants[variant:])
 
 
 def results(model: Model, images: ImageSet, name: str) -> list[Result]:

@@ -32,7 +32,7 @@ from edgemae.device.preprocess import preprocess
 from edgemae.device.selfcheck import golden_files, golden_name
 from edgemae.export.to_onnx import to_onnx
 from edgemae.model.vit import ViT
-from edgemae.spec.bundle import Manifest, Rung, Tolerance, write_bundle
+from edgemae.spec.bundle import Manifest, Tolerance, Variant, write_bundle
 from edgemae.spec.target import find_target
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -154,12 +154,12 @@ def write_tiny(folder: Path, engine: str) -> Path:
     frame_bgr = np.random.default_rng(0).integers(0, 256, (240, 320, 3), dtype=np.uint8)
     with open_session(engine, graph.files, target) as session:
         rows = next(iter(session(preprocess(frame_bgr, PIXEL)).values()))
-    rung = Rung(engine=engine, files=(f"graph/{name}",), precision="fp32",
+    variant = Variant(engine=engine, files=(f"graph/{name}",), precision="fp32",
                 golden=golden_name(f"{engine}-fp32"), tolerance=Tolerance(cosine_min=0.999, max_abs=0.01))  # fmt: skip
-    golden, files = golden_files([frame_bgr], PIXEL, {rung.id: rows})
+    golden, files = golden_files([frame_bgr], PIXEL, {variant.id: rows})
     manifest = Manifest(
         name="tiny", version=1, created="2026-01-01T00:00:00Z", status="passed", target=target, io=graph.io,
-        pixel=PIXEL, ladder=(rung,), golden=golden, labels=tuple(f"class {i}" for i in range(TINY.classes)),
+        pixel=PIXEL, variants=(variant,), golden=golden, labels=tuple(f"class {i}" for i in range(TINY.classes)),
     )  # fmt: skip
     return write_bundle(folder / f"tiny-{engine}.edgemae", manifest, {**files, f"graph/{name}": data})
 

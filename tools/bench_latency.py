@@ -123,23 +123,23 @@ def tiny_graphs(vit: ViT, effort: Effort) -> Iterator[tuple[str, str, Graph]]:
 
 
 def bundle(path: Path, target: Target, effort: Effort) -> dict[str, Any]:
-    """Measure every rung of a bundle that runs here; the reference is its first float one, else its first."""
+    """Measure every variant of a bundle that runs here; the reference is its first float one, else its first."""
     opened = open_bundle(path)
-    pixel, ladder = opened.manifest.pixel, opened.manifest.ladder
+    pixel, variants = opened.manifest.pixel, opened.manifest.variants
     pixels = preprocess(np.zeros((pixel.image_px, pixel.image_px, 3), np.uint8), pixel)
     runs: dict[str, Run] = {}
     skipped: dict[str, str] = {}
     with ExitStack() as sessions:
-        for rung in ladder:
+        for variant in variants:
             try:
-                session = sessions.enter_context(open_session(rung.engine, opened.rung_files(rung), target))
+                session = sessions.enter_context(open_session(variant.engine, opened.variant_files(variant), target))
             except EdgemaeError as error:
-                skipped[rung.id] = error.what
+                skipped[variant.id] = error.what
                 continue
-            runs[rung.id] = lambda session=session: session(pixels)
-        float_rungs = [rung.id for rung in ladder if rung.id in runs and rung.precision == "fp32"]
+            runs[variant.id] = lambda session=session: session(pixels)
+        float_variants = [variant.id for variant in variants if variant.id in runs and variant.precision == "fp32"]
         taken = interleave(runs, effort.rounds)
-    reference = (float_rungs or list(runs) or [""])[0]
+    reference = (float_variants or list(runs) or [""])[0]
     return group_of(f"bundle {opened.manifest.name} {opened.manifest.version}", reference, taken, skipped)
 
 

@@ -38,7 +38,7 @@ from edgemae.device.selfcheck import golden_files, golden_name
 from edgemae.export.to_onnx import to_onnx
 from edgemae.export.uint8_input import take_uint8
 from edgemae.model.vit import ViT
-from edgemae.spec.bundle import Manifest, Rung, Tolerance, write_bundle
+from edgemae.spec.bundle import Manifest, Tolerance, Variant, write_bundle
 from edgemae.spec.graph import Graph, PixelContract
 from edgemae.spec.target import Target, find_target
 
@@ -122,12 +122,12 @@ def bundle(path: Path, engine: str, graph: Graph, pixel: PixelContract, target: 
     frame = picture(60, 80)
     with open_session(engine, graph.files, target) as session:
         row = session(preprocess(frame, pixel, graph.io.dtype))["logits"]
-    rung = Rung(engine=engine, files=("graph/fp32.onnx",), precision="fp32", golden=golden_name(f"{engine}-fp32"),
+    variant = Variant(engine=engine, files=("graph/fp32.onnx",), precision="fp32", golden=golden_name(f"{engine}-fp32"),
                 tolerance=Tolerance(cosine_min=0.999, max_abs=1.0))  # fmt: skip
-    golden, files = golden_files([frame], pixel, {rung.id: row}, dtype=graph.io.dtype)
+    golden, files = golden_files([frame], pixel, {variant.id: row}, dtype=graph.io.dtype)
     manifest = Manifest(
         name="overhead", version=1, created="", status="passed", target=target, io=graph.io, pixel=pixel,
-        ladder=(rung,), golden=golden, labels=tuple(str(i) for i in range(1000)),
+        variants=(variant,), golden=golden, labels=tuple(str(i) for i in range(1000)),
     )  # fmt: skip
     return write_bundle(path.with_suffix(".edgemae"), manifest, files | {"graph/fp32.onnx": graph.onnx})
 

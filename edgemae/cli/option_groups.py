@@ -14,7 +14,8 @@ Cores = Annotated[
     str | None, typer.Option("--cores", help="Keep the engine to these cores, e.g. 2,3; as many threads.")
 ]
 Fallback = Annotated[
-    str, typer.Option("--fallback", help="Where an engine fails: never (an error), warn, or auto, to go one rung down.")
+    str,
+    typer.Option("--fallback", help="Where an engine fails: never (an error), warn, or auto, to take the next."),
 ]
 
 

@@ -37,7 +37,7 @@ def _describe_bundle(bundle: Bundle) -> dict[str, Any]:
         "target": m.target.name, "sha256": bundle.sha256, "schema": m.schema, "licence": m.licence,
         "labels": list(m.labels), "pixel": msgspec.to_builtins(m.pixel),
         "outputs": {output.name: list(output.shape) for output in m.io.outputs},
-        "ladder": [{"rung": r.id, "files": list(r.files), "reason": r.reason} for r in m.ladder],
+        "variants": [{"variant": r.id, "files": list(r.files), "reason": r.reason} for r in m.variants],
         "gates": [{"gate": g.gate, "limit": g.limit, "value": g.value, "passed": g.passed} for g in m.gates],
         "latency": [
             {"engine": e.engine, "precision": e.precision, "scheme": e.scheme, "p50_ms": e.p50_ms, "n": e.n}

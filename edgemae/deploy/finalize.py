@@ -21,21 +21,21 @@ def finalize(path: Path, target: str | None, *, measure: bool = True) -> dict[st
     """Make a bundle ready on this device: build its engines into the cache, prove each, profile the first that works.
 
     The profile stays in the bundle, with a page; without `measure` the bundle stays as it is. Raises EngineMissingError
-    or EngineRuntimeError when no rung works; SelfCheckError as soon as one computes wrongly.
+    or EngineRuntimeError when no variant works; SelfCheckError as soon as one computes wrongly.
     """
-    rungs, errors = [], []
+    variants, errors = [], []
     first = ""
-    for engine in dict.fromkeys(rung.engine for rung in open_bundle(path).manifest.ladder):
+    for engine in dict.fromkeys(variant.engine for variant in open_bundle(path).manifest.variants):
         try:
             with load(path, target, engine) as model:
-                rungs.append({"engine": engine, "rung": model.rung.id, "ready": True, **model.info["check"]})
+                variants.append({"engine": engine, "variant": model.variant.id, "ready": True, **model.info["check"]})
                 first = first or engine
         except (EngineMissingError, EngineRuntimeError) as error:
-            rungs.append({"engine": engine, "ready": False, "reason": error.what})
+            variants.append({"engine": engine, "ready": False, "reason": error.what})
             errors.append(error)
     if not first:
         raise errors[0]
-    ready = {"bundle": str(path), "engine": first, "engines": rungs}
+    ready = {"bundle": str(path), "engine": first, "engines": variants}
     if not measure:
         return ready
     try:

@@ -1,4 +1,4 @@
-"""Model: a bundle that was verified, loaded on the best engine of its ladder, and proved right on this machine."""
+"""Model: a bundle, verified, loaded on the first of its engines that works, and proved right on this machine."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from edgemae.device.preprocess import as_bgr, preprocess
 from edgemae.device.selfcheck import Check, check
 from edgemae.device.session import Session
 from edgemae.device.stream_result import MAX_FAILURES, Streamed
-from edgemae.spec.bundle import Bundle, Rung, open_bundle
+from edgemae.spec.bundle import Bundle, Variant, open_bundle
 from edgemae.spec.errors import EdgemaeError, EngineMissingError, EngineRuntimeError, InputError, nearest
 from edgemae.spec.provenance import Provenance, provenance_of
 from edgemae.spec.target import Target, find_target
@@ -32,7 +32,11 @@ if TYPE_CHECKING:
     from edgemae.device.stream import Stream
 
 _log = logging.getLogger("edgemae.device")
-FALLBACKS = {"never": logging.ERROR, "warn": logging.WARNING, "auto": logging.INFO}  # level of a rung that is skipped
+FALLBACKS = {
+    "never": logging.ERROR,
+    "warn": logging.WARNING,
+    "auto": logging.INFO,
+}  # log level of a skip
 
 
 @dataclass(frozen=True)
@@ -55,13 +59,13 @@ class Model:
     Made by `load`; close it, or use it in a `with` block.
     """
 
-    def __init__(self, bundle: Bundle, target: Target, rung: Rung, session: Session, proof: Check) -> None:
+    def __init__(self, bundle: Bundle, target: Target, variant: Variant, session: Session, proof: Check) -> None:
         self.manifest, self.path, self.sha256 = bundle.manifest, bundle.path, bundle.sha256
-        self.target, self.rung, self.session, self.check = target, rung, session, proof
+        self.target, self.variant, self.session, self.check = target, variant, session, proof
         self.pixel, self.labels = bundle.manifest.pixel, bundle.manifest.labels
-        self.provenance = provenance_of(bundle.manifest, rung)
+        self.provenance = provenance_of(bundle.manifest, variant)
         self._dtype = bundle.manifest.io.dtype
-        self.skipped: tuple[tuple[str, str], ...] = ()  # (rung id, reason), in ladder order
+        self.skipped: tuple[tuple[str, str], ...] = ()  # (variant id, reason), in their order
         self._turn = threading.Lock()  # a session reuses its buffers: two threads in it would mix their frames up
 
     def __call__(self, frame_bgr: NDArray[np.uint8], color: str = "BGR", top: int = 5) -> Result:
@@ -75,7 +79,7 @@ class Model:
         with self._turn:
             outputs = self.session(pixels)
         after = time.perf_counter_ns()
-        _must_be_finite(outputs, self.rung)
+        _must_be_finite(outputs, self.variant)
         logits, embedding, tokens = (outputs.get(name) for name in ("logits", "embedding", "tokens"))
         topk = [] if logits is None else top_classes(logits[0], self.labels, top)
         label, score = topk[0] if topk else (None, None)
@@ -124,17 +128,17 @@ class Model:
             "status": self.manifest.status,
             "sha256": self.sha256,
             "target": self.target.name,
-            "engine": self.rung.engine,
-            "engine_version": ENGINES[self.rung.engine].version(),
-            "precision": self.rung.precision,
-            "scheme": self.rung.scheme,
-            "reason": self.rung.reason,
+            "engine": self.variant.engine,
+            "engine_version": ENGINES[self.variant.engine].version(),
+            "precision": self.variant.precision,
+            "scheme": self.variant.scheme,
+            "reason": self.variant.reason,
             "threads": self.target.threads,
             "cores": list(self.session.cores),  # empty: where the system puts it
             "image_px": self.pixel.image_px,
             "labels": list(self.labels),
             "check": {"frames": self.check.frames, "cosine": self.check.cosine, "max_abs": self.check.max_abs},
-            "skipped": [{"rung": rung, "reason": reason} for rung, reason in self.skipped],
+            "skipped": [{"variant": variant, "reason": reason} for variant, reason in self.skipped],
         }
 
     def close(self) -> None:
@@ -149,14 +153,14 @@ class Model:
         self.close()
 
 
-def _must_be_finite(outputs: Mapping[str, NDArray[np.float32]], rung: Rung) -> None:
+def _must_be_finite(outputs: Mapping[str, NDArray[np.float32]], variant: Variant) -> None:
     """Raise EngineRuntimeError for NaN or infinity: any label made of that would be a wrong one."""
     for name, values in outputs.items():
         if not np.isfinite(values).all():
             raise EngineRuntimeError(
-                f"{rung.id} gave {np.count_nonzero(~np.isfinite(values))} of {values.size} {name} that are no numbers",
+                f"{variant.id} gave {np.count_nonzero(~np.isfinite(values))} of {values.size} {name} not finite",
                 expected="finite outputs",
-                fix="run `edgemae verify` on the bundle; another rung of its ladder (--engine) may compute it right",
+                fix="run `edgemae verify` on the bundle; another of its engines (--engine) may compute it right",
             )
 
 
@@ -175,19 +179,19 @@ def load(
     path: str | Path, target: str | Target | None = None, engine: str = "auto", *, threads: int | None = None,
     cores: Collection[int] | None = None, fallback: str = "warn",
 ) -> Model:  # fmt: skip
-    """Verify a bundle, load it on the first engine of its ladder that works here, and prove it with the golden frames.
+    """Verify a bundle, load it on the first of its engines that works here, and prove it with the golden frames.
 
-    `target` defaults to the bundle's own; `engine` names one of the ladder instead of "auto". `threads` replaces the
+    `target` defaults to the bundle's own; `engine` names one of the bundle's instead of "auto". `threads` replaces the
     target's; `cores` keeps the engine to those cores, with as many threads where `threads` does not say.
 
     `fallback` says what happens where an engine is not installed or cannot build the graph: "never" raises its error,
-    "warn" goes one rung down with a warning in the log, "auto" with a line of information; `Model.skipped` keeps every
-    reason. The default is "warn": every rung was measured and is proved here, a camera on its second engine still
-    sees, and one that stays dark needs a visit; but nobody's fleet shall become slower without a line in its log.
+    "warn" takes the next variant, with a warning in the log, "auto" with a line of information; `Model.skipped` keeps
+    every reason. The default is "warn": every variant was measured and is proved here, a camera on its second engine
+    still sees, and one that stays dark needs a visit; but nobody's fleet shall become slower without a line in its log.
     An engine that computes something else is never skipped over: SelfCheckError. A bundle that missed a gate loads
     with a warning, because finding out why needs it running; `manifest.status` stays "failed".
 
-    Raises BundleError, InputError for an engine outside the ladder or a core that is not there, EngineMissingError,
+    Raises BundleError, InputError for an engine without a variant or a core that is not there, EngineMissingError,
     EngineRuntimeError.
     """
     if fallback not in FALLBACKS:
@@ -210,38 +214,38 @@ def _first_that_works(bundle: Bundle, engine: str, goal: Target, cores: tuple[in
     if manifest.status == "failed":
         missed = ", ".join(gate.gate for gate in manifest.gates if not gate.passed)
         _log.warning("'%s' missed its gates (%s): do not ship it", bundle.path, missed or "not listed")
-    failures: list[tuple[Rung, EdgemaeError]] = []
-    for rung in _rungs(bundle, engine):
+    failures: list[tuple[Variant, EdgemaeError]] = []
+    for variant in _variants(bundle, engine):
         try:
-            session = _open(bundle, rung, goal, cores)
+            session = _open(bundle, variant, goal, cores)
         except (EngineMissingError, EngineRuntimeError) as error:
             if fallback == "never":
                 raise
-            _log.log(FALLBACKS[fallback], "%s is skipped: %s (%s)", rung.id, error.what, error.fix)
-            failures.append((rung, error))
+            _log.log(FALLBACKS[fallback], "%s is skipped: %s (%s)", variant.id, error.what, error.fix)
+            failures.append((variant, error))
             continue
         try:
-            model = Model(bundle, goal, rung, session, check(session, bundle, rung))
+            model = Model(bundle, goal, variant, session, check(session, bundle, variant))
         except BaseException:
             session.close()
             raise
-        model.skipped = tuple((rung.id, error.what) for rung, error in failures)
+        model.skipped = tuple((variant.id, error.what) for variant, error in failures)
         return model
     raise _nothing_left(bundle, failures)
 
 
-def _rungs(bundle: Bundle, engine: str) -> list[Rung]:
-    ladder = bundle.manifest.ladder
+def _variants(bundle: Bundle, engine: str) -> list[Variant]:
+    known = bundle.manifest.variants
     if engine == "auto":
-        return list(ladder)
+        return list(known)
     find_engine(engine)
-    if not (rungs := [rung for rung in ladder if rung.engine == engine]):
+    if not (variants := [variant for variant in known if variant.engine == engine]):
         raise InputError(
             f"the bundle '{bundle.path}' has nothing for engine '{engine}'",
-            expected=f"one of {', '.join(sorted({rung.engine for rung in ladder}))}",
+            expected=f"one of {', '.join(sorted({variant.engine for variant in known}))}",
             fix=f"choose one of those, or compile for a target that lists '{engine}'",
         )
-    return rungs
+    return variants
 
 
 def _with_threads(target: Target, threads: int | None, cores: tuple[int, ...]) -> Target:
@@ -256,25 +260,25 @@ def _with_threads(target: Target, threads: int | None, cores: tuple[int, ...]) -
     return msgspec.structs.replace(target, threads=wanted)
 
 
-def _open(bundle: Bundle, rung: Rung, target: Target, cores: tuple[int, ...]) -> Session:
-    if rung.engine not in ENGINES:
+def _open(bundle: Bundle, variant: Variant, target: Target, cores: tuple[int, ...]) -> Session:
+    if variant.engine not in ENGINES:
         raise EngineMissingError(
-            f"this version does not know the engine '{rung.engine}'",
+            f"this version does not know the engine '{variant.engine}'",
             expected=f"one of {', '.join(ENGINES)}",
             fix="update edgemae on this machine",
         )
-    return open_session(rung.engine, bundle.rung_files(rung), target, cores)
+    return open_session(variant.engine, bundle.variant_files(variant), target, cores)
 
 
-def _nothing_left(bundle: Bundle, failures: list[tuple[Rung, EdgemaeError]]) -> EdgemaeError:
-    """Return the one error when there was one rung, else an error that lists every rung's reason."""
+def _nothing_left(bundle: Bundle, failures: list[tuple[Variant, EdgemaeError]]) -> EdgemaeError:
+    """Return the one error when there was one variant, else an error that lists every variant's reason."""
     if len(failures) == 1:
         return failures[0][1]
-    reasons = "; ".join(f"{rung.id}: {error.what}" for rung, error in failures)
+    reasons = "; ".join(f"{variant.id}: {error.what}" for variant, error in failures)
     fixes = list(dict.fromkeys(error.fix for _, error in failures))
     kind = EngineMissingError if all(isinstance(e, EngineMissingError) for _, e in failures) else EngineRuntimeError
     return kind(
-        f"no engine can run '{bundle.path}' here: {reasons or 'its ladder is empty'}",
-        expected="one engine of the ladder that is installed and works",
+        f"no engine can run '{bundle.path}' here: {reasons or 'it has no variants'}",
+        expected="one of its engines that is installed and works",
         fix=" or ".join(fixes) or "compile the bundle again",
     )

@@ -14,19 +14,19 @@ from numpy.typing import NDArray
 
 from edgemae.device.preprocess import Frame, as_bgr, decode, preprocess
 from edgemae.device.session import Session
-from edgemae.spec.bundle import Bundle, Golden, Rung
+from edgemae.spec.bundle import Bundle, Golden, Variant
 from edgemae.spec.errors import BundleCorruptError, InternalError, SelfCheckError
 from edgemae.spec.graph import PixelContract
 
 TOKENS = "-tokens"
-GOLDEN_TOKENS = 8  # patches of each golden frame that are kept: 24 KB a rung at 8 frames of 96 wide
+GOLDEN_TOKENS = 8  # patches of each golden frame that are kept: 24 KB a variant at 8 frames of 96 wide
 
 
 @dataclass(frozen=True)
 class Check:
     """What the golden frames showed. `cosine` and `max_abs` are the worst of all frames."""
 
-    rung: str
+    variant: str
     frames: int
     cosine: float
     max_abs: float
@@ -34,9 +34,9 @@ class Check:
     first_ms: float = 0.0  # of the session's very first run, in which engines allocate and choose kernels
 
 
-def golden_name(rung_id: str, part: str = "") -> str:
-    """Return the name of the reference outputs of one rung inside the bundle; `part` TOKENS: those of its patches."""
-    return f"golden/{rung_id.replace('+', '-')}{part}.npy"  # a scheme may be called ort-static+smooth0.5
+def golden_name(variant_id: str, part: str = "") -> str:
+    """Return the name of a variant's reference outputs inside the bundle; `part` TOKENS: those of its patches."""
+    return f"golden/{variant_id.replace('+', '-')}{part}.npy"  # a scheme may be called ort-static+smooth0.5
 
 
 def some_tokens(tokens: NDArray[Any]) -> NDArray[np.float64]:
@@ -50,10 +50,10 @@ def golden_files(
     frames_bgr: Sequence[Frame], pixel: PixelContract, outputs: Mapping[str, NDArray[Any]],
     tokens: Mapping[str, NDArray[Any]] | None = None, dtype: str = "float32",
 ) -> tuple[Golden, dict[str, bytes]]:  # fmt: skip
-    """Return the golden set and its files: frames as PNG, their tensors, and outputs[rung id] of shape (frames, K).
+    """Return the golden set and its files: frames as PNG, their tensors, and outputs[variant id] of shape (frames, K).
 
-    The reference of a rung is its logits, or its embedding when the model has no head; see `golden_name`. Where graphs
-    give tokens, `tokens` holds rows of `some_tokens` likewise.
+    The reference of a variant is its logits, or its embedding when the model has no head; see `golden_name`. Where
+    graphs give tokens, `tokens` holds rows of `some_tokens` likewise.
     """
     files: dict[str, bytes] = {}
     frames, tensors = [], []
@@ -66,16 +66,18 @@ def golden_files(
         files[frames[-1]] = png.tobytes()
         files[tensors[-1]] = _dump(preprocess(frame_bgr, pixel, dtype))
     for part, references in (("", outputs), (TOKENS, tokens or {})):
-        for rung_id, rows in references.items():
+        for variant_id, rows in references.items():
             if len(rows) != len(frames):
                 raise InternalError(
-                    f"{len(rows)} reference outputs for rung '{rung_id}'", expected=f"{len(frames)}", fix="report this"
+                    f"{len(rows)} reference outputs for '{variant_id}'",
+                    expected=f"{len(frames)}",
+                    fix="report this",
                 )
-            files[golden_name(rung_id, part)] = _dump(np.asarray(rows, np.float32))
+            files[golden_name(variant_id, part)] = _dump(np.asarray(rows, np.float32))
     return Golden(frames=tuple(frames), tensors=tuple(tensors)), files
 
 
-def check(session: Session, bundle: Bundle, rung: Rung) -> Check:
+def check(session: Session, bundle: Bundle, variant: Variant) -> Check:
     """Run the golden frames through pixels and engine. Raises SelfCheckError with the figures when either moved."""
     manifest = bundle.manifest
     names = {spec.name for spec in manifest.io.outputs}
@@ -90,24 +92,24 @@ def check(session: Session, bundle: Bundle, rung: Rung) -> Check:
         if "tokens" in names:
             patches.append(some_tokens(said["tokens"]))
     if patches:
-        _compare_tokens(np.stack(patches), _array(bundle, golden_name(rung.id, TOKENS)), rung)
-    reference = _array(bundle, rung.golden).astype(np.float64)
+        _compare_tokens(np.stack(patches), _array(bundle, golden_name(variant.id, TOKENS)), variant)
+    reference = _array(bundle, variant.golden).astype(np.float64)
     found = np.stack(rows) if rows else np.zeros((0, 0))
     if not rows or reference.shape != found.shape:
         raise SelfCheckError(
-            f"{rung.id} gave outputs of shape {found.shape}",
+            f"{variant.id} gave outputs of shape {found.shape}",
             expected=f"{reference.shape}, and at least one golden frame",
             fix="compile the bundle again",
         )
-    return replace(_compare(found, reference, rung, output), first_ms=took_ns[0] / 1e6)
+    return replace(_compare(found, reference, variant, output), first_ms=took_ns[0] / 1e6)
 
 
-def _compare(found: NDArray[np.float64], reference: NDArray[np.float64], rung: Rung, output: str) -> Check:
-    limit = rung.tolerance
+def _compare(found: NDArray[np.float64], reference: NDArray[np.float64], variant: Variant, output: str) -> Check:
+    limit = variant.tolerance
     norms = np.linalg.norm(found, axis=1) * np.linalg.norm(reference, axis=1)
     cosines = np.where(norms > 0, np.sum(found * reference, axis=1) / np.where(norms > 0, norms, 1), 0.0)
     result = Check(
-        rung=rung.id,
+        variant=variant.id,
         frames=len(found),
         cosine=float(cosines.min()),
         max_abs=float(np.abs(found - reference).max()),
@@ -117,34 +119,34 @@ def _compare(found: NDArray[np.float64], reference: NDArray[np.float64], rung: R
     # Written so that NaN, which compares false with everything, fails.
     if not (result.cosine >= limit.cosine_min and result.max_abs <= limit.max_abs and labels_fine):
         raise SelfCheckError(
-            f"{rung.id} does not compute here what was measured: {output} of {result.frames} golden frames have cosine "
-            f"{result.cosine:.6f}, largest difference {result.max_abs:.3g}, {result.labels_kept} labels kept",
+            f"{variant.id} does not compute here what was measured: {output} of {result.frames} golden frames have "
+            f"cosine {result.cosine:.6f}, largest difference {result.max_abs:.3g}, {result.labels_kept} labels kept",
             expected=f"cosine >= {limit.cosine_min}, difference <= {limit.max_abs:g}"
             + (", every label kept" if limit.top1 and output == "logits" else ""),
-            fix="load it with another engine= of its ladder, or compile it for this machine",
+            fix="load it with another of its engines, or compile it for this machine",
         )
     return result
 
 
-def _compare_tokens(found: NDArray[np.float64], reference: NDArray[Any], rung: Rung) -> None:
-    """Hold patches (frames, K) to the rung's cosine, and to the error that it allows at the norm of the reference."""
+def _compare_tokens(found: NDArray[np.float64], reference: NDArray[Any], variant: Variant) -> None:
+    """Hold patches (frames, K) to the variant's cosine, and to its error at the norm of the reference."""
     reference = reference.astype(np.float64)
     if found.shape != reference.shape:
         raise SelfCheckError(
-            f"{rung.id} gave tokens of shape {found.shape}",
+            f"{variant.id} gave tokens of shape {found.shape}",
             expected=f"{reference.shape}",
             fix="compile the bundle again",
         )
     norm = np.linalg.norm(reference, axis=1)
     cosine = float((np.sum(found * reference, axis=1) / np.maximum(norm * np.linalg.norm(found, axis=1), 1e-12)).min())
-    error, limit = np.linalg.norm(found - reference, axis=1).max(), rung.tolerance.cosine_min
+    error, limit = np.linalg.norm(found - reference, axis=1).max(), variant.tolerance.cosine_min
     allowed = max(1e-5, float(norm.max() * np.sqrt(2 * max(1 - limit, 0.0))))
     if not (cosine >= limit and error <= allowed):  # NaN fails
         raise SelfCheckError(
-            f"{rung.id} does not compute here what was measured: tokens of golden frames have cosine {cosine:.6f}, "
+            f"{variant.id} does not compute here what was measured: tokens of golden frames have cosine {cosine:.6f}, "
             f"error {error:.3g}",
             expected=f"cosine >= {limit}, error <= {allowed:.3g}",
-            fix="load it with another engine= of its ladder, or compile it for this machine",
+            fix="load it with another of its engines, or compile it for this machine",
         )
 
 

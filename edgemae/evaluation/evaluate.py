@@ -37,7 +37,7 @@ def evaluate_path(path: Path, eval_data: str, loading: Mapping[str, Any], heads:
         with load(path, **loading) as model:
             images = known_classes(images_at(eval_data, checked=True), model.labels)
             found = predict(model.session, _frames(images, model.pixel, model.manifest.io.dtype))
-            here = {"bundle": str(path), "engine": model.rung.engine, "precision": model.rung.precision}
+            here = {"bundle": str(path), "engine": model.variant.engine, "precision": model.variant.precision}
             return _answer(here, found, images, labels=model.labels, size_bytes=_size(path))
     from edgemae.model.import_teacher import load_teacher
     from edgemae.model.vit import count_macs, count_params

@@ -140,14 +140,14 @@ def finish(flow: Flow, models: Models, target: Target, output: Path, bench: Benc
         found += more
         scores |= evaluate(flow, models, target, more)[1]
     taken = latencies(flow, target, models.pruned, found, bench)
-    ladder, latency = choose(target, plan.quantize, found, scores, taken, bench.machine), taken.rows
-    engines = table(ladder, scores, latency, len(target.engines))
-    stages = (*stages, *_int8_stage(ladder[0].candidate, [ladder[0].candidate, *(more or found)], scores, latency))
-    history = load_student(trained).history if trained and ladder[0].candidate.aware else student.history
-    packed = pack(ladder, target, student.pixel, flow.inputs.calibration, plan.seed)
-    rungs = (*engines, *unmeasured(ladder, latency, len(target.engines)))
+    choices, latency = choose(target, plan.quantize, found, scores, taken, bench.machine), taken.rows
+    engines = table(choices, scores, latency, len(target.engines))
+    stages = (*stages, *_int8_stage(choices[0].candidate, [choices[0].candidate, *(more or found)], scores, latency))
+    history = load_student(trained).history if trained and choices[0].candidate.aware else student.history
+    packed = pack(choices, target, student.pixel, flow.inputs.calibration, plan.seed)
+    rows = (*engines, *unmeasured(choices, latency, len(target.engines)))
     unlike = bench.machine.mismatch(target)
-    gates = _verdicts(plan, stages, rungs, unlike, sum(map(len, packed.files.values())))
+    gates = _verdicts(plan, stages, rows, unlike, sum(map(len, packed.files.values())))
     name = plan.name if alone else f"{plan.name}-{target.name}"
     report = Report(
         name=name, target=target.name, created=now(), stages=stages, engines=engines, gates=gates,
@@ -159,8 +159,8 @@ def finish(flow: Flow, models: Models, target: Target, output: Path, bench: Benc
     folder = output if alone else output / target.name
     write_report(report, folder, pictures(flow, models.source, predictions))
     manifest = Manifest(
-        name=name, version=plan.version, created=report.created, target=target, io=ladder[0].candidate.graph.io,
-        status="passed" if all(g.passed for g in gates) else "failed", pixel=student.pixel, ladder=packed.ladder,
+        name=name, version=plan.version, created=report.created, target=target, io=choices[0].candidate.graph.io,
+        status="passed" if all(g.passed for g in gates) else "failed", pixel=student.pixel, variants=packed.variants,
         golden=packed.golden, labels=student.labels, history=history, gates=gates, latency=engines,
         machine=report.machine, licence=_licence(models, student, plan),
         baseline_stats=baseline_stats(predictions["pruned"].logits, predictions["pruned"].embedding),

@@ -1,4 +1,4 @@
-"""Put a measured model into a bundle: ladder, golden frames, gates, report."""
+"""Put a measured model into a bundle: variants, golden frames, gates, report."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from edgemae.evaluation.parity import COSINE_MIN, tolerance_for
 from edgemae.pipeline.benchmark import HERE
 from edgemae.pipeline.candidate_graphs import Candidate
 from edgemae.pipeline.selection import Choice
-from edgemae.spec.bundle import Golden, Manifest, Rung, Tolerance
+from edgemae.spec.bundle import Golden, Manifest, Tolerance, Variant
 from edgemae.spec.graph import PixelContract
 from edgemae.spec.target import Target
 
@@ -34,15 +34,15 @@ LOOSE_COSINE = {"fp32": 0.999, "fp16": 0.995, "int8": 0.98}
 class Packed:
     """Everything of a bundle but its verdicts and its report."""
 
-    ladder: tuple[Rung, ...]
+    variants: tuple[Variant, ...]
     golden: Golden
     files: dict[str, bytes]
 
 
 def pack(choices: list[Choice], target: Target, pixel: PixelContract, images: ImageSet, seed: int) -> Packed:
-    """Return ladder, golden set and graph files; reference outputs come from a rung's own engine if it runs here."""
+    """Return variants, golden set and graph files; reference outputs come from a variant's engine if it runs here."""
     frames, dtype = golden_frames(images, pixel, seed), choices[0].candidate.graph.io.dtype
-    rungs: list[Rung] = []
+    variants: list[Variant] = []
     files: dict[str, bytes] = {}
     outputs: dict[str, NDArray[Any]] = {}
     tokens: dict[str, NDArray[Any]] = {}
@@ -61,16 +61,16 @@ def pack(choices: list[Choice], target: Target, pixel: PixelContract, images: Im
         if not own or HERE.machine.mismatch(target):
             max_abs *= float(np.sqrt((1 - LOOSE_COSINE[precision]) / (1 - COSINE_MIN[precision])))
             cosine_min = LOOSE_COSINE[precision]
-        rung = Rung(
+        variant = Variant(
             engine=candidate.engine, files=tuple(names), precision=precision, scheme=candidate.graph.scheme,
             reason=choice.reason, tolerance=Tolerance(cosine_min=cosine_min, max_abs=max_abs, top1=output == "logits"),
         )  # fmt: skip
-        outputs[rung.id] = reference
+        outputs[variant.id] = reference
         if "tokens" in rows[0]:
-            tokens[rung.id] = np.stack([some_tokens(row["tokens"]) for row in rows])
-        rungs.append(msgspec.structs.replace(rung, golden=golden_name(rung.id)))
+            tokens[variant.id] = np.stack([some_tokens(row["tokens"]) for row in rows])
+        variants.append(msgspec.structs.replace(variant, golden=golden_name(variant.id)))
     golden, golden_data = golden_files(frames, pixel, outputs, tokens, dtype)
-    return Packed(tuple(rungs), golden, files | golden_data)
+    return Packed(tuple(variants), golden, files | golden_data)
 
 
 def golden_frames(images: ImageSet, pixel: PixelContract, seed: int) -> list[Frame]:
@@ -101,7 +101,7 @@ def baseline_stats(logits: NDArray[Any] | None, embedding: NDArray[Any]) -> dict
 
 def bundle_readme(manifest: Manifest) -> bytes:
     """Return the page that a person who unzips the bundle reads first."""
-    rungs = "\n".join(f"{i + 1}. {r.engine}, {r.precision}: {r.reason}" for i, r in enumerate(manifest.ladder))
+    variants = "\n".join(f"{i + 1}. {r.engine}, {r.precision}: {r.reason}" for i, r in enumerate(manifest.variants))
     gates = (
         "\n".join(f"- {g.gate}: {'passed' if g.passed else 'MISSED'} ({g.note})" for g in manifest.gates)
         or "- none set"
@@ -110,7 +110,7 @@ def bundle_readme(manifest: Manifest) -> bytes:
         f"# {manifest.name}, version {manifest.version}\n\nMade by edgemae for {manifest.target.title}. "
         f"Status: {manifest.status}. Licence of the teacher's weights: {manifest.licence}.\n\n"
         f"    import edgemae\n    model = edgemae.load('{manifest.name}.edgemae')\n    print(model(frame_bgr))\n\n"
-        f"## Engines, best first\n\n{rungs}\n\n## Gates\n\n{gates}\n\n"
+        f"## Engines, best first\n\n{variants}\n\n## Gates\n\n{gates}\n\n"
         "See report.html for how it was made and measured.\n"
     ).encode()
 

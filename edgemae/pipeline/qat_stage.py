@@ -1,6 +1,6 @@
 """The quantization-aware tail of a compile: when plain int8 hurts a student, it is trained on for the integers.
 
-Its weights are for int8 only. Float graphs stay those of the student before the tail, so that the ladder compares int8
+Its weights are for int8 only. Float graphs stay those of the student before the tail, so that the report compares int8
 with what it replaces.
 """
 

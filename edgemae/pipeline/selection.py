@@ -19,7 +19,7 @@ MIN_COSINE = 0.99  # of embeddings, where there are no labels to judge by
 
 @dataclass(frozen=True)
 class Choice:
-    """One rung: a candidate and why it stands there."""
+    """One variant: a candidate and why it stands there."""
 
     candidate: Candidate
     reason: str
@@ -29,8 +29,10 @@ def choose(
     target: Target, plan: QuantizePlan, found: list[Candidate], scores: Mapping[str, StageScore],
     latency: Latencies, machine: Machine,
 ) -> list[Choice]:  # fmt: skip
-    """Return the ladder by what a machine measured: each engine's choice in the target's order, then the float graphs
-    behind int8 choices."""
+    """Return the variants in order of preference, by what a machine measured.
+
+    They are each engine's choice in the target's order, then the float graphs behind int8 choices.
+    """
     first, behind = [], []
     for engine in target.engines:
         mine = [c for c in found if c.engine == engine]
@@ -44,10 +46,10 @@ def choose(
 
 
 def table(
-    ladder: list[Choice], scores: Mapping[str, StageScore], latency: Mapping[str, EngineLatency], places: int
+    choices: list[Choice], scores: Mapping[str, StageScore], latency: Mapping[str, EngineLatency], places: int
 ) -> tuple[EngineLatency, ...]:  # fmt: skip
-    """Return the measured rows in their order, the first `places` rungs marked as chosen, with the reason."""
-    reasons = {choice.candidate.name: choice.reason for choice in ladder[:places]}
+    """Return the measured rows in their order, the first `places` variants marked as chosen, with the reason."""
+    reasons = {choice.candidate.name: choice.reason for choice in choices[:places]}
     rows = []
     for name, row in latency.items():
         verdict = "" if row.verdict in ("TRUSTED", "") else f"{row.verdict.lower()} machine while measuring"
@@ -58,14 +60,14 @@ def table(
     return tuple(rows)
 
 
-def unmeasured(ladder: list[Choice], latency: Mapping[str, EngineLatency], places: int) -> tuple[EngineLatency, ...]:
-    """Return rows of 0 runs for the chosen rungs that could not run here: what was not measured passes no limit."""
+def unmeasured(choices: list[Choice], latency: Mapping[str, EngineLatency], places: int) -> tuple[EngineLatency, ...]:
+    """Return rows of 0 runs for the chosen variants that could not run here: what was not measured passes no limit."""
     return tuple(
         EngineLatency(
             engine=choice.candidate.engine, precision=choice.candidate.graph.precision, p50_ms=0.0, n=0,
             ratio_to_torch_eager=0.0, chosen=True,
         )
-        for choice in ladder[:places] if choice.candidate.name not in latency
+        for choice in choices[:places] if choice.candidate.name not in latency
     )  # fmt: skip
 
 

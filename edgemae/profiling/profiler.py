@@ -85,11 +85,11 @@ def profile(
         compared: Against | None = None
         doubts: list[tuple[str, str, tuple[str, ...]]] = [("NOISY", "cold start: ", beside_start)]
         if rival is not None:  # before the runs: what cannot be compared must not cost an hour of them
-            this = Contender("bundle", str(model.path), model.rung.engine, own, str(model.path))
+            this = Contender("bundle", str(model.path), model.variant.engine, own, str(model.path))
             compared, beside = _versus(this, rival, str(against))
             doubts.append((beside.verdict, "comparison: ", beside.reasons))
         park()
-        taken, power = _with_power(lambda: RUNNERS[scenario](model, wanted), on_gpu=model.rung.engine == "tensorrt")
+        taken, power = _with_power(lambda: RUNNERS[scenario](model, wanted), on_gpu=model.variant.engine == "tensorrt")
         steady, evidence = summarise(taken.calls), taken.samples.interference
         doubts[:0] = [
             (evidence.verdict, "", evidence.reasons),
@@ -104,12 +104,12 @@ def profile(
         doubts.append(("NOISY", "layers: ", doubtful))
         if trace is not None:
             _store_trace(Path(trace), taken, layers)
-        manifest, rung = model.manifest, model.rung
+        manifest, variant = model.manifest, model.variant
         return Profile(
             verdict=worst(*(verdict for verdict, _, reasons in doubts if reasons or verdict == "INVALID")),
             reasons=tuple(f"{of}{reason}" for _, of, reasons in doubts for reason in reasons),
             name=manifest.name, version=manifest.version, bundle_sha256=model.sha256, target=model.target.name,
-            engine=rung.engine, precision=rung.precision, scheme=rung.scheme, scenario=scenario, steady=steady,
+            engine=variant.engine, precision=variant.precision, scheme=variant.scheme, scenario=scenario, steady=steady,
             stages={name: summarise(ns) for name, ns in taken.stages.items()}, start=start, interference=evidence,
             machine=machine, created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), throughput=taken.throughput,
             camera=taken.camera, early_stopping=_early_stopping(scenario, taken),
@@ -219,7 +219,7 @@ def _start(model: Model, target: str, processes: int) -> tuple[Start, tuple[str,
     """Start new processes, and tell what disturbed them; of several, return medians and the slowest, which is above the
     true median."""
     window = Window(children=True)
-    found = [cold_start(model.path, model.rung.engine, target) for _ in range(processes)]
+    found = [cold_start(model.path, model.variant.engine, target) for _ in range(processes)]
     middle = {key: float(np.median([one[key] for one in found])) for key in found[0]}
     slowest = max(one["cold_ms"] for one in found) if processes >= COLD_STARTS else None
     return Start(**middle, runs=processes, cold_high_ms=slowest), disturbances(window)

@@ -246,9 +246,9 @@ def _refuse_other(made_by: Provenance, model: Model, what: str) -> None:
     if made_by.graph != here.graph:
         same = made_by.embedding == here.embedding
         raise GalleryError(
-            f"{what} was made by {made_by} on {made_by.rung}, the model here is {here} on {here.rung}",
+            f"{what} was made by {made_by} on {made_by.variant}, the model here is {here} on {here.variant}",
             expected="the graph that it was made by: a threshold holds for no other",
-            fix=f"load the bundle with engine='{made_by.rung.partition('-')[0]}', or fit it again here" if same
+            fix=f"load the bundle with engine='{made_by.variant.partition('-')[0]}', or fit it again here" if same
             else "load the bundle that made it, or fit it again from normal frames with this one",
         )  # fmt: skip
 

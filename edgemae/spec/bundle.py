@@ -26,11 +26,9 @@ from edgemae.spec.graph import IoContract, PixelContract, Step
 from edgemae.spec.report import EngineLatency, GateVerdict, Profiled
 from edgemae.spec.target import Target
 
-SCHEMA = "edgemae.bundle/1"
+SCHEMA = "edgemae.bundle/2"
+WRITERS = {"edgemae.bundle/1": "a development version of edgemae before 0.1.0"}  # of schemas that are read no more
 EXTENSIONS = (".json", ".onnx", ".xml", ".bin", ".npy", ".png", ".md", ".html")
-LATER: dict[str, object] = {
-    "profiles": []
-}  # fields that came after the first bundles, left out while empty: these keep their bytes
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*){0,3}\Z")
 _DEVICES = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\.|$)")  # names that Windows opens as hardware
 
@@ -54,20 +52,20 @@ class Tolerance(Entry, frozen=True):
     top1: bool = True  # the label of every golden frame must stay the same (only with a head)
 
 
-class Rung(Entry, frozen=True):
-    """One way to run the model; the ladder lists them best first."""
+class Variant(Entry, frozen=True):
+    """One way to run the model; the manifest lists them in order of preference."""
 
     engine: str
     files: tuple[str, ...]  # ("graph/int8.onnx",) or ("openvino/int8.xml", "openvino/int8.bin")
     precision: str
     tolerance: Tolerance
     scheme: str = ""
-    reason: str = ""  # why it stands at this place of the ladder
+    reason: str = ""  # why it stands at this place
     golden: str = ""  # .npy of reference logits (embeddings, without a head), a row a frame; always set when written
 
     @property
     def id(self) -> str:
-        """Return a name that tells the rungs of one bundle apart, such as `openvino-int8-static`."""
+        """Return a name that tells the variants of one bundle apart, such as `openvino-int8-static`."""
         return "-".join(part for part in (self.engine, self.precision, self.scheme) if part)
 
 
@@ -89,7 +87,7 @@ class Manifest(Entry, frozen=True):
     target: Target
     io: IoContract
     pixel: PixelContract
-    ladder: tuple[Rung, ...]
+    variants: tuple[Variant, ...]
     golden: Golden
     labels: tuple[str, ...] = ()
     history: tuple[Step, ...] = ()
@@ -122,9 +120,9 @@ class Bundle:
                 f"the bundle has no file '{name}'", expected=", ".join(sorted(self._data)), fix="use one of those names"
             ) from None
 
-    def rung_files(self, rung: Rung) -> dict[str, bytes]:
-        """Return the graph files of one rung, as engines take them."""
-        return {name: self.read(name) for name in rung.files}
+    def variant_files(self, variant: Variant) -> dict[str, bytes]:
+        """Return the graph files of one variant, as engines take them."""
+        return {name: self.read(name) for name in variant.files}
 
 
 def open_bundle(path: str | Path, min_version: int = 0) -> Bundle:
@@ -207,9 +205,6 @@ def encode_manifest(manifest: Manifest) -> bytes:
             fix="report this",
         ) from error
     tree = msgspec.json.decode(msgspec.json.encode(checked))  # 1 in a float field is 1.0 from here on
-    for name, empty in LATER.items():
-        if tree[name] == empty:
-            del tree[name]
     return msgspec.json.encode(tree, order="sorted") + b"\n"
 
 
@@ -226,7 +221,8 @@ def _parse(raw: bytes) -> Manifest:
         raise corrupt(f"the manifest is not JSON: {error}") from error
     schema = tree.get("schema") if isinstance(tree, dict) else None
     if schema != SCHEMA:
-        raise _schema(f"the bundle has schema {schema!r}")
+        writer = WRITERS.get(str(schema), "no version up to this one")
+        raise _schema(f"the bundle has schema {schema!r}, which {writer} writes")
     # Duplicate keys, spaces and a second spelling of a number all fail here: one manifest has one form.
     if msgspec.json.encode(tree, order="sorted") + b"\n" != raw:
         raise corrupt("the manifest is not canonical JSON", "sorted keys, no spaces, no key twice")
@@ -235,13 +231,11 @@ def _parse(raw: bytes) -> Manifest:
     except msgspec.ValidationError as error:
         raise _schema(f"the manifest cannot be read: {error}") from error
     _check(manifest)
-    if spelled := [name for name, empty in LATER.items() if tree.get(name) == empty]:
-        raise corrupt(f"the manifest spells out that it has no {spelled[0]}", "the field left out")
     return manifest
 
 
 def _check(manifest: Manifest) -> None:
-    """Refuse unsafe names, and a ladder or golden set that points outside the bundle."""
+    """Refuse unsafe names, and a variant or golden set that points outside the bundle."""
     if len(manifest.files) > MAX_FILES:
         raise corrupt(f"the manifest lists {len(manifest.files)} files", f"at most {MAX_FILES}")
     taken = {MANIFEST, DIGEST}
@@ -253,7 +247,7 @@ def _check(manifest: Manifest) -> None:
     for name in taken:
         if any(str(parent) in taken for parent in PurePosixPath(name).parents):
             raise corrupt(f"'{name}' lies inside a name that is a file")
-    used = [name for rung in manifest.ladder for name in (*(rung.files or ("",)), rung.golden)]
+    used = [name for variant in manifest.variants for name in (*(variant.files or ("",)), variant.golden)]
     for name in (*used, *manifest.golden.frames, *manifest.golden.tensors):
         if name not in manifest.files:
             raise corrupt(f"the manifest uses '{name}' and does not list it")
@@ -290,7 +284,7 @@ def _schema(what: str) -> BundleSchemaError:
     return BundleSchemaError(
         what,
         expected=f"schema '{SCHEMA}' as this version knows it",
-        fix="update edgemae on this machine, or compile again",
+        fix="compile again with this version, or update edgemae here if the bundle is newer",
     )
 
 

@@ -14,7 +14,7 @@ EdgemaeError
 │   ├── AccuracyGateError     exit 3
 │   └── BudgetGateError       exit 4 (latency or size)
 ├── MachineError              your machine          exit 5
-│   ├── EngineMissingError    no engine of the ladder is installed
+│   ├── EngineMissingError    no engine of the bundle is installed
 │   ├── EngineRuntimeError    an engine is installed but failed to build or to run
 │   ├── SelfCheckError        an engine here does not compute what was measured
 │   ├── CameraError           a frame source that cannot be opened

@@ -7,19 +7,19 @@ from typing import Any
 
 import msgspec
 
-from edgemae.spec.bundle import Manifest, Rung
+from edgemae.spec.bundle import Manifest, Variant
 
 
 class Provenance(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Say who made a result: bundle and rung for people, two digests for comparisons.
+    """Say who made a result: bundle and variant for people, two digests for comparisons.
 
-    `embedding` is of what an embedding depends on: pixels and every graph of the ladder. It outlives a new version,
+    `embedding` is of what an embedding depends on: pixels and every graph of the bundle. It outlives a new version,
     report, profile or threshold, and changes with weights, quantization or pixels. `graph` is of the one that ran.
     """
 
     bundle: str
     version: int
-    rung: str
+    variant: str
     embedding: str
     graph: str
 
@@ -27,15 +27,17 @@ class Provenance(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
         return f"{self.bundle} version {self.version} (embedding {self.embedding[:12]})"
 
 
-def provenance_of(manifest: Manifest, rung: Rung) -> Provenance:
-    """Return the provenance of what one rung of a bundle says."""
-    graphs = sorted({manifest.files[name].sha256 for each in manifest.ladder for name in each.files})
+def provenance_of(manifest: Manifest, variant: Variant) -> Provenance:
+    """Return the provenance of what one variant of a bundle says."""
+    graphs = sorted({manifest.files[name].sha256 for each in manifest.variants for name in each.files})
     return Provenance(
         bundle=manifest.name,
         version=manifest.version,
-        rung=rung.id,
+        variant=variant.id,
         embedding=_digest({"pixel": manifest.pixel, "graphs": graphs}),
-        graph=_digest({"pixel": manifest.pixel, "graphs": sorted(manifest.files[name].sha256 for name in rung.files)}),
+        graph=_digest(
+            {"pixel": manifest.pixel, "graphs": sorted(manifest.files[name].sha256 for name in variant.files)}
+        ),
     )
 
 

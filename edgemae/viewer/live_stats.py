@@ -48,7 +48,7 @@ class Figures:
 
     def __init__(self, model: Model, results: Stream[Result]) -> None:
         self._results, self._camera = results, results.camera
-        self._title = f"{model.manifest.name} · {model.rung.engine} {model.rung.precision}"
+        self._title = f"{model.manifest.name} · {model.variant.engine} {model.variant.precision}"
         self._lock = threading.Lock()
         self._rows: deque[tuple[float, float, float, float]] = deque(maxlen=WINDOW)
         self._done: deque[float] = deque(maxlen=WINDOW)  # when, in s of the monotonic clock

@@ -127,7 +127,7 @@ def test_mistake_11_an_engine_that_is_not_installed(
     monkeypatch.setitem(sys.modules, "openvino", None)
     fix = "pip install 'edgemae[openvino]'"
     refused(edgemae("verify", job.bundle, "--engine", "openvino"), 5, "'openvino' is not installed", fix)
-    assert edgemae("verify", job.bundle).code == 0, "auto takes the next rung"
+    assert edgemae("verify", job.bundle).code == 0, "auto takes the next variant"
     work = ("compile", *job.work, "--target", job.target, "--output", tmp_path / "out")
     refused(edgemae(*work), 5, "'openvino' is not installed, and compiling needs it")
     assert not (tmp_path / "out").exists(), "found out before the first step"
@@ -319,7 +319,7 @@ def test_eval_of_a_bundle_is_one_object(job: Job, compiled: Ran) -> None:
     assert 0 <= found["top1_low"] <= found["top1"] <= found["top1_high"] <= 1
     assert 0 <= found["ece"] <= 1
     assert set(found["per_class"]) == {"circle", "square"}
-    shipped = open_ladder(job)[0]
+    shipped = open_variants(job)[0]
     stages = {row["stage"]: row for row in compiled.json["stages"]}
     wanted = stages["int8" if shipped == "int8" else "pruned"]
     if found["precision"] == shipped != "int8":
@@ -327,8 +327,8 @@ def test_eval_of_a_bundle_is_one_object(job: Job, compiled: Ran) -> None:
     assert "top1" in edgemae("eval", job.bundle, "--eval-data", job.val).out
 
 
-def open_ladder(job: Job) -> list[str]:
-    return [rung.precision for rung in package.open_bundle(job.bundle).manifest.ladder]
+def open_variants(job: Job) -> list[str]:
+    return [variant.precision for variant in package.open_bundle(job.bundle).manifest.variants]
 
 
 def test_profile_is_one_object(job: Job, compiled: Ran) -> None:
@@ -419,7 +419,7 @@ def test_inspect_verify_and_finalize(job: Job, compiled: Ran, tmp_path: Path) ->
     assert about["kind"] == "bundle"
     assert about["status"] == "passed"
     assert [row["stage"] for row in about["history"]][-1] == "heal"
-    assert len(about["ladder"]) >= 2
+    assert len(about["variants"]) >= 2
     proof = edgemae("verify", job.bundle, "--json").json
     assert proof["sha256"] == about["sha256"]
     assert proof["check"]["frames"] == 8

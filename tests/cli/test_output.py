@@ -91,7 +91,7 @@ def test_what_nobody_thought_of_is_our_bug_and_says_where(
 ) -> None:
     ran = outcome(ZeroDivisionError("by zero"), "work")
     assert ran.code == 1
-    assert parts(ran.err)[0].startswith("ZeroDivisionError in test_console.py:")
+    assert parts(ran.err)[0].startswith("ZeroDivisionError in test_output.py:")
     assert outcome(ModuleNotFoundError("x", name="edgemae.gone"), "work").code == 1
     monkeypatch.setenv("EDGEMAE_DEBUG", "1")
     assert "Traceback" in outcome(ZeroDivisionError("by zero"), "work").err

@@ -160,7 +160,7 @@ def test_a_record_that_has_no_place_beside_the_bundle_goes_to_the_cache(
 def test_another_version_there_is_said(
     bundle: Path, server: Server, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(remote_profile.edgemae, "__version__", "9.9.9")
+    monkeypatch.setattr(remote_profile, "__version__", "9.9.9")
     with ssh.Far(ssh.parse_address("device"), sys.executable) as far, caplog.at_level(logging.WARNING, "edgemae"):
         remote_profile.check(far)
     assert "here it is 9.9.9" in caplog.text
@@ -176,4 +176,4 @@ def test_the_command_line_says_what_is_no_address(bundle: Path) -> None:
 
 
 def test_the_remote_agent_reads_as_the_oldest_python() -> None:
-    ast.parse(ssh.FAR_END.read_text(), feature_version=(3, 8))
+    ast.parse(ssh.AGENT.read_text(), feature_version=(3, 8))

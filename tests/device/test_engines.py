@@ -154,7 +154,7 @@ def test_a_graph_that_is_none_is_an_engine_error(name: str, data: bytes, box: Ta
 
 
 @pytest.mark.parametrize("name", ENGINE_NAMES)
-def test_a_rung_with_the_wrong_files_is_named(name: str, box: Target) -> None:
+def test_a_variant_with_the_wrong_files_is_named(name: str, box: Target) -> None:
     for files in ({}, {"a.bin": b""}, {"a.onnx": b"", "b.onnx": b""}):
         with pytest.raises(EngineRuntimeError, match=rf"one \.(onnx|xml) file|{name}"):
             ENGINES[name].compile(files, box)

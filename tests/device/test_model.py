@@ -1,4 +1,4 @@
-"""Loading and running bundles: the ladder, its errors, results, and a device that has no build library."""
+"""Loading and running bundles: the variants, its errors, results, and a device that has no build library."""
 
 from __future__ import annotations
 
@@ -157,7 +157,7 @@ def test_outputs_that_are_no_numbers_get_no_label(path: Path) -> None:
     with load(path) as loaded:
         logits = np.array([[0.0, np.nan, 1.0, np.inf, 0.0]], np.float32)
         loaded.session._run = lambda _: {"logits": logits}
-        with pytest.raises(EngineRuntimeError, match="openvino-fp32 gave 2 of 5 logits that are no numbers"):
+        with pytest.raises(EngineRuntimeError, match="openvino-fp32 gave 2 of 5 logits not finite"):
             loaded(FRAME)
 
 
@@ -188,13 +188,13 @@ def test_the_example_of_a_camera_app_runs(
     assert ("ended StreamCounters(inferred=2" in said) is not bool(how)
 
 
-# ------------------------------------------------------------------------------------------------ the ladder
+# ------------------------------------------------------------------------------------------------ the variants
 
 
-def test_auto_takes_the_first_rung_and_a_name_takes_its_own(path: Path) -> None:
+def test_auto_takes_the_first_variant_and_a_name_takes_its_own(path: Path) -> None:
     for engine, expected in (("auto", "openvino"), ("openvino", "openvino"), ("onnxruntime", "onnxruntime")):
         with load(path, engine=engine) as loaded:
-            assert loaded.rung.engine == loaded.session.engine == expected
+            assert loaded.variant.engine == loaded.session.engine == expected
             assert loaded.skipped == ()
 
 
@@ -203,7 +203,7 @@ def test_a_missing_engine_is_skipped_aloud(
 ) -> None:
     monkeypatch.setitem(sys.modules, "openvino", None)
     with caplog.at_level(logging.WARNING), load(path) as loaded:
-        assert loaded.rung.engine == "onnxruntime"
+        assert loaded.variant.engine == "onnxruntime"
     assert loaded.skipped == (("openvino-fp32", "the engine 'openvino' is not installed"),)
     assert "openvino-fp32 is skipped" in caplog.text
     assert "edgemae[openvino]" in caplog.text
@@ -245,12 +245,12 @@ def test_a_step_down_is_told_as_loudly_as_was_asked_for(
         info = loaded.info
     (told,) = [record for record in caplog.records if "is skipped" in record.message]
     assert told.levelno == level
-    assert info["skipped"] == [{"rung": "openvino-fp32", "reason": "the engine 'openvino' is not installed"}]
+    assert info["skipped"] == [{"variant": "openvino-fp32", "reason": "the engine 'openvino' is not installed"}]
 
 
-def test_never_means_the_first_rung_or_its_error(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_never_means_the_first_variant_or_its_error(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with load(path, fallback="never") as loaded:
-        assert loaded.rung.engine == "openvino"
+        assert loaded.variant.engine == "openvino"
     monkeypatch.setitem(sys.modules, "openvino", None)
     monkeypatch.setattr(model, "check", lambda *_: pytest.fail("a second engine was tried"))
     with pytest.raises(EngineMissingError, match="'openvino' is not installed") as error:
@@ -264,17 +264,17 @@ def test_an_engine_that_computes_something_else_is_never_skipped_over(
     path: Path, make_bundle: Callable[..., Path]
 ) -> None:
     def edit(manifest: Manifest, files: dict[str, bytes]) -> Manifest:
-        strict = msgspec.structs.replace(manifest.ladder[0], tolerance=Tolerance(cosine_min=1.5, max_abs=1.0))
-        return msgspec.structs.replace(manifest, ladder=(strict, manifest.ladder[1]))
+        strict = msgspec.structs.replace(manifest.variants[0], tolerance=Tolerance(cosine_min=1.5, max_abs=1.0))
+        return msgspec.structs.replace(manifest, variants=(strict, manifest.variants[1]))
 
     spoiled = make_bundle(edit=edit)
     with pytest.raises(SelfCheckError, match=r"openvino-fp32 does not compute here what was measured.*cosine 1\.0"):
         load(spoiled)
     with load(spoiled, engine="onnxruntime") as loaded:
-        assert loaded.rung.engine == "onnxruntime"
+        assert loaded.variant.engine == "onnxruntime"
 
 
-def test_the_session_of_a_refused_rung_is_closed(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_session_of_a_refused_variant_is_closed(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     closed = []
     monkeypatch.setattr(Session, "close", lambda self: closed.append(self.engine))
     monkeypatch.setattr(model, "check", lambda *_: (_ for _ in ()).throw(SelfCheckError("no", expected="", fix="")))
@@ -283,7 +283,7 @@ def test_the_session_of_a_refused_rung_is_closed(path: Path, monkeypatch: pytest
     assert closed == ["openvino"]
 
 
-def test_names_outside_the_ladder(path: Path, make_bundle: Callable[..., Path]) -> None:
+def test_names_outside_the_variants(path: Path, make_bundle: Callable[..., Path]) -> None:
     with pytest.raises(InputError, match="nothing for engine 'tensorrt'") as error:
         load(path, engine="tensorrt")
     assert error.value.expected == "one of onnxruntime, openvino"
@@ -293,7 +293,7 @@ def test_names_outside_the_ladder(path: Path, make_bundle: Callable[..., Path]) 
         load(make_bundle(engines=("npu",)))
     with load(make_bundle(engines=("npu", "onnxruntime"))) as loaded:
         assert loaded.skipped[0][0] == "npu-fp32"
-    with pytest.raises(EngineMissingError, match="its ladder is empty"):
+    with pytest.raises(EngineMissingError, match="it has no variants"):
         load(make_bundle(engines=()))
 
 

@@ -24,17 +24,17 @@ Outputs = dict[str, NDArray[Any]]
 
 def moved(bundle: Bundle, box: Target, change: Callable[[Outputs], Outputs]) -> Session:
     """Return the bundle's own session with its outputs changed, as a miscompiling engine would."""
-    real = open_session("onnxruntime", bundle.rung_files(bundle.manifest.ladder[0]), box)
+    real = open_session("onnxruntime", bundle.variant_files(bundle.manifest.variants[0]), box)
     return Session("onnxruntime", lambda pixels: change(real(pixels)), real.close)
 
 
 def test_a_right_engine_passes_with_figures(make_bundle: Callable[..., Path], box: Target) -> None:
     for head in (True, False):
         bundle = open_bundle(make_bundle(head=head))
-        for rung in bundle.manifest.ladder:
-            with open_session(rung.engine, bundle.rung_files(rung), box) as session:
-                proof = check(session, bundle, rung)
-            assert (proof.rung, proof.frames) == (rung.id, 3)
+        for variant in bundle.manifest.variants:
+            with open_session(variant.engine, bundle.variant_files(variant), box) as session:
+                proof = check(session, bundle, variant)
+            assert (proof.variant, proof.frames) == (variant.id, 3)
             assert proof.cosine > 0.99999
             assert proof.max_abs < 1e-4
             assert proof.labels_kept == 3
@@ -61,7 +61,7 @@ def test_an_engine_that_computes_something_else_is_refused(
         np.errstate(invalid="ignore"),
         pytest.raises(SelfCheckError, match=message),
     ):
-        check(session, bundle, bundle.manifest.ladder[0])
+        check(session, bundle, bundle.manifest.variants[0])
 
 
 def test_a_changed_label_is_refused_within_the_other_tolerances(make_bundle: Callable[..., Path], box: Target) -> None:
@@ -74,15 +74,15 @@ def test_a_changed_label_is_refused_within_the_other_tolerances(make_bundle: Cal
     def edit(manifest: Manifest, files: dict[str, bytes]) -> Manifest:
         wide = Tolerance(cosine_min=-1.0, max_abs=1e9)
         loose = msgspec.structs.replace(wide, top1=False)
-        first, second = manifest.ladder
-        ladder = (msgspec.structs.replace(first, tolerance=wide), msgspec.structs.replace(second, tolerance=loose))
-        return msgspec.structs.replace(manifest, ladder=ladder)
+        first, second = manifest.variants
+        variants = (msgspec.structs.replace(first, tolerance=wide), msgspec.structs.replace(second, tolerance=loose))
+        return msgspec.structs.replace(manifest, variants=variants)
 
     bundle = open_bundle(make_bundle(edit=edit))
     with moved(bundle, box, swap) as session:
         with pytest.raises(SelfCheckError, match=r"0 labels kept\n.*every label kept"):
-            check(session, bundle, bundle.manifest.ladder[0])
-        assert check(session, bundle, bundle.manifest.ladder[1]).labels_kept == 0
+            check(session, bundle, bundle.manifest.variants[0])
+        assert check(session, bundle, bundle.manifest.variants[1]).labels_kept == 0
 
 
 @pytest.mark.parametrize(
@@ -103,7 +103,7 @@ def test_pixels_that_differ_in_one_bit_are_refused(
 
     bundle = open_bundle(make_bundle(edit=edit))
     with moved(bundle, box, lambda out: out) as session, pytest.raises(SelfCheckError, match=message):
-        check(session, bundle, bundle.manifest.ladder[0])
+        check(session, bundle, bundle.manifest.variants[0])
 
 
 @pytest.mark.parametrize(
@@ -123,7 +123,7 @@ def test_golden_files_that_cannot_be_read_are_named(
 
     bundle = open_bundle(make_bundle(edit=edit))
     with moved(bundle, box, lambda out: out) as session, pytest.raises(BundleCorruptError, match=message):
-        check(session, bundle, bundle.manifest.ladder[0])
+        check(session, bundle, bundle.manifest.variants[0])
 
 
 def test_pickled_arrays_are_refused(make_bundle: Callable[..., Path], box: Target, tmp_path: Path) -> None:
@@ -134,7 +134,7 @@ def test_pickled_arrays_are_refused(make_bundle: Callable[..., Path], box: Targe
 
     bundle = open_bundle(make_bundle(edit=edit))
     with moved(bundle, box, lambda out: out) as session, pytest.raises(BundleCorruptError, match="allow_pickle=False"):
-        check(session, bundle, bundle.manifest.ladder[0])
+        check(session, bundle, bundle.manifest.variants[0])
 
 
 def test_a_bundle_without_golden_frames_proves_nothing(make_bundle: Callable[..., Path], box: Target) -> None:
@@ -146,7 +146,7 @@ def test_a_bundle_without_golden_frames_proves_nothing(make_bundle: Callable[...
         moved(bundle, box, lambda out: out) as session,
         pytest.raises(SelfCheckError, match="at least one golden frame"),
     ):
-        check(session, bundle, bundle.manifest.ladder[0])
+        check(session, bundle, bundle.manifest.variants[0])
 
 
 @pytest.mark.parametrize(
@@ -163,7 +163,7 @@ def test_tokens_that_moved_are_refused(
     change: Callable[[NDArray[Any]], NDArray[Any]], message: str, weave: Path, box: Target
 ) -> None:
     bundle = open_bundle(weave / "weave.edgemae")
-    first, second = bundle.manifest.ladder
+    first, second = bundle.manifest.variants
     assert golden_name(first.id, "-tokens") in bundle.manifest.files
     assert second.scheme == "ort-static+smooth0.5", "a name that files of a bundle may not have"
     with moved(bundle, box, lambda out: out) as session:
@@ -183,5 +183,5 @@ def test_golden_files_are_the_same_every_time_and_complete() -> None:
     assert golden_files(frames, pixel, {"a": rows}) == (golden, files)
     assert set(files) == {*golden.frames, *golden.tensors, golden_name("a")}
     assert len(golden.frames) == len(golden.tensors) == 3
-    with pytest.raises(InternalError, match="2 reference outputs for rung 'a'"):
+    with pytest.raises(InternalError, match="2 reference outputs for variant 'a'"):
         golden_files(frames, pixel, {"a": rows[:2]})

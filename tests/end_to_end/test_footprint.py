@@ -17,7 +17,7 @@ from edgemae.device.engines import open_session
 from edgemae.device.hardware.heap import trim_heap
 from edgemae.device.preprocess import preprocess
 from edgemae.device.selfcheck import golden_files, golden_name
-from edgemae.spec.bundle import Manifest, Rung, Tolerance, write_bundle
+from edgemae.spec.bundle import Manifest, Tolerance, Variant, write_bundle
 from edgemae.spec.graph import IoContract, PixelContract, TensorSpec
 from edgemae.spec.target import Target
 
@@ -74,16 +74,16 @@ def path(tmp_path_factory: pytest.TempPathFactory, box: Target) -> Path:
     graph, frame = tiny_onnx(), np.full((60, 80, 3), 90, np.uint8)
     with open_session("onnxruntime", {"fp32.onnx": graph}, box) as session:
         rows = session(preprocess(frame, PIXEL))["embedding"]
-    rungs = tuple(
-        Rung(engine=name, files=("graph/fp32.onnx",), precision="fp32", golden=golden_name(f"{name}-fp32"),
+    variants = tuple(
+        Variant(engine=name, files=("graph/fp32.onnx",), precision="fp32", golden=golden_name(f"{name}-fp32"),
              tolerance=Tolerance(cosine_min=0.999, max_abs=1.0))
         for name in MIB
     )  # fmt: skip
-    golden, files = golden_files([frame], PIXEL, {rung.id: rows for rung in rungs})
+    golden, files = golden_files([frame], PIXEL, {variant.id: rows for variant in variants})
     io = IoContract(inputs=(TensorSpec(name="pixels", dtype="float32", shape=(1, 3, 224, 224)),),
                     outputs=(TensorSpec(name="embedding", dtype="float32", shape=(1, 192)),))  # fmt: skip
     manifest = Manifest(name="tiny", version=1, created="2025-01-01T00:00:00Z", status="passed", target=box, io=io,
-                        pixel=PIXEL, ladder=rungs, golden=golden)  # fmt: skip
+                        pixel=PIXEL, variants=variants, golden=golden)  # fmt: skip
     bundle = tmp_path_factory.mktemp("footprint") / "tiny.edgemae"
     return write_bundle(bundle, manifest, files | {"graph/fp32.onnx": graph})
 

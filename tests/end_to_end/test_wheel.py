@@ -26,9 +26,10 @@ from packaging.utils import canonicalize_name
 
 from edgemae.device.preprocess import preprocess
 from edgemae.device.selfcheck import golden_files, golden_name
-from edgemae.spec.bundle import Manifest, Rung, Tolerance, write_bundle
+from edgemae.spec.bundle import Manifest, Tolerance, Variant, write_bundle
 from edgemae.spec.graph import IoContract, PixelContract, TensorSpec
 from edgemae.spec.target import find_target, list_targets
+from edgemae.version import __version__
 
 ROOT = Path(__file__).resolve().parents[2]
 PROJECT: dict[str, Any] = msgspec.toml.decode((ROOT / "pyproject.toml").read_bytes())["project"]
@@ -73,7 +74,7 @@ def metadata(wheel: Path) -> Message:
 
 
 def test_wheel_is_pure_and_has_the_version(wheel: Path) -> None:
-    assert wheel.name == f"edgemae-{PROJECT['version']}-py3-none-any.whl"
+    assert wheel.name == f"edgemae-{__version__}-py3-none-any.whl"
 
 
 def test_wheel_holds_the_package_the_targets_and_nothing_else(contents: set[str]) -> None:
@@ -296,7 +297,7 @@ found = [name for name in absent if importlib.util.find_spec(name)]
 import edgemae
 with edgemae.load(sys.argv[1]) as model:
     result = model(np.load(sys.argv[2]))
-print(json.dumps([found, model.rung.engine, result.label, result.logits.tolist()]))
+print(json.dumps([found, model.variant.engine, result.label, result.logits.tolist()]))
 """
     python = bare_env / "bin" / "python"
     found, engine, label, logits = json.loads(
@@ -315,14 +316,14 @@ def make_bundle(folder: Path) -> tuple[Path, np.ndarray[Any, Any], list[float]]:
     pixel = PixelContract(image_px=16, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
     frame_bgr = np.full((20, 30, 3), (200, 60, 30), np.uint8)
     logits = preprocess(frame_bgr, pixel).mean(axis=(2, 3)) * 4.0
-    rung = Rung(
+    variant = Variant(
         engine="onnxruntime",
         files=("graph/fp32.onnx",),
         precision="fp32",
         tolerance=Tolerance(cosine_min=0.999, max_abs=1e-3),
     )
-    rung = msgspec.structs.replace(rung, golden=golden_name(rung.id))
-    golden, files = golden_files([frame_bgr], pixel, {rung.id: logits})
+    variant = msgspec.structs.replace(variant, golden=golden_name(variant.id))
+    golden, files = golden_files([frame_bgr], pixel, {variant.id: logits})
     row = TensorSpec(name="logits", dtype="float32", shape=(1, 3))
     manifest = Manifest(
         name="colours",
@@ -335,7 +336,7 @@ def make_bundle(folder: Path) -> tuple[Path, np.ndarray[Any, Any], list[float]]:
             outputs=(row, msgspec.structs.replace(row, name="embedding")),
         ),
         pixel=pixel,
-        ladder=(rung,),
+        variants=(variant,),
         golden=golden,
         labels=("red", "green", "blue"),
     )

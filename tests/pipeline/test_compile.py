@@ -169,13 +169,13 @@ def test_from_a_student_for_two_targets_one_of_them_tensorrt(job: Job, compiled:
     assert [row["stage"] for row in ran.json["bundles"][0]["stages"]] == ["student", "pruned", "int8"]
     assert any("Pruning was off" in note for note in ran.json["bundles"][0]["notes"])
     opened = open_bundle(bundles[0])
-    rung = opened.manifest.ladder[0]
-    assert (rung.engine, rung.precision) == ("tensorrt", "int8")
-    assert b"QuantizeLinear" in next(iter(opened.rung_files(rung).values()))
-    plan = ENGINES["tensorrt"].compile(opened.rung_files(rung), opened.manifest.target)
+    variant = opened.manifest.variants[0]
+    assert (variant.engine, variant.precision) == ("tensorrt", "int8")
+    assert b"QuantizeLinear" in next(iter(opened.variant_files(variant).values()))
+    plan = ENGINES["tensorrt"].compile(opened.variant_files(variant), opened.manifest.target)
     assert len(plan) > 10_000
     with load(bundles[0], engine="onnxruntime") as model:
-        assert model.rung.precision == "fp32"
+        assert model.variant.precision == "fp32"
 
 
 def test_without_labels_the_bundle_gives_embeddings(job: Job, compiled: Ran, tmp_path: Path) -> None:

@@ -47,5 +47,5 @@ def test_a_compile_pays_for_it_only_where_it_must(when: str, job: Job, compiled:
     assert [row["top1"] for row in floats] == [row["top1"] for row in before]
     assert any(row["scheme"].endswith("+aware") for row in report["engines"]) is bool(tail)
     manifest = open_bundle(output / "shapes.edgemae").manifest
-    shipped = manifest.ladder[0].scheme.endswith("+aware")
+    shipped = manifest.variants[0].scheme.endswith("+aware")
     assert (manifest.history[-1].stage == "aware") is shipped

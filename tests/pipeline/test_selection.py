@@ -1,4 +1,4 @@
-"""The ladder: int8 ships only where it is faster and as right; what was not measured is said."""
+"""The variants: int8 ships only where it is faster and as right; what was not measured is said."""
 
 from __future__ import annotations
 
@@ -75,10 +75,10 @@ def test_int8_must_be_faster_and_as_right(
     found = [FLOAT, EIGHT]
     times = {FLOAT.name: latency(FLOAT, 2.0), EIGHT.name: latency(EIGHT, int8_ms)}
     scores = {FLOAT.name: score(None if top1 is None else 0.90, 1.0), EIGHT.name: score(top1, cosine)}
-    rungs = choose(target, QuantizePlan(), found, scores, taken(times), LIKE)
-    assert rungs[0].candidate.graph.precision == ships
-    assert why in rungs[0].reason
-    assert len(rungs) == (2 if ships == "int8" else 1)  # float stands behind int8
+    variants = choose(target, QuantizePlan(), found, scores, taken(times), LIKE)
+    assert variants[0].candidate.graph.precision == ships
+    assert why in variants[0].reason
+    assert len(variants) == (2 if ships == "int8" else 1)  # float stands behind int8
 
 
 def test_the_faster_attention_form_is_taken(target: Target) -> None:
@@ -93,10 +93,10 @@ def test_other_arithmetic_than_the_targets_decides_nothing(target: Target, order
 
     target = msgspec.structs.replace(target, precisions=order)
     times = {FLOAT.name: latency(FLOAT, 1.0), EIGHT.name: latency(EIGHT, 2.0)}
-    rungs = choose(target, QuantizePlan(), [FLOAT, EIGHT], {name: score(0.9) for name in times}, taken(times), OTHER)
-    assert rungs[0].candidate.graph.precision == ships
-    assert "the machine has avx2" in rungs[0].reason
-    assert "0.50x of float" in rungs[0].reason
+    variants = choose(target, QuantizePlan(), [FLOAT, EIGHT], {name: score(0.9) for name in times}, taken(times), OTHER)
+    assert variants[0].candidate.graph.precision == ships
+    assert "the machine has avx2" in variants[0].reason
+    assert "0.50x of float" in variants[0].reason
 
 
 def test_wrong_int8_never_ships_by_order_alone(target: Target) -> None:
@@ -107,8 +107,8 @@ def test_wrong_int8_never_ships_by_order_alone(target: Target) -> None:
 def test_the_table_marks_choices_and_a_noisy_machine(target: Target) -> None:
     times = {FLOAT.name: latency(FLOAT, 2.0, "NOISY"), EIGHT.name: latency(EIGHT, 1.0)}
     scores = {FLOAT.name: score(0.9, 1.0), EIGHT.name: score(0.9, 0.999)}
-    rungs = choose(target, QuantizePlan(), [FLOAT, EIGHT], scores, taken(times), LIKE)
-    rows = table(rungs, scores, times, places=1)
+    variants = choose(target, QuantizePlan(), [FLOAT, EIGHT], scores, taken(times), LIKE)
+    rows = table(variants, scores, times, places=1)
     assert [row.chosen for row in rows] == [False, True]
     assert "noisy machine" in rows[0].reason
     assert (rows[1].top1, rows[1].cosine) == (0.9, 0.999)

@@ -29,9 +29,9 @@ EPOCHS = 10  # of three steps, and a checkpoint after each
 SLOWLY = """
 import sys, time
 from edgemae.cli import main
-from edgemae.distill import train
-step = train._Run._step
-train._Run._step = lambda *a: (time.sleep(0.05), step(*a))[1]  # a stage lasts for seconds, and costs no more
+from edgemae.train import loop
+step = loop._Run._step
+loop._Run._step = lambda *a: (time.sleep(0.05), step(*a))[1]  # a stage lasts for seconds, and costs no more
 sys.argv[0] = "edgemae"
 main()
 """

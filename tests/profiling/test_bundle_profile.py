@@ -37,7 +37,7 @@ def test_a_bundle_carries_its_profile(make_bundle: Callable[..., Path], tmp_path
     assert msgspec.json.decode(after.read(row.file), type=Profile) == record
     assert b"a board" in after.read(page)
     assert after.manifest.previous == before.sha256
-    assert after.manifest.ladder == before.manifest.ladder
+    assert after.manifest.variants == before.manifest.variants
     with load(path) as model:
         assert model.check.frames == len(after.manifest.golden.frames)
 

@@ -42,7 +42,7 @@ from edgemae.profiling.scenarios import single
 from edgemae.profiling.slo import exit_code
 from edgemae.profiling.target_mismatch import misfits
 from edgemae.profiling.timing import interference
-from edgemae.spec.bundle import Manifest, Rung, Tolerance, open_bundle, write_bundle
+from edgemae.spec.bundle import Manifest, Tolerance, Variant, open_bundle, write_bundle
 from edgemae.spec.errors import EngineMissingError, EngineRuntimeError, InputError, StorageError
 from edgemae.spec.graph import IoContract, PixelContract, TensorSpec
 from edgemae.spec.target import Target
@@ -88,16 +88,16 @@ def make_bundle(path: Path, layers: int) -> Path:
     frames = [np.random.default_rng(i).integers(0, 256, (40, 50, 3), np.uint8) for i in range(2)]
     with open_session("onnxruntime", graph, HERE) as session:
         rows = np.concatenate([session(preprocess(frame, PIXEL))["logits"] for frame in frames])
-    rung = Rung(
+    variant = Variant(
         engine="onnxruntime", files=tuple(graph), precision="fp32", golden=golden_name("onnxruntime-fp32"),
         tolerance=Tolerance(cosine_min=0.999, max_abs=1e-3),
     )  # fmt: skip
-    golden, files = golden_files(frames, PIXEL, {rung.id: rows})
+    golden, files = golden_files(frames, PIXEL, {variant.id: rows})
     tensor = {name: TensorSpec(name=name, dtype="float32", shape=shape) for name, shape in
               (("pixels", (1, 3, 32, 32)), ("logits", (1, 4)), ("embedding", (1, 192)))}  # fmt: skip
     manifest = Manifest(
         name=path.stem, version=1, created="2026-01-01T00:00:00Z", status="passed", target=HERE, pixel=PIXEL,
-        io=IoContract(inputs=(tensor["pixels"],), outputs=(tensor["logits"], tensor["embedding"])), ladder=(rung,),
+        io=IoContract(inputs=(tensor["pixels"],), outputs=(tensor["logits"], tensor["embedding"])), variants=(variant,),
         golden=golden, labels=("a", "b", "c", "d"),
     )  # fmt: skip
     return write_bundle(path, manifest, {**graph, **files})
@@ -366,7 +366,7 @@ def test_a_stored_profile_of_another_camera_or_of_none_is_refused(tmp_path: Path
 
 def test_the_first_inference_is_the_very_first(bundles: tuple[Path, Path]) -> None:
     bundle, runs = open_bundle(bundles[0]), []
-    with open_session("onnxruntime", bundle.rung_files(bundle.manifest.ladder[0]), HERE) as real:
+    with open_session("onnxruntime", bundle.variant_files(bundle.manifest.variants[0]), HERE) as real:
 
         def first_is_slow(pixels: Any) -> Any:
             runs.append(pixels)
@@ -374,8 +374,8 @@ def test_the_first_inference_is_the_very_first(bundles: tuple[Path, Path]) -> No
             return real(pixels)
 
         with Session("onnxruntime", first_is_slow, lambda: None) as session:
-            assert check(session, bundle, bundle.manifest.ladder[0]).first_ms > 200
-            assert check(session, bundle, bundle.manifest.ladder[0]).first_ms < 200
+            assert check(session, bundle, bundle.manifest.variants[0]).first_ms > 200
+            assert check(session, bundle, bundle.manifest.variants[0]).first_ms < 200
 
 
 def test_finding_a_frame_is_no_part_of_a_cold_start(

@@ -253,7 +253,7 @@ def test_a_saved_normal_set_judges_alike(detector: AnomalyDetector, model: Model
 def test_another_graph_of_the_bundle_is_refused(detector: AnomalyDetector, weave: Path, tmp_path: Path) -> None:
     detector.save(tmp_path / "float.normal")
     with edgemae.load(weave / "weave.edgemae") as eight:
-        eight.provenance = edgemae.spec.provenance.provenance_of(eight.manifest, eight.manifest.ladder[1])
+        eight.provenance = edgemae.spec.provenance.provenance_of(eight.manifest, eight.manifest.variants[1])
         with pytest.raises(GalleryError, match="on onnxruntime-fp32, the model here is") as error:
             AnomalyDetector.load(tmp_path / "float.normal", eight)
         assert "engine='onnxruntime'" in error.value.fix

@@ -25,8 +25,8 @@ from edgemae.spec.bundle import (
     EXTENSIONS,
     Golden,
     Manifest,
-    Rung,
     Tolerance,
+    Variant,
     encode_manifest,
     open_bundle,
     write_bundle,
@@ -73,8 +73,8 @@ def manifest(**changes: Any) -> Manifest:
         ),
         "pixel": PixelContract(image_px=32),
         "labels": ("null", "één"),
-        "ladder": (
-            Rung(
+        "variants": (
+            Variant(
                 engine="openvino",
                 files=("openvino/int8.xml", "openvino/int8.bin"),
                 precision="int8",
@@ -83,7 +83,7 @@ def manifest(**changes: Any) -> Manifest:
                 golden="golden/a.npy",
                 tolerance=tolerance,
             ),
-            Rung(
+            Variant(
                 engine="onnxruntime",
                 files=("graph/fp32.onnx",),
                 precision="fp32",
@@ -114,7 +114,6 @@ def sealed(tree: dict[str, Any] | bytes, files: dict[str, bytes] | None = None) 
 def tree(**changes: Any) -> dict[str, Any]:
     listed = {n: {"sha256": hashlib.sha256(d).hexdigest(), "size": len(d)} for n, d in FILES.items()}
     value: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(manifest()))
-    del value["profiles"]  # only written where there are any
     return value | {"files": listed} | changes
 
 
@@ -166,8 +165,8 @@ def test_a_written_bundle_opens_with_the_same_content(tmp_path: Path, path: str)
     assert msgspec.structs.replace(bundle.manifest, files={}) == manifest()
     assert bundle.manifest.files["golden/a.npy"].size == 0
     assert bundle.path == where
-    assert list(bundle.rung_files(bundle.manifest.ladder[0])) == ["openvino/int8.xml", "openvino/int8.bin"]
-    assert bundle.manifest.ladder[0].id == "openvino-int8-static"
+    assert list(bundle.variant_files(bundle.manifest.variants[0])) == ["openvino/int8.xml", "openvino/int8.bin"]
+    assert bundle.manifest.variants[0].id == "openvino-int8-static"
     with pytest.raises(BundleError, match="no file 'nope'"):
         bundle.read("nope")
 
@@ -192,25 +191,28 @@ def test_the_container_is_the_zip_that_every_tool_reads(tmp_path: Path) -> None:
 
 def test_the_manifest_has_these_bytes() -> None:
     """Golden bytes: if this fails, bundles in the field may stop opening. Never update it without a new schema."""
-    small = manifest(labels=(), ladder=(), golden=Golden(frames=(), tensors=()), history=(), gates=(), latency=())
+    small = manifest(labels=(), variants=(), golden=Golden(frames=(), tensors=()), history=(), gates=(), latency=())
     assert encode_manifest(small) == (
         b'{"baseline_stats":{},"created":"2025-01-02T03:04:05Z","files":{},"gates":[],"golden":{"color":"BGR","frames":[]'
         b',"tensors":[]},"history":[],"io":{"inputs":[{"dtype":"float32","name":"pixels","shape":[1,3,32,32]}],"outputs":'
-        b'[{"dtype":"float32","name":"logits","shape":[1,10]}]},"labels":[],"ladder":[],"latency":[],"licence":'
+        b'[{"dtype":"float32","name":"logits","shape":[1,10]}]},"labels":[],"latency":[],"licence":'
         b'"Apache-2.0","machine":{"cores":2,"cpu":"x"},"name":"digits","pixel":{"channels":3,"color":"RGB",'
         b'"crop_fraction":1.0,"exif":"apply","image_px":32,"kernel":"area-linear","mean":[0.485,0.456,0.406],'
-        b'"resize":"short-side","rotation_deg":0,"std":[0.229,0.224,0.225]},"previous":null,"schema":"edgemae.bundle/1",'
+        b'"resize":"short-side","rotation_deg":0,"std":[0.229,0.224,0.225]},"previous":null,"profiles":[],"schema":"edgemae.bundle/2",'
         b'"status":"passed","target":{"arch":"x86_64","compute_capability":"","engines":["openvino","onnxruntime"],'
         b'"isa":"avx2_vnni","max_isa":"","memory_mib":1024,"name":"box","notes":"","precisions":["int8","fp32"],"source":'
-        b'"made up","threads":2,"title":"a box","width_multiple":16},"version":3}\n'
+        b'"made up","threads":2,"title":"a box","width_multiple":16},"variants":[],"version":3}\n'
     )
 
 
-def test_no_profiles_are_no_list(tmp_path: Path) -> None:
+def test_a_bundle_of_an_earlier_schema_says_who_wrote_it_and_what_to_do(tmp_path: Path) -> None:
     path = tmp_path / "b.edgemae"
-    path.write_bytes(stock_zip(sealed(tree(profiles=[]))))
-    with pytest.raises(BundleCorruptError, match="spells out that it has no profiles"):
+    path.write_bytes(stock_zip(sealed(tree(schema="edgemae.bundle/1"))))
+    with pytest.raises(BundleSchemaError) as caught:
         open_bundle(path)
+    assert "edgemae.bundle/1" in caught.value.what
+    assert "before 0.1.0" in caught.value.what
+    assert "compile again" in caught.value.fix
 
 
 def test_an_integer_in_a_float_field_has_one_spelling(tmp_path: Path) -> None:
@@ -296,7 +298,7 @@ def test_a_folder_that_cannot_be_renamed_keeps_the_old_one(tmp_path: Path, monke
         ({"version": -1}, FILES),
         ({"licence": object()}, FILES),
         ({"gates": (GateVerdict(gate="x", limit=float("nan"), value=None, passed=False),)}, FILES),
-        ({}, {"graph/fp32.onnx": b""}),  # the ladder points at files that are not there
+        ({}, {"graph/fp32.onnx": b""}),  # the variants points at files that are not there
         ({}, FILES | {"run.py": b""}),
         ({}, FILES | {"../up.json": b""}),
     ],
@@ -325,7 +327,7 @@ def test_every_single_bit_flip_is_refused_and_the_manifest_not_parsed(
 ) -> None:
     """All bits of all headers, of the digest and of the directory; 1,000 bits of manifest and files."""
     files = {name: FILES[name] for name in ("graph/fp32.onnx", "golden/a.npy")}
-    small = manifest(ladder=manifest().ladder[1:], golden=Golden(frames=(), tensors=()))
+    small = manifest(variants=manifest().variants[1:], golden=Golden(frames=(), tensors=()))
     path = write_bundle(tmp_path / "a.edgemae", small, files)
     blob = path.read_bytes()
     with zipfile.ZipFile(path) as archive:
@@ -516,14 +518,14 @@ HOSTILE_ZIPS: dict[str, Callable[[], bytes]] = {
     ),
     "number spelled twice": lambda: zipped(sealed(RAW.replace(b'"version":3', b'"version":3e0'))),
     "not JSON": lambda: zipped(sealed(b"import os\n")),
-    "not UTF-8": lambda: zipped(sealed(b'{"schema":"edgemae.bundle/1","name":"\xff\xfe"}\n')),
+    "not UTF-8": lambda: zipped(sealed(b'{"schema":"edgemae.bundle/2","name":"\xff\xfe"}\n')),
     "nested 100,000 deep": lambda: zipped(sealed(b"[" * 100_000)),
-    "ladder points nowhere": lambda: zipped(
+    "variants points nowhere": lambda: zipped(
         sealed(tree(golden={"color": "BGR", "frames": ["x.png"], "tensors": ["x.npy"]}))
     ),
-    "ladder leaves the bundle": lambda: zipped(sealed(with_rung(files=["../../etc/passwd"]))),
-    "rung without files": lambda: zipped(sealed(with_rung(files=[]))),
-    "rung without golden outputs": lambda: zipped(sealed(with_rung(golden=""))),
+    "variants leaves the bundle": lambda: zipped(sealed(with_variant(files=["../../etc/passwd"]))),
+    "variant without files": lambda: zipped(sealed(with_variant(files=[]))),
+    "variant without golden outputs": lambda: zipped(sealed(with_variant(golden=""))),
     "frame without tensor": lambda: zipped(
         sealed(tree(golden={"color": "BGR", "frames": ["README.md"], "tensors": []}))
     ),
@@ -537,9 +539,9 @@ def claim(size: int) -> dict[str, Any]:
     return value
 
 
-def with_rung(**changes: Any) -> dict[str, Any]:
+def with_variant(**changes: Any) -> dict[str, Any]:
     value = tree()
-    value["ladder"][0] |= changes
+    value["variants"][0] |= changes
     return value
 
 
@@ -654,14 +656,14 @@ def test_a_hostile_folder_is_refused(tmp_path: Path, case: str) -> None:
 
 
 WRONG_SCHEMAS: dict[str, Any] = {
-    "next schema": {"schema": "edgemae.bundle/2"},
+    "next schema": {"schema": "edgemae.bundle/3"},
     "foreign schema": {"schema": "mlflow/1"},
     "schema is a number": {"schema": 1},
     "unknown field": {"expires": "never"},
     "wrong type": {"version": "3"},
     "negative version": {"version": -3},
     "unknown status": {"status": "probably"},
-    "ladder is a text": {"ladder": "all"},
+    "variants is a text": {"variants": "all"},
     "target without engines": {"target": {"name": "x"}},
 }
 

@@ -15,7 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 from edgemae.device.engines import open_session
 from edgemae.device.preprocess import preprocess
 from edgemae.device.selfcheck import golden_files, golden_name
-from edgemae.spec.bundle import Manifest, Rung, Tolerance, write_bundle
+from edgemae.spec.bundle import Manifest, Tolerance, Variant, write_bundle
 from edgemae.spec.graph import IoContract, PixelContract, TensorSpec
 from edgemae.spec.target import Target
 
@@ -96,7 +96,7 @@ def box() -> Target:
 def make_bundle(
     tmp_path_factory: pytest.TempPathFactory, box: Target, block_onnx: Callable[..., bytes]
 ) -> Callable[..., Path]:
-    """Return a maker of bundles: `engines` gives the ladder; `edit(manifest, files)` may spoil both before writing."""
+    """Return a maker of bundles: one variant an engine; `edit(manifest, files)` may spoil both before writing."""
 
     def make(
         engines: tuple[str, ...] = ("openvino", "onnxruntime"),
@@ -108,8 +108,8 @@ def make_bundle(
         rng = np.random.default_rng(7)
         frames = [cv2.resize(rng.integers(0, 256, (5, 6, 3), dtype=np.uint8), (48, 40)) for _ in range(3)]
         graph = block_onnx(head=head)
-        rungs = tuple(
-            Rung(
+        variants = tuple(
+            Variant(
                 engine=engine,
                 files=("graph/fp32.onnx",),
                 precision="fp32",
@@ -120,7 +120,7 @@ def make_bundle(
         )
         with open_session("onnxruntime", {"fp32.onnx": graph}, box) as session:
             rows = np.concatenate([next(iter(session(preprocess(f, pixel)).values())) for f in frames])
-        golden, files = golden_files(frames, pixel, {rung.id: rows for rung in rungs})
+        golden, files = golden_files(frames, pixel, {variant.id: rows for variant in variants})
         files["graph/fp32.onnx"] = graph
         names = ("logits", "embedding") if head else ("embedding",)
         shapes = {"logits": (1, CLASSES), "embedding": (1, WIDTH)}
@@ -136,7 +136,7 @@ def make_bundle(
             ),
             "pixel": pixel,
             "labels": ("ant", "bee", "cat", "dog", "eel") if head else (),
-            "ladder": rungs,
+            "variants": variants,
             "golden": golden,
         }
         manifest = Manifest(**(facts | changes))

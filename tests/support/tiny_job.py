@@ -235,7 +235,7 @@ def write_bundle_of(path: Path, vit: ViT, folder: Path, *, tokens: bool = True, 
     packed = pack(choices, target, pixel, images, seed=0)
     facts: dict[str, Any] = {
         "name": "weave", "version": 1, "created": "2025-01-01T00:00:00Z", "status": "passed", "target": target,
-        "io": graph.io, "pixel": pixel, "ladder": packed.ladder, "golden": packed.golden,
+        "io": graph.io, "pixel": pixel, "variants": packed.variants, "golden": packed.golden,
     }  # fmt: skip
     return write_bundle(path, Manifest(**(facts | changes)), packed.files)
 

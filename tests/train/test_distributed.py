@@ -37,7 +37,8 @@ import torch
 from torch.distributed.tensor import DTensor
 
 from edgemae.data.image_set import scan
-from edgemae.distill import train, view
+from edgemae.distill import frozen_teacher
+from edgemae.train import loop
 from edgemae.train.distributed import Ranks
 from edgemae.distill.stages import Images, distill, finetune, pretrain
 from edgemae.spec.graph import PixelContract
@@ -46,9 +47,9 @@ from edgemae.spec.plan_loading import load_plan
 
 def run(folder, out, parts, shard, more, die_rank, die_step):
     torch.set_num_threads(1)
-    train.CHECKPOINT_EVERY_S = 0.0
-    step, spread, seen, taken = train._Run._step, view._shard, [], 0
-    view._shard = lambda vit, device: (seen.append(vit), spread(vit, device))
+    loop.CHECKPOINT_EVERY_S = 0.0
+    step, spread, seen, taken = loop._Run._step, frozen_teacher._shard, [], 0
+    frozen_teacher._shard = lambda vit, device: (seen.append(vit), spread(vit, device))
 
     def counted(run, batch, number):
         nonlocal taken
@@ -57,7 +58,7 @@ def run(folder, out, parts, shard, more, die_rank, die_step):
         taken += 1
         return step(run, batch, number)
 
-    train._Run._step = counted
+    loop._Run._step = counted
     small = {"image_px": 32, "patch_px": 8, "width": 32, "depth": 2, "heads": 2, "head_dim": 16}
     sizes = {f"{who}.{name}": value for who in ("teacher", "student") for name, value in small.items()}
     epochs = {f"{part}.{name}": value for part in ("pretrain", "finetune", "distill", "distill.finetune")

@@ -678,7 +678,7 @@ from pathlib import Path
 import torch
 
 from edgemae.data.image_set import scan
-from edgemae.distill import train
+from edgemae.train import loop
 from edgemae.distill.stages import Images, finetune
 from edgemae.model.teacher import Teacher
 from edgemae.model.vit import ViT, ViTShape
@@ -700,9 +700,9 @@ def run(folder, checkpoint, workers):
 
 
 if __name__ == "__main__":
-    train.CHECKPOINT_EVERY_S = 0.0
+    loop.CHECKPOINT_EVERY_S = 0.0
     die_in_write = int(sys.argv[3])
-    step, replace, writes = train._Run._step, os.replace, 0
+    step, replace, writes = loop._Run._step, os.replace, 0
 
     def told(training, batch, number):
         print(number, flush=True)
@@ -716,7 +716,7 @@ if __name__ == "__main__":
             os.kill(os.getpid(), signal.SIGKILL)
         replace(source, target)
 
-    train._Run._step, os.replace = told, dying
+    loop._Run._step, os.replace = told, dying
     run(sys.argv[1], Path(sys.argv[2]), 1)
 '''
 

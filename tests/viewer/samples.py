@@ -19,7 +19,7 @@ from edgemae.viewer.live_stats import Figures
 SPEED = {"pre_ms": 1.0, "infer_ms": 8.0, "post_ms": 0.1}
 TOPK = [("<b>Müller</b>", 0.75), ("circle", 0.15), ("square", 0.1)]
 MODEL: Any = SimpleNamespace(
-    manifest=SimpleNamespace(name="shapes"), rung=SimpleNamespace(engine="openvino", precision="int8")
+    manifest=SimpleNamespace(name="shapes"), variant=SimpleNamespace(engine="openvino", precision="int8")
 )
 
 

@@ -14,14 +14,14 @@ from edgemae.device.preprocess import preprocess
 from edgemae.device.selfcheck import golden_files, golden_name
 from edgemae.export.to_onnx import to_onnx
 from edgemae.model.vit import ViT
-from edgemae.spec.bundle import Manifest, Rung, Tolerance, write_bundle
+from edgemae.spec.bundle import Manifest, Tolerance, Variant, write_bundle
 from edgemae.spec.target import Target
 
 GRAPH = "graph/fp32.onnx"
 
 
 def tiny_bundle(path: Path, engine: str, target: Target) -> Path:
-    """Write a bundle with one rung in fp32 and two golden frames; return where it lies."""
+    """Write a bundle with one variant in fp32 and two golden frames; return where it lies."""
     torch.manual_seed(0)
     graph = to_onnx(ViT(TINY).eval(), PIXEL)
     (data,) = graph.files.values()
@@ -30,11 +30,11 @@ def tiny_bundle(path: Path, engine: str, target: Target) -> Path:
     with open_session(engine, {GRAPH: data}, target) as session:
         rows = np.concatenate([session(preprocess(frame, PIXEL))["logits"] for frame in frames])  # type: ignore[arg-type]
     tolerance = Tolerance(cosine_min=0.999, max_abs=1e-3)
-    rung = Rung(engine=engine, files=(GRAPH,), precision="fp32", golden=golden_name(f"{engine}-fp32"),
+    variant = Variant(engine=engine, files=(GRAPH,), precision="fp32", golden=golden_name(f"{engine}-fp32"),
                 tolerance=tolerance)  # fmt: skip
-    golden, files = golden_files(frames, PIXEL, {rung.id: rows})  # type: ignore[arg-type]
+    golden, files = golden_files(frames, PIXEL, {variant.id: rows})  # type: ignore[arg-type]
     manifest = Manifest(
         name=path.stem, version=1, created="2026-01-01T00:00:00Z", status="passed", target=target, pixel=PIXEL,
-        io=graph.io, ladder=(rung,), golden=golden, labels=tuple(map(str, range(TINY.classes))),
+        io=graph.io, variants=(variant,), golden=golden, labels=tuple(map(str, range(TINY.classes))),
     )  # fmt: skip
     return write_bundle(path, manifest, {GRAPH: data, **files})

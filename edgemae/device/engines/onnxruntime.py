@@ -1,4 +1,4 @@
-"""ONNX Runtime on the CPU: runs everywhere, so it is the last rung of most ladders."""
+"""ONNX Runtime on the CPU: runs everywhere, so it comes last in most bundles."""
 
 from __future__ import annotations
 

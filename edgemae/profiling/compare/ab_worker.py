@@ -86,8 +86,8 @@ def _bundle(order: Order) -> Made:
     """Hold a bundle: a whole call, pixels in to result out."""
     model = load(order["path"], order["target"] or None, order["engine"])
     frames = cycle(golden_frames(open_bundle(order["pixels_of"])))
-    about = {"name": model.manifest.name, "engine": model.rung.engine, "precision": model.rung.precision,
-             "version": ENGINES[model.rung.engine].version() or ""}  # fmt: skip
+    about = {"name": model.manifest.name, "engine": model.variant.engine, "precision": model.variant.precision,
+             "version": ENGINES[model.variant.engine].version() or ""}  # fmt: skip
     return lambda: model(next(frames)), about
 
 

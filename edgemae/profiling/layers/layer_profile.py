@@ -39,12 +39,12 @@ def layers_of(model: Model, *, limits: bool = True) -> Layers:
     """
     from edgemae.spec.bundle import open_bundle
 
-    files = open_bundle(model.path).rung_files(model.rung)
+    files = open_bundle(model.path).variant_files(model.variant)
     # What a picture shows does not change the time: no engine here skips zeros, and noise has no denormals.
     size = (model.pixel.image_px, model.pixel.image_px, 3)
     noise = np.random.default_rng(0).integers(0, 256, size, dtype=np.uint8)
     pixels = preprocess(noise, model.pixel, model.manifest.io.dtype)
-    return profile_layers(model.rung.engine, files, model.target, pixels, limits=limits)
+    return profile_layers(model.variant.engine, files, model.target, pixels, limits=limits)
 
 
 def profile_layers(

@@ -13,15 +13,16 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from edgemae import profiling
-from edgemae.device.hardware import fingerprint
+from edgemae.device.hardware import fingerprint as fingerprint_module
+from edgemae.device.hardware.fingerprint import differences, fingerprint
 from edgemae.profiling.stats import percentiles
-from edgemae.profiling.stats.percentiles import Blocks
+from edgemae.profiling.stats.percentiles import Blocks, Ratio, allowed_percentiles, rank_interval, ratio, summarise
 from edgemae.profiling.timing import interference, timer
 from edgemae.profiling.timing.clock_check import Reading, Trouble
-from edgemae.profiling.timing.interference import Observed, Window, canary_ns, judge
+from edgemae.profiling.timing.interference import Observed, Window, canary_ns, judge, worst
 from edgemae.profiling.timing.system_counters import Look
 from edgemae.profiling.timing.system_monitor import Moment, Watcher
+from edgemae.profiling.timing.timer import interleave, measure, park
 from edgemae.spec.errors import InputError
 
 
@@ -37,8 +38,8 @@ def heavy_tail(rng: np.random.Generator, shape: tuple[int, ...]) -> NDArray[np.f
 
 @pytest.mark.parametrize(("name", "runs"), [("p50", 7), ("p90", 44), ("p95", 90), ("p99", 459), ("p99.9", 4603)])
 def test_a_percentile_is_allowed_from_the_binomial_bound_on(name: str, runs: int) -> None:
-    assert name in profiling.allowed_percentiles(runs)
-    assert name not in profiling.allowed_percentiles(runs - 1)
+    assert name in allowed_percentiles(runs)
+    assert name not in allowed_percentiles(runs - 1)
 
 
 @pytest.mark.parametrize(
@@ -46,7 +47,7 @@ def test_a_percentile_is_allowed_from_the_binomial_bound_on(name: str, runs: int
     [(7, False, False), (43, False, False), (44, True, False), (458, True, False), (459, True, True)],
 )
 def test_percentiles_of_too_few_runs_are_withheld(runs: int, p90: bool, p99: bool) -> None:
-    summary = profiling.summarise(np.arange(1, runs + 1) * 1e6)
+    summary = summarise(np.arange(1, runs + 1) * 1e6)
     assert summary.n == runs
     assert summary.p50_low_ms <= summary.p50_ms <= summary.p50_high_ms
     for name, given, needed in (("p90", p90, 44), ("p99", p99, 459)):
@@ -57,7 +58,7 @@ def test_percentiles_of_too_few_runs_are_withheld(runs: int, p90: bool, p99: boo
 
 def test_a_median_of_six_runs_is_refused_with_the_number_that_is_needed() -> None:
     with pytest.raises(InputError, match="6 timed runs") as caught:
-        profiling.summarise(np.ones(6))
+        summarise(np.ones(6))
     assert "7" in caught.value.expected
 
 
@@ -65,7 +66,7 @@ def test_a_median_of_six_runs_is_refused_with_the_number_that_is_needed() -> Non
 def test_rank_intervals_cover_and_are_not_wasteful(n: int, share: float) -> None:
     rng = np.random.default_rng(0)
     truth = float(np.quantile(heavy_tail(rng, (2_000_000,)), share))
-    low, high = profiling.rank_interval(n, share)
+    low, high = rank_interval(n, share)
     data = np.sort(heavy_tail(rng, (4000, n)), axis=1)
     covered = float(np.mean((data[:, low] <= truth) & (truth <= data[:, high])))
     assert covered >= 0.94
@@ -74,7 +75,7 @@ def test_rank_intervals_cover_and_are_not_wasteful(n: int, share: float) -> None
         assert narrower < 0.94  # so the interval is as wide as it must be, not wider
 
 
-def simulate(rng: np.random.Generator, slowdown: float, rounds: int, runs: int = 8) -> profiling.Ratio:
+def simulate(rng: np.random.Generator, slowdown: float, rounds: int, runs: int = 8) -> Ratio:
     """Return the ratio of two interleaved candidates that share a wandering machine (3 % a block)."""
     blocks = np.repeat(np.arange(2 * rounds), runs)
     drift = np.cumsum(rng.normal(0, 0.03, 2 * rounds))
@@ -83,7 +84,7 @@ def simulate(rng: np.random.Generator, slowdown: float, rounds: int, runs: int =
         own = rng.normal(0, 0.015, 2 * rounds)
         return Blocks((factor * np.exp(drift + own)[blocks] * heavy_tail(rng, blocks.shape)).astype(np.int64), blocks)
 
-    return profiling.ratio(one(slowdown), one(1.0))
+    return ratio(one(slowdown), one(1.0))
 
 
 @pytest.mark.parametrize("rounds", [8, 20])
@@ -108,14 +109,14 @@ def test_a_linear_drift_cancels_within_a_round() -> None:
     # The machine slows down by 4 % a block; the order is A B B A, so A is taken at times 0 and 3 of every four.
     at = {"a": [4 * r + t for r in range(20) for t in (0, 3)], "b": [4 * r + t for r in range(20) for t in (1, 2)]}
     sets = {name: Blocks((1e6 * np.exp(0.04 * np.array(t)))[blocks].astype(np.int64), blocks) for name, t in at.items()}
-    found = profiling.ratio(sets["a"], sets["b"])
+    found = ratio(sets["a"], sets["b"])
     assert found.median == pytest.approx(1.0, abs=1e-5)
 
 
 def test_too_few_rounds_are_refused() -> None:
     few = Blocks(np.full(30, 10**6), np.repeat(np.arange(10), 3))
     with pytest.raises(InputError, match="5 interleaved rounds"):
-        profiling.ratio(few, few)
+        ratio(few, few)
 
 
 # ---------------------------------------------------------------- taking samples
@@ -140,7 +141,7 @@ def test_measure_keeps_exactly_the_runs_that_were_asked_for() -> None:
         nonlocal calls
         calls += 1
 
-    samples = profiling.measure(run, min_runs=50, min_seconds=0, warmup=5)
+    samples = measure(run, min_runs=50, min_seconds=0, warmup=5)
     assert samples.n == 50
     assert calls == 55
     assert samples.ns.min() > 0
@@ -150,18 +151,18 @@ def test_measure_keeps_exactly_the_runs_that_were_asked_for() -> None:
 def test_measure_notes_what_every_kept_run_returned() -> None:
     seen: list[tuple[int, object]] = []
     turns = iter(range(1000))
-    profiling.measure(lambda: next(turns), min_runs=5, min_seconds=0, warmup=3, note=lambda *row: seen.append(row))
+    measure(lambda: next(turns), min_runs=5, min_seconds=0, warmup=3, note=lambda *row: seen.append(row))
     assert seen == [(0, 3), (1, 4), (2, 5), (3, 6), (4, 7)]
 
 
 def test_runs_back_to_back_leave_nothing_out_between_them(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(timer, "STRETCH_NS", 2_000_000)
-    taken = profiling.measure(spin(200_000), min_runs=40, min_seconds=0, warmup=4, back_to_back=True)
+    taken = measure(spin(200_000), min_runs=40, min_seconds=0, warmup=4, back_to_back=True)
     assert taken.n == 40
     joined = taken.at_ns[:-1] + taken.ns[:-1] == taken.at_ns[1:]
     assert joined[np.diff(taken.blocks) == 0].all()
     assert len(set(taken.blocks)) > 1  # a look at the machine between the stretches
-    apart = profiling.measure(spin(200_000), min_runs=40, min_seconds=0, warmup=4)
+    apart = measure(spin(200_000), min_runs=40, min_seconds=0, warmup=4)
     assert (apart.at_ns[:-1] + apart.ns[:-1] < apart.at_ns[1:]).all()
 
 
@@ -174,16 +175,16 @@ def test_of_too_many_runs_one_of_so_many_is_kept(monkeypatch: pytest.MonkeyPatch
         nonlocal calls
         calls += 1
 
-    taken = profiling.measure(run, min_runs=10, min_seconds=0.25)
+    taken = measure(run, min_runs=10, min_seconds=0.25)
     assert (taken.n, taken.every) == (50, 10)
     assert calls == 500
     # Room for half of 2 * 0.099 s / 1 ms / 50: rounded down, the room would be full before the time is over.
-    assert profiling.measure(run, min_runs=10, min_seconds=0.099).every == 4
+    assert measure(run, min_runs=10, min_seconds=0.099).every == 4
 
 
 def test_measure_goes_on_until_the_seconds_are_over() -> None:
     start = time.monotonic()
-    samples = profiling.measure(spin(500_000), min_runs=10, min_seconds=0.3, warmup=4)
+    samples = measure(spin(500_000), min_runs=10, min_seconds=0.3, warmup=4)
     assert samples.n >= 10
     assert time.monotonic() - start > 0.3
 
@@ -191,7 +192,7 @@ def test_measure_goes_on_until_the_seconds_are_over() -> None:
 def test_interleaving_takes_turns_in_abba_order() -> None:
     order: list[str] = []
     runs = {name: (lambda name=name: order.append(name)) for name in "AB"}
-    taken = profiling.interleave(runs, rounds=8, block_ms=0.0, warmup=2)
+    taken = interleave(runs, rounds=8, block_ms=0.0, warmup=2)
     turns = "".join(name for name, before in zip(order, [" ", *order], strict=False) if name != before)
     assert turns.endswith("ABABABABABABABABA")  # A B | B A | A B: neighbours of one name merge
     # One untimed run leads every block, then three timed ones.
@@ -203,9 +204,9 @@ def test_interleaving_takes_turns_in_abba_order() -> None:
 
 def test_a_planted_slowdown_is_measured_and_a_against_a_is_one() -> None:
     base, slow = spin(400_000), spin(800_000)
-    taken = profiling.interleave({"slow": slow, "a": base, "b": base}, rounds=10, block_ms=2.0)
-    planted, nothing = profiling.ratio(taken["slow"], taken["a"]), profiling.ratio(taken["a"], taken["b"])
-    trusted = profiling.worst(*(samples.interference.verdict for samples in taken.values())) == "TRUSTED"
+    taken = interleave({"slow": slow, "a": base, "b": base}, rounds=10, block_ms=2.0)
+    planted, nothing = ratio(taken["slow"], taken["a"]), ratio(taken["a"], taken["b"])
+    trusted = worst(*(samples.interference.verdict for samples in taken.values())) == "TRUSTED"
     low, high = (1.8, 2.2) if trusted else (1.2, 3.5)  # what a machine with other work on it can still show
     assert low < planted.median < high
     assert low / 2 < nothing.median < high / 2
@@ -214,14 +215,14 @@ def test_a_planted_slowdown_is_measured_and_a_against_a_is_one() -> None:
 def test_park_waits_until_the_process_is_quiet_and_gives_up(monkeypatch: pytest.MonkeyPatch) -> None:
     start = time.monotonic_ns()
     monkeypatch.setattr(time, "process_time_ns", lambda: 0)
-    assert profiling.park()
+    assert park()
     # One thread that spins for 100 ms more.
     monkeypatch.setattr(time, "process_time_ns", lambda: min(time.monotonic_ns(), start + 100_000_000))
-    assert profiling.park()
+    assert park()
     assert time.monotonic_ns() >= start + 100_000_000
     monkeypatch.setattr(time, "process_time_ns", time.monotonic_ns)
     start = time.monotonic_ns()
-    assert not profiling.park()
+    assert not park()
     assert time.monotonic_ns() - start >= 0.4e9
 
 
@@ -317,17 +318,17 @@ def test_clean_runs_give_their_own_median() -> None:
 
 
 def test_verdicts_are_ordered() -> None:
-    assert profiling.worst() == "TRUSTED"
-    assert profiling.worst("NOISY", "TRUSTED") == "NOISY"
-    assert profiling.worst("NOISY", "INVALID", "TRUSTED") == "INVALID"
+    assert worst() == "TRUSTED"
+    assert worst("NOISY", "TRUSTED") == "NOISY"
+    assert worst("NOISY", "INVALID", "TRUSTED") == "INVALID"
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="/proc/stat")
 def test_hogs_on_every_core_are_seen() -> None:
-    hogs = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in fingerprint.usable_cpus()]
+    hogs = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in fingerprint_module.usable_cpus()]
     try:
         time.sleep(0.3)
-        found = profiling.measure(spin(1_000_000), min_runs=20, min_seconds=1.0, warmup=3).interference
+        found = measure(spin(1_000_000), min_runs=20, min_seconds=1.0, warmup=3).interference
     finally:
         for process in hogs:
             process.kill()
@@ -410,7 +411,7 @@ def test_stretches_are_joined_when_there_are_too_many() -> None:
 
 
 def test_a_measurement_looks_four_times_a_second_and_no_more() -> None:
-    found = profiling.measure(spin(500_000), min_runs=20, min_seconds=1.6, warmup=3).interference.glances
+    found = measure(spin(500_000), min_runs=20, min_seconds=1.6, warmup=3).interference.glances
     assert 2 <= len(found.at_s) <= 7
     assert list(found.at_s) == sorted(found.at_s)
     if sys.platform == "linux":
@@ -440,23 +441,21 @@ def test_absent_witnesses_are_listed_and_harm_nothing() -> None:
 
 
 def test_the_fingerprint_is_json_and_repeatable() -> None:
-    found = profiling.fingerprint()
+    found = fingerprint()
     assert json.loads(json.dumps(found)) == found
-    assert profiling.differences(found, profiling.fingerprint()) == []
+    assert differences(found, fingerprint()) == []
     assert found["libraries"]["numpy"] == np.__version__
     assert "onnxruntime" in found["libraries"]
     assert found["cores"] >= 1
-    assert set(found["flags"]) <= set(fingerprint.FLAGS)
+    assert set(found["flags"]) <= set(fingerprint_module.FLAGS)
     assert "torch" not in found["libraries"]
 
 
 def test_any_difference_is_named() -> None:
-    here = profiling.fingerprint()
-    assert profiling.differences(here, {**here, "governor": "powersave-x"}) == [
-        f"governor: {here['governor']} / powersave-x"
-    ]
+    here = fingerprint()
+    assert differences(here, {**here, "governor": "powersave-x"}) == [f"governor: {here['governor']} / powersave-x"]
     without = {key: value for key, value in here.items() if key != "microcode"}
-    assert len(profiling.differences({**here, "microcode": "0x1"}, without)) == 1
+    assert len(differences({**here, "microcode": "0x1"}, without)) == 1
 
 
 def test_two_arm_boards_are_two_machines(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -465,40 +464,40 @@ def test_two_arm_boards_are_two_machines(monkeypatch: pytest.MonkeyPatch) -> Non
             "/proc/cpuinfo": "processor : 0\nCPU implementer : 0x41\nCPU architecture: 8\nCPU variant : 0x0\n"
             f"CPU part : {part}\nCPU revision : 1\n", "/proc/device-tree/model": f"{model}\0",
         }  # fmt: skip
-        monkeypatch.setattr(fingerprint, "_read", lambda path: files.get(str(path)))
-        return fingerprint.fingerprint()
+        monkeypatch.setattr(fingerprint_module, "_read", lambda path: files.get(str(path)))
+        return fingerprint_module.fingerprint()
 
     orin, pi = board("0xd42", "Orin Nano"), board("0xd0b", "Raspberry Pi 5")
     assert orin["cpu_id"] == "0x41/8/0x0/0xd42/1"
-    assert {line.partition(":")[0] for line in profiling.differences(orin, pi)} == {"cpu_id", "board"}
-    assert "Raspberry Pi 5" in profiling.differences(orin, pi)[0]
+    assert {line.partition(":")[0] for line in differences(orin, pi)} == {"cpu_id", "board"}
+    assert "Raspberry Pi 5" in differences(orin, pi)[0]
 
 
 def test_the_governors_of_all_processors_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fingerprint, "usable_cpus", lambda: {0, 1, 2, 3})
-    assert fingerprint._governor(tmp_path) is None
+    monkeypatch.setattr(fingerprint_module, "usable_cpus", lambda: {0, 1, 2, 3})
+    assert fingerprint_module._governor(tmp_path) is None
     for cpu in range(4):
         folder = tmp_path / f"sys/devices/system/cpu/cpu{cpu}/cpufreq"
         folder.mkdir(parents=True)
         (folder / "scaling_governor").write_text("performance\n")
-    assert fingerprint._governor(tmp_path) == "performance"
+    assert fingerprint_module._governor(tmp_path) == "performance"
     (folder / "scaling_governor").write_text("powersave\n")
-    assert fingerprint._governor(tmp_path) == "performance 0-2, powersave 3"
+    assert fingerprint_module._governor(tmp_path) == "performance 0-2, powersave 3"
 
 
 @pytest.mark.parametrize(
     ("key", "other"), [("pinning", "0"), ("environment", {"OMP_NUM_THREADS": "77"}), ("gpu", ["x"])]
 )
 def test_pinning_and_environment_forbid_a_comparison(key: str, other: object) -> None:
-    here = profiling.fingerprint()
-    assert profiling.differences(here, {**here, key: other}) == [f"{key}: {here[key]} / {other}"]
+    here = fingerprint()
+    assert differences(here, {**here, key: other}) == [f"{key}: {here[key]} / {other}"]
 
 
 def test_unreadable_facts_are_none_and_a_broken_library_is_said_to_be(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fingerprint, "_read", lambda path: None)
-    monkeypatch.setitem(fingerprint.LIBRARIES, "json", ("no-such-distribution",))
-    monkeypatch.setitem(fingerprint.LIBRARIES, "absent_library", ("no-such-distribution",))
-    found = fingerprint.fingerprint()
+    monkeypatch.setattr(fingerprint_module, "_read", lambda path: None)
+    monkeypatch.setitem(fingerprint_module.LIBRARIES, "json", ("no-such-distribution",))
+    monkeypatch.setitem(fingerprint_module.LIBRARIES, "absent_library", ("no-such-distribution",))
+    found = fingerprint_module.fingerprint()
     assert found["microcode"] is None
     assert found["memory_mib"] is None
     assert found["flags"] == []
@@ -508,6 +507,6 @@ def test_unreadable_facts_are_none_and_a_broken_library_is_said_to_be(monkeypatc
     def refuse(name: str) -> None:
         raise ImportError(name)
 
-    monkeypatch.setattr(fingerprint.importlib, "import_module", refuse)
-    monkeypatch.setitem(fingerprint.LIBRARIES, "wave", ("no-such-distribution",))
-    assert fingerprint.fingerprint()["libraries"]["wave"] == "broken"
+    monkeypatch.setattr(fingerprint_module.importlib, "import_module", refuse)
+    monkeypatch.setitem(fingerprint_module.LIBRARIES, "wave", ("no-such-distribution",))
+    assert fingerprint_module.fingerprint()["libraries"]["wave"] == "broken"
