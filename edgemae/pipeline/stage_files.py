@@ -34,7 +34,7 @@ class ModelFile:
     def __init__(self, path: Path, *, heads: int = 0, decoder_heads: int = 0, digest: str = "") -> None:
         self.path, self._heads, self._decoder_heads = path, heads, decoder_heads
         if digest:
-            self.digest = digest
+            self._hashes = {path: digest}
 
     @classmethod
     def of(cls, path: Path, plan: Plan) -> ModelFile:
@@ -44,7 +44,16 @@ class ModelFile:
     @cached_property
     def digest(self) -> str:
         """Return the sha256 of the file, or of all files of a folder by name."""
-        return file_digest(self.path)
+        hashes = self._hashes
+        if not self.path.is_dir():
+            return hashes[self.path]
+        return digest_of({path.relative_to(self.path).as_posix(): digest for path, digest in hashes.items()})
+
+    @cached_property
+    def _hashes(self) -> dict[Path, str]:
+        """Return the sha256 of the file, or of each file of a folder."""
+        files = sorted(p for p in self.path.rglob("*") if p.is_file()) if self.path.is_dir() else [self.path]
+        return {path: file_digest(path) for path in files}
 
     @cached_property
     def is_student(self) -> bool:
@@ -55,7 +64,8 @@ class ModelFile:
     @cached_property
     def teacher(self) -> Teacher:
         """Return the file as a teacher, of any supported format. Raises CheckpointError."""
-        return load_teacher(self.path, heads=self._heads, decoder_heads=self._decoder_heads)
+        hashes = self._hashes if self.path.exists() else None
+        return load_teacher(self.path, heads=self._heads, decoder_heads=self._decoder_heads, hashes=hashes)
 
     @cached_property
     def student(self) -> Student:
