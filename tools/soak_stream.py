@@ -3,10 +3,10 @@
     python tools/soak_stream.py --minutes 30 --json tools/results/stream-soak.json
     python tools/soak_stream.py --quick
 
-The server runs in a process of its own and every picture carries its capture time, so ages are those of the pictures.
+The server runs in a process of its own and every image carries its capture time, so ages are those of the images.
 Faults, in random order (`--seed`): the camera freezes, or stops answering as well; the network holds frames back and
 then delivers them all; connections are reset; half a frame, then the end; the server is away; noise in place of frames;
-another picture size; the source's clock jumps. The exit code is 1 when anything leaked, an old picture came through, or
+another image size; the source's clock jumps. The exit code is 1 when anything leaked, an old image came through, or
 the counters do not add up.
 """
 
@@ -37,7 +37,7 @@ FPS, LIMIT_MS = 25.0, 200.0
 # Between the stamp and the network lies the server's encoder, between the hand-over and the look at the clock this
 # process may be switched out: on a busy machine both take their time. What a fault holds back is older than this.
 LATE_MS = 100.0
-# A damaged packet that the decoder could repair is not told: it repeats old picture until the next key frame, which the
+# A damaged packet that the decoder could repair is not told: it repeats old image until the next key frame, which the
 # server sends every second.
 NOISE_S = 4.0
 FAULTS = ("freeze", "deaf", "hold", "reset", "half", "away", "garbage", "resize", "jump")
@@ -164,23 +164,23 @@ def break_it(server: ServerProcess, dice: random.Random, broken: Broken) -> None
         fault = dice.choice(FAULTS)
         broken.counts[fault] += 1
         if fault in ("freeze", "deaf", "hold"):
-            server.tell(*(["freeze", fault == "deaf"] if fault != "hold" else ["hold"]))
+            server.send(*(["freeze", fault == "deaf"] if fault != "hold" else ["hold"]))
             over.wait(dice.choice((0.2, 0.4, 1.0, 3.0, 6.0)))
-            server.tell("release")
+            server.send("release")
         elif fault == "away":
-            server.tell("stop", dice.random() < 0.5)
+            server.send("stop", dice.random() < 0.5)
             over.wait(dice.choice((0.2, 1.0, 5.0, 10.0)))
-            server.tell("start")
+            server.send("start")
         elif fault == "garbage":
             broken.noise_until_s = time.monotonic() + NOISE_S
-            server.tell("garbage", dice.randint(1, 5))
+            server.send("garbage", dice.randint(1, 5))
         elif fault == "resize":
             wide = not wide
-            server.tell("resize", *((480, 256) if wide else (320, 256)))
+            server.send("resize", *((480, 256) if wide else (320, 256)))
         elif fault == "jump":
-            server.tell("jump_s", dice.uniform(-1e4, 1e4))
+            server.send("jump_s", dice.uniform(-1e4, 1e4))
         else:
-            server.tell("reset" if fault == "reset" else "half_frame")
+            server.send("reset" if fault == "reset" else "half_frame")
         say(f"{fault}")
 
 

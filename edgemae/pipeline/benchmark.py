@@ -12,7 +12,7 @@ import msgspec
 import torch
 
 from edgemae.deploy.remote_profile import answer, check
-from edgemae.deploy.ssh import Far, parse_address
+from edgemae.deploy.ssh import RemoteHost, parse_address
 from edgemae.model.vit import ViT
 from edgemae.profiling.compare.graph_benchmark import Entry, Job, Latencies, Machine, measure, this_machine, write_job
 from edgemae.spec.errors import InputError
@@ -73,7 +73,7 @@ class There:
 
     @cached_property
     def machine(self) -> Machine:
-        with Far(self._address, self._python) as far:
+        with RemoteHost(self._address, self._python) as far:
             machine = msgspec.convert(self._ask(far), Machine)
         engines = ", ".join(f"{name} {version}" for name, version in machine.engines.items())
         log.info("candidates are measured on %s: %s, %s", self.name, machine.fingerprint.get("cpu"), engines)
@@ -81,14 +81,14 @@ class There:
 
     def measure(self, target: Target, vit: ViT, entries: Entries) -> Latencies:
         with (
-            Far(self._address, self._python, met="machine" in self.__dict__) as far,
+            RemoteHost(self._address, self._python, has_answered="machine" in self.__dict__) as far,
             tempfile.TemporaryDirectory() as draft,
         ):
             path = Path(draft) / f"candidates-{target.name}.zip"
             write_job(path, job_of(target, entries), [graph.files for _, graph in entries])
             return msgspec.convert(self._ask(far, far.copy(path)), Latencies)
 
-    def _ask(self, far: Far, *arguments: str) -> dict[str, Any]:
+    def _ask(self, far: RemoteHost, *arguments: str) -> dict[str, Any]:
         python = check(far)[0]
         codes, outputs = far.run([[python, "-m", MODULE, *arguments]])
         return answer(far, codes, outputs)

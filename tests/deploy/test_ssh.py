@@ -14,18 +14,18 @@ import numpy as np
 import pytest
 
 from edgemae.deploy import ssh
-from edgemae.deploy.ssh import Far, parse_address
-from edgemae.deploy.ssh_errors import LostError, failure
+from edgemae.deploy.ssh import RemoteHost, parse_address
+from edgemae.deploy.ssh_errors import ConnectionLostError, failure
 from edgemae.spec.errors import EngineRuntimeError, InputError, RemoteError, StorageError
 from edgemae.terminal.progress import Progress
 from tests.support.sshd import Server, keygen
 
 
 @pytest.fixture
-def far(server: Server) -> Iterator[Far]:
-    with Far(parse_address("device"), sys.executable) as far:
-        far.ask("look")
-        yield far
+def host(server: Server) -> Iterator[RemoteHost]:
+    with RemoteHost(parse_address("device"), sys.executable) as host:
+        host.ask("environment")
+        yield host
 
 
 @pytest.fixture
@@ -61,24 +61,24 @@ class Cutter(Progress):
 # ---------------------------------------------------------------- copies
 
 
-def test_a_copy_arrives_whole_and_is_not_made_twice(far: Far, file: Path, server: Server) -> None:
-    there = Path(far.copy(file))
-    assert there.read_bytes() == file.read_bytes()
-    assert there == server.cache / hashlib.sha256(file.read_bytes()).hexdigest() / file.name
-    before = there.stat().st_mtime_ns
-    assert Path(far.copy(file)) == there
-    assert there.stat().st_mtime_ns == before
-    assert server.copies() == [there.parent.name]
+def test_a_copy_arrives_whole_and_is_not_made_twice(host: RemoteHost, file: Path, server: Server) -> None:
+    stored = Path(host.copy(file))
+    assert stored.read_bytes() == file.read_bytes()
+    assert stored == server.cache / hashlib.sha256(file.read_bytes()).hexdigest() / file.name
+    before = stored.stat().st_mtime_ns
+    assert Path(host.copy(file)) == stored
+    assert stored.stat().st_mtime_ns == before
+    assert server.copies() == [stored.parent.name]
 
 
 def test_a_copy_that_is_cut_off_goes_on_where_it_stopped(
-    far: Far, file: Path, server: Server, monkeypatch: pytest.MonkeyPatch
+    host: RemoteHost, file: Path, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cutter = type("CutterOnce", (Cutter,), {"sent": [], "cut": staticmethod(server.cut)})
     monkeypatch.setattr(ssh, "progress", cutter)
     logins = server.logins
-    there = Path(far.copy(file))
-    assert there.read_bytes() == file.read_bytes()
+    stored = Path(host.copy(file))
+    assert stored.read_bytes() == file.read_bytes()
     assert server.logins > logins
     assert len(cutter.sent) == 2
     size = file.stat().st_size
@@ -86,41 +86,41 @@ def test_a_copy_that_is_cut_off_goes_on_where_it_stopped(
     assert cutter.sent[0] < size
 
 
-def test_what_was_kept_of_a_copy_is_checked(far: Far, file: Path, server: Server) -> None:
+def test_what_was_kept_of_a_copy_is_checked(host: RemoteHost, file: Path, server: Server) -> None:
     sha256 = hashlib.sha256(file.read_bytes()).hexdigest()
     part = server.cache / f"{sha256}.part"
     part.write_bytes(b"\0" * (5 << 20))
-    assert Path(far.copy(file)).read_bytes() == file.read_bytes()
+    assert Path(host.copy(file)).read_bytes() == file.read_bytes()
     assert not part.exists()
 
 
-def test_a_copy_that_rots_there_is_made_anew(far: Far, file: Path) -> None:
-    there = Path(far.copy(file))
-    there.write_bytes(there.read_bytes()[:-1] + b"?")
-    assert Path(far.copy(file)).read_bytes() == file.read_bytes()
+def test_a_copy_that_rots_there_is_made_anew(host: RemoteHost, file: Path) -> None:
+    stored = Path(host.copy(file))
+    stored.write_bytes(stored.read_bytes()[:-1] + b"?")
+    assert Path(host.copy(file)).read_bytes() == file.read_bytes()
 
 
-def test_a_full_disk_there_is_said_to_be_full(far: Far, file: Path, server: Server) -> None:
+def test_a_full_disk_there_is_said_to_be_full(host: RemoteHost, file: Path, server: Server) -> None:
     sha256 = hashlib.sha256(file.read_bytes()).hexdigest()
     (server.cache / f"{sha256}.part").symlink_to("/dev/full")
     with pytest.raises(StorageError, match=r"the disk of device is full: .*No space left"):
-        far.copy(file)
+        host.copy(file)
 
 
 @pytest.mark.parametrize("in_use", [False, True])
 def test_old_copies_make_room_unless_a_job_reads_them(
-    far: Far, tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch, in_use: bool
+    host: RemoteHost, tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch, in_use: bool
 ) -> None:
     (tmp_path / "remote_agent.py").write_text(ssh.AGENT.read_text().replace("KEPT_FILES = 8", "KEPT_FILES = 2"))
     monkeypatch.setattr(ssh, "AGENT", tmp_path / "remote_agent.py")
     for number in range(3):
         (tmp_path / str(number)).write_text(str(number))
-        there = far.copy(tmp_path / str(number))
+        stored = host.copy(tmp_path / str(number))
         if number == 0 and in_use:
-            wait = [sys.executable, "-c", "import time; time.sleep(60)", there]
-            assert far.ask("start", job="reads", commands=[wait])["started"]
+            wait = [sys.executable, "-c", "import time; time.sleep(60)", stored]
+            assert host.ask("start", job="reads", commands=[wait])["started"]
     assert sorted(path.name for path in server.cache.glob("*/[0-9]")) == (["0", "1", "2"] if in_use else ["1", "2"])
-    far.ask("drop", job="reads")
+    host.ask("drop", job="reads")
 
 
 # ---------------------------------------------------------------- jobs
@@ -130,16 +130,16 @@ COUNT = (
 )
 
 
-def test_a_job_gives_codes_and_outputs_and_stops_at_the_first_that_fails(far: Far, server: Server) -> None:
+def test_a_job_gives_codes_and_outputs_and_stops_at_the_first_that_fails(host: RemoteHost, server: Server) -> None:
     def says(text: str, code: int = 0) -> list[str]:
         return [sys.executable, "-c", f"print({text!r}); raise SystemExit({code})"]
 
-    assert far.run([says("a"), says("b '\"ü"), says("c", 3), says("d")]) == ([0, 0, 3], ["a\n", "b '\"ü\n", "c\n"])
+    assert host.run([says("a"), says("b '\"ü"), says("c", 3), says("d")]) == ([0, 0, 3], ["a\n", "b '\"ü\n", "c\n"])
     assert server.jobs() == []
 
 
 def test_a_job_goes_on_when_the_connection_is_lost(
-    far: Far, server: Server, caplog: pytest.LogCaptureFixture, tmp_path: Path
+    host: RemoteHost, server: Server, caplog: pytest.LogCaptureFixture, tmp_path: Path
 ) -> None:  # fmt: skip
     caplog.set_level(logging.INFO, "edgemae")
     logins, cuts = server.logins, []
@@ -162,48 +162,48 @@ print(42)
     handler = CutAtLine()
     logging.getLogger("edgemae").addHandler(handler)
     try:
-        assert far.run([[sys.executable, "-c", wait]]) == ([0], ["42\n"])
+        assert host.run([[sys.executable, "-c", wait]]) == ([0], ["42\n"])
     finally:
         logging.getLogger("edgemae").removeHandler(handler)
     assert len(cuts) == 2
     assert min(cuts) > 0
     assert server.logins >= logins + 2
-    said = [r.getMessage() for r in caplog.records if r.getMessage().startswith("device: line ")]
-    assert said == [f"device: line {i}" for i in range(20)]  # each once, none lost
+    logged = [r.getMessage() for r in caplog.records if r.getMessage().startswith("device: line ")]
+    assert logged == [f"device: line {i}" for i in range(20)]  # each once, none lost
     assert server.jobs() == []
 
 
 def test_a_job_is_found_again_by_the_next_attempt(
-    far: Far, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    host: RemoteHost, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     count = tmp_path / "count"
     program = f"import time; time.sleep(1.5); open({str(count)!r}, 'a').write('x'); print('done')"
     command = [[sys.executable, "-c", program]]
-    ask = far.ask
+    ask = host.ask
 
     def cut_off(verb: str, **order: object) -> dict[str, object]:
         if verb == "follow":
-            raise LostError("the cable is cut")
+            raise ConnectionLostError("the cable is cut")
         return ask(verb, **order)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(far, "ask", cut_off)
+    monkeypatch.setattr(host, "ask", cut_off)
     with pytest.raises(RemoteError, match="lost 8 times in a row: the cable is cut"):
-        far.run(command)
-    monkeypatch.setattr(far, "ask", ask)
+        host.run(command)
+    monkeypatch.setattr(host, "ask", ask)
     assert len(server.jobs()) == 1
-    assert far.run(command) == ([0], ["done\n"])
+    assert host.run(command) == ([0], ["done\n"])
     assert count.read_text() == "x"
     assert server.jobs() == []
 
 
-def test_a_job_that_is_killed_is_told_of(far: Far, server: Server) -> None:
+def test_a_job_that_is_killed_is_told_of(host: RemoteHost, server: Server) -> None:
     kill = "import os, signal, time; os.kill(int(open('pid').read()), signal.SIGKILL); time.sleep(1)"
     with pytest.raises(EngineRuntimeError, match="the run on device was killed"):
-        far.run([[sys.executable, "-c", kill]])
+        host.run([[sys.executable, "-c", kill]])
     assert server.jobs() == []
 
 
-def test_an_interrupt_ends_the_job_and_leaves_nothing(far: Far, server: Server, tmp_path: Path) -> None:
+def test_an_interrupt_ends_the_job_and_leaves_nothing(host: RemoteHost, server: Server, tmp_path: Path) -> None:
     class Interrupt(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
             if "line 2" in record.getMessage():
@@ -216,7 +216,7 @@ def test_an_interrupt_ends_the_job_and_leaves_nothing(far: Far, server: Server, 
     program = f"import os\nopen({str(mark)!r}, 'w').write(str(os.getpid()))\n{COUNT.replace('(20)', '(3000)')}"
     try:
         with pytest.raises(KeyboardInterrupt):
-            far.run([[sys.executable, "-c", program]])
+            host.run([[sys.executable, "-c", program]])
     finally:
         logging.getLogger("edgemae").removeHandler(handler)
     assert server.jobs() == []
@@ -228,45 +228,45 @@ def test_an_interrupt_ends_the_job_and_leaves_nothing(far: Far, server: Server, 
 
 
 def test_a_result_that_is_here_already_is_no_new_one(
-    far: Far, server: Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    host: RemoteHost, server: Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """Whether or not the other side could be told to forget it."""
     monkeypatch.setenv("EDGEMAE_CACHE_DIR", str(tmp_path / "own"))
     count = tmp_path / "count"
     program = f"open({str(count)!r}, 'a').write('x'); print(len(open({str(count)!r}).read()))"
-    ask = far.ask
+    ask = host.ask
 
     def deaf(order: str, **more: object) -> object:
         if order == "drop":
             raise RemoteError("it cannot be reached", expected="it", fix="wait")
         return ask(order, **more)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(far, "ask", deaf)
-    assert far.run([[sys.executable, "-c", program]]) == ([0], ["1\n"])
+    monkeypatch.setattr(host, "ask", deaf)
+    assert host.run([[sys.executable, "-c", program]]) == ([0], ["1\n"])
     assert len(server.jobs()) == 1
-    monkeypatch.setattr(far, "ask", ask)
-    assert far.run([[sys.executable, "-c", program]]) == ([0], ["2\n"])
+    monkeypatch.setattr(host, "ask", ask)
+    assert host.run([[sys.executable, "-c", program]]) == ([0], ["2\n"])
     assert server.jobs() == []
     assert not list((tmp_path / "own").rglob("*.fetched"))
 
 
 def test_a_network_that_takes_its_names_along_is_a_lost_connection() -> None:
-    def meaning(said: str, met: bool = True) -> type[Exception]:
-        return type(failure(255, said, "board", "python3", met=met))
+    def meaning(stderr: str, has_answered: bool = True) -> type[Exception]:
+        return type(failure(255, stderr, "board", "python3", has_answered=has_answered))
 
     lost_names = "ssh: Could not resolve hostname board: Temporary failure in name resolution"
-    assert meaning(lost_names) is LostError
-    assert meaning("bash: /opt/x.sh: Permission denied\nBroken pipe") is LostError
+    assert meaning(lost_names) is ConnectionLostError
+    assert meaning("bash: /opt/x.sh: Permission denied\nBroken pipe") is ConnectionLostError
     assert meaning("@ WARNING: REMOTE HOST IDENTIFICATION HAS CHANGED! @\nHost key verification failed.") is RemoteError
-    assert meaning(lost_names, met=False) is RemoteError
+    assert meaning(lost_names, has_answered=False) is RemoteError
 
 
 # ---------------------------------------------------------------- being refused
 
 
 def refused(address: str = "device", python: str = sys.executable) -> RemoteError:
-    with pytest.raises(RemoteError) as caught, Far(parse_address(address), python) as far:
-        far.ask("look")
+    with pytest.raises(RemoteError) as caught, RemoteHost(parse_address(address), python) as host:
+        host.ask("environment")
     return caught.value
 
 
@@ -334,18 +334,18 @@ def test_a_program_that_is_no_python(server: Server) -> None:
 
 
 def test_a_connection_that_never_comes_back(
-    far: Far, server: Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    host: RemoteHost, server: Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(ssh, "ATTEMPTS", 3)
     changed(server, monkeypatch, tmp_path, f"Port {server.port}", "Port 1")
     server.cut()
     with pytest.raises(RemoteError, match=r"lost 3 times in a row: .*Connection refused"):
-        far.again(lambda: far.ask("look"))
+        host.retry(lambda: host.ask("environment"))
 
 
-def test_greetings_of_a_shell_do_no_harm(server: Server, far: Far, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(far, "_python", f"echo Welcome; {far._python}")
-    assert far.ask("look")["program"] == sys.executable
+def test_greetings_of_a_shell_do_no_harm(server: Server, host: RemoteHost, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(host, "_python", f"echo Welcome; {host._python}")
+    assert host.ask("environment")["program"] == sys.executable
 
 
 # ---------------------------------------------------------------- addresses and secrets
@@ -379,7 +379,7 @@ def test_a_password_is_refused_and_not_repeated() -> None:
     assert "no password" in caught.value.what
 
 
-def test_command_lines_hold_no_secret(far: Far, server: Server, caplog: pytest.LogCaptureFixture) -> None:
+def test_command_lines_hold_no_secret(host: RemoteHost, server: Server, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
     secrets = (server.folder / "user_key").read_text().split()[5:7]
     seen: list[str] = []
@@ -395,7 +395,7 @@ def test_command_lines_hold_no_secret(far: Far, server: Server, caplog: pytest.L
     handler = Scan()
     logging.getLogger("edgemae").addHandler(handler)
     try:
-        far.run([[sys.executable, "-c", COUNT.replace("range(20)", "range(3)")]])
+        host.run([[sys.executable, "-c", COUNT.replace("range(20)", "range(3)")]])
     finally:
         logging.getLogger("edgemae").removeHandler(handler)
     ours = [line for line in seen if "BatchMode=yes" in line and "StrictHostKeyChecking=yes" in line]

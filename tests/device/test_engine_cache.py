@@ -260,7 +260,7 @@ def test_no_engine_sees_a_blob_with_a_flipped_bit(
 
     monkeypatch.setitem(ENGINES, "openvino", replace(ENGINES["openvino"], compile=compile_again, load=load))
     open_session("openvino", files, box)
-    assert (seen, built) == ([good], []), "an intact blob is used"
+    assert (seen, built) == ([good], []), "a valid blob is used"
     flips = [(blob, bit) for bit in rng.sample(range(8 * len(good)), 200)]
     flips += [(side, bit) for bit in rng.sample(range(8 * side.stat().st_size), 50)]
     for count, (path, bit) in enumerate(flips, start=1):

@@ -19,7 +19,8 @@ import numpy as np
 import pytest
 
 from edgemae.device import engines, model
-from edgemae.device.model import Model, Result, load, top_classes
+from edgemae.device.model import Model, Result, load
+from edgemae.device.outputs import top_classes
 from edgemae.device.preprocess import preprocess
 from edgemae.device.session import Session
 from edgemae.spec.bundle import Manifest, Tolerance

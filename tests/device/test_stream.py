@@ -13,7 +13,7 @@ import pytest
 from edgemae.device.camera.camera import Camera
 from edgemae.device.camera.multi_camera import _listed
 from edgemae.device.stream import Stream, stream
-from edgemae.device.stream_result import StreamCounters, Streamed
+from edgemae.device.stream_result import StreamCounters, StreamResult
 from edgemae.spec.errors import CameraError, EngineRuntimeError, InputError
 from edgemae.spec.graph import PixelContract
 from tests.support.stream_servers import MjpegServer
@@ -59,7 +59,7 @@ def level(frame_bgr: np.ndarray) -> int:
 def test_every_frame_of_a_folder_has_its_result(folder: Path) -> None:
     with stream(level, folder) as results:
         seen = list(results)
-    assert all(isinstance(item, Streamed) for item in seen)
+    assert all(isinstance(item, StreamResult) for item in seen)
     assert [item.result for item in seen] == list(range(COUNT))
     assert [Path(item.frame.name).stem for item in seen] == [f"{i:02d}" for i in range(COUNT)]
     assert all(0 <= item.age_ms <= item.frame.age_ms for item in seen)
@@ -155,9 +155,9 @@ def test_what_no_stream_can_be_made_of_is_named(folder: Path) -> None:
         next(results)
 
 
-def test_a_list_of_pictures_is_one_source() -> None:
-    pictures = [np.zeros((4, 4, 3), np.uint8)] * 3
-    assert len(_listed(pictures)) == 1  # type: ignore[arg-type]
+def test_a_list_of_images_is_one_source() -> None:
+    images = [np.zeros((4, 4, 3), np.uint8)] * 3
+    assert len(_listed(images)) == 1  # type: ignore[arg-type]
     assert _listed(["clip.mp4", 0]) == [("", "clip.mp4"), ("", 0)]
     assert _listed({"door": 0, "yard": 1}) == [("door", 0), ("yard", 1)]
 
@@ -175,7 +175,7 @@ def test_results_stay_fresh_behind_a_sink_of_any_speed(tmp_path: Path, sink_ms: 
         time.sleep(0.03)
         infer_ms.append((time.monotonic() - start) * 1e3)
 
-    def sink(seen: Streamed[None]) -> None:
+    def sink(seen: StreamResult[None]) -> None:
         ages.append(seen.age_ms)
         time.sleep(sink_ms / 1e3)
 
@@ -213,7 +213,7 @@ def test_one_callback_of_a_hundred_raises_and_all_other_frames_are_processed(
 ) -> None:
     done: list[int] = []
 
-    def sink(seen: Streamed[int]) -> None:
+    def sink(seen: StreamResult[int]) -> None:
         if seen.result % 10 == 3:
             raise OSError("the broker is away")
         done.append(seen.result)
@@ -228,7 +228,7 @@ def test_one_callback_of_a_hundred_raises_and_all_other_frames_are_processed(
 
 
 def test_callbacks_that_fail_in_a_row_end_the_stream_aloud(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
-    def sink(_: Streamed[int]) -> None:
+    def sink(_: StreamResult[int]) -> None:
         raise OSError("the broker is away")
 
     results = stream(level, folder, on_result=sink)
@@ -249,7 +249,7 @@ def test_callbacks_that_fail_in_a_row_end_the_stream_aloud(folder: Path, caplog:
 def test_a_callback_may_close_its_stream(folder: Path, how: str) -> None:
     done: list[int] = []
 
-    def sink(seen: Streamed[int]) -> None:
+    def sink(seen: StreamResult[int]) -> None:
         done.append(seen.result)
         if seen.result == 3:
             results.close()
@@ -298,7 +298,7 @@ def test_nothing_is_handed_over_once_a_stream_is_closed(folder: Path) -> None:
 
 
 def test_an_interrupt_in_the_callback_frees_the_camera(folder: Path) -> None:
-    def sink(_: Streamed[int]) -> None:
+    def sink(_: StreamResult[int]) -> None:
         raise KeyboardInterrupt
 
     results = stream(level, folder, on_result=sink)

@@ -15,9 +15,9 @@ import pytest
 import edgemae
 from edgemae.device.model import Model
 from edgemae.device.preprocess import crop
+from edgemae.retrieval import feature_file
 from edgemae.retrieval.anomaly import LIMIT_KIB, SCHEMA, AnomalyDetector, calibrate, frames_needed
 from edgemae.retrieval.coreset import POOL, k_center
-from edgemae.retrieval.feature_file import seal, unseal
 from edgemae.retrieval.heatmap import overlay, spread
 from edgemae.spec.errors import GalleryError, InputError
 from edgemae.spec.graph import PixelContract
@@ -43,7 +43,7 @@ def detector(model: Model, normal: list[Any]) -> AnomalyDetector:
 
 
 def scratched(rng: np.random.Generator) -> tuple[Any, Box]:
-    """Return a picture of the cloth with a scratch on it, and the scratch's box (left, top, right, bottom)."""
+    """Return an image of the cloth with a scratch on it, and the scratch's box (left, top, right, bottom)."""
     frame_bgr, turn, half = cloth(rng), rng.uniform(0, np.pi), rng.integers(4, 8)
     x, y = rng.integers(12, 52, 2)
     ends = [(int(x + s * half * np.cos(turn)), int(y + s * half * np.sin(turn))) for s in (-1, 1)]
@@ -75,7 +75,7 @@ def test_planted_scratches_are_found_and_where_they_are(detector: AnomalyDetecto
         assert said.is_anomaly == (said.score > detector.calibration.threshold)
         y, x = np.unravel_index(said.map.argmax(), said.map.shape)
         inside += x0 - 6 <= x <= x1 + 6 and y0 - 6 <= y <= y1 + 6  # a patch has 8 px
-    assert inside >= 50  # a box and its margin are a tenth of the picture
+    assert inside >= 50  # a box and its margin are a tenth of the image
     share = [len(part) / 60 for part in ([a for a in fresh if a.is_anomaly], [a for a in found if a.is_anomaly])]
     assert share[0] <= 0.2
     assert share[1] >= 0.5
@@ -250,6 +250,19 @@ def test_a_saved_normal_set_judges_alike(detector: AnomalyDetector, model: Model
     assert (again.normal_frames, again.patches_seen) == (40, 40 * 64)
 
 
+def test_a_file_of_a_version_before_0_1_0_says_who_wrote_it(
+    detector: AnomalyDetector, model: Model, tmp_path: Path
+) -> None:
+    detector.save(tmp_path / "old.normal")
+    facts, arrays = feature_file.read(tmp_path / "old.normal", SCHEMA, edgemae.retrieval.anomaly._Facts)
+    feature_file.write(tmp_path / "old.normal", "edgemae.normal/1", facts, arrays)
+    with pytest.raises(
+        GalleryError, match=r"'edgemae\.normal/1', .* development version of edgemae before 0\.1\.0"
+    ) as error:
+        AnomalyDetector.load(tmp_path / "old.normal", model)
+    assert "build it again" in error.value.fix
+
+
 def test_another_graph_of_the_bundle_is_refused(detector: AnomalyDetector, weave: Path, tmp_path: Path) -> None:
     detector.save(tmp_path / "float.normal")
     with edgemae.load(weave / "weave.edgemae") as eight:
@@ -281,7 +294,7 @@ def test_a_sealed_file_with_other_arrays_is_refused(
     change: Any, message: str, detector: AnomalyDetector, model: Model, tmp_path: Path
 ) -> None:
     detector.save(tmp_path / "a.normal")
-    facts, arrays = unseal(tmp_path / "a.normal", SCHEMA, edgemae.retrieval.anomaly._Facts)
-    seal(tmp_path / "a.normal", SCHEMA, facts, change(arrays))
+    facts, arrays = feature_file.read(tmp_path / "a.normal", SCHEMA, edgemae.retrieval.anomaly._Facts)
+    feature_file.write(tmp_path / "a.normal", SCHEMA, facts, change(arrays))
     with pytest.raises(GalleryError, match=message):
         AnomalyDetector.load(tmp_path / "a.normal", model)

@@ -14,8 +14,8 @@ import pytest
 
 import edgemae
 from edgemae.device.model import Model
+from edgemae.retrieval import feature_file
 from edgemae.retrieval import gallery as module
-from edgemae.retrieval.feature_file import seal
 from edgemae.retrieval.gallery import SCHEMA, Gallery
 from edgemae.spec.bundle import amend_bundle
 from edgemae.spec.errors import GalleryError, InputError, StorageError
@@ -168,7 +168,7 @@ def test_another_models_embeddings_are_refused(gallery: Gallery, make_bundle: Ma
         for act in (gallery.search, lambda seen: gallery.add(seen, "x")):
             with pytest.raises(GalleryError, match="the embedding was made by block version 1") as error:
                 act(other(FRAMES[0]))
-            assert "build the gallery again from its pictures" in error.value.fix
+            assert "build the gallery again from its images" in error.value.fix
         with pytest.raises(GalleryError, match=r"the gallery '.*a\.gallery' was made by block version 1"):
             Gallery.load(tmp_path / "a.gallery", other)
     assert len(gallery) == 6
@@ -290,7 +290,7 @@ ROWS = np.eye(2, 16, dtype=np.float32)
 def test_a_well_sealed_file_that_makes_no_sense_is_refused(
     changes: Any, arrays: Any, message: str, model: Model, tmp_path: Path
 ) -> None:
-    seal(tmp_path / "a.gallery", SCHEMA, _facts(model, **changes), arrays)
+    feature_file.write(tmp_path / "a.gallery", SCHEMA, _facts(model, **changes), arrays)
     with pytest.raises(GalleryError, match=message):
         Gallery.load(tmp_path / "a.gallery", model)
 
@@ -302,14 +302,20 @@ class _Odd(msgspec.Struct):
 
 def test_foreign_files_and_other_schemas_say_what_they_are(gallery: Gallery, model: Model, tmp_path: Path) -> None:
     file = tmp_path / "a.gallery"
-    seal(file, "edgemae.normal/1", _facts(model), {})
-    with pytest.raises(GalleryError, match="is a normal set"):
+    feature_file.write(file, "edgemae.reference/1", _facts(model), {})
+    with pytest.raises(GalleryError, match="is a reference set"):
         Gallery.load(file, model)
-    seal(file, "edgemae.gallery/2", _facts(model), {})
+    feature_file.write(file, "edgemae.gallery/2", _facts(model), {})
     with pytest.raises(GalleryError, match=r"has schema 'edgemae\.gallery/2'") as error:
         Gallery.load(file, model)
     assert "update edgemae" in error.value.fix
-    seal(file, SCHEMA, _Odd(model.provenance), {})
+    feature_file.write(file, "edgemae.normal/1", _facts(model), {})
+    with pytest.raises(
+        GalleryError, match=r"'edgemae\.normal/1'.* development version of edgemae before 0\.1\.0"
+    ) as error:
+        Gallery.load(file, model)
+    assert "build it again" in error.value.fix
+    feature_file.write(file, SCHEMA, _Odd(model.provenance), {})
     with pytest.raises(GalleryError, match="unknown field `surprise`"):
         Gallery.load(file, model)
     np.savez(tmp_path / "numpy.npz", a=ROWS)

@@ -13,8 +13,8 @@ import numpy as np
 from edgemae.device.camera.camera import Frame
 from edgemae.device.model import Result
 from edgemae.device.stream import Stream, stream
-from edgemae.device.stream_result import Streamed
-from edgemae.viewer.live_stats import Figures
+from edgemae.device.stream_result import StreamResult
+from edgemae.viewer.live_stats import StatsCollector
 
 SPEED = {"pre_ms": 1.0, "infer_ms": 8.0, "post_ms": 0.1}
 TOPK = [("<b>Müller</b>", 0.75), ("circle", 0.15), ("square", 0.1)]
@@ -29,11 +29,11 @@ def answer(frame_bgr: np.ndarray, topk: list[tuple[str, float]] = TOPK) -> Resul
 
 
 def seen(
-    picture: np.ndarray, seq: int = 0, t_capture_ns: int | None = None, topk: list[tuple[str, float]] = TOPK
-) -> Streamed[Result]:
+    image: np.ndarray, seq: int = 0, t_capture_ns: int | None = None, topk: list[tuple[str, float]] = TOPK
+) -> StreamResult[Result]:
     at = time.monotonic_ns() if t_capture_ns is None else t_capture_ns
-    frame = Frame(picture, seq, at, 0, None, f"cam#{seq + 1}")
-    return Streamed(answer(picture, topk), frame, frame.age_ms, "cam")
+    frame = Frame(image, seq, at, 0, None, f"cam#{seq + 1}")
+    return StreamResult(answer(image, topk), frame, frame.age_ms, "cam")
 
 
 def clip(path: Path, frames: int, fps: float = 12.5, image_hw: tuple[int, int] = (360, 480)) -> Path:
@@ -44,6 +44,6 @@ def clip(path: Path, frames: int, fps: float = 12.5, image_hw: tuple[int, int] =
     return path
 
 
-def watched(source: Path, *, realtime: bool = False) -> tuple[Stream[Result], Figures]:
+def watched(source: Path, *, realtime: bool = False) -> tuple[Stream[Result], StatsCollector]:
     results = stream(answer, source, realtime=realtime)
-    return results, Figures(MODEL, results)
+    return results, StatsCollector(MODEL, results)

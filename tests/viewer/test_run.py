@@ -16,7 +16,7 @@ import cv2
 import pytest
 
 from edgemae.device.model import Result
-from edgemae.device.stream_result import Streamed
+from edgemae.device.stream_result import StreamResult
 from edgemae.viewer import run
 from tests.support.tiny_job import Job, Ran, edgemae, parts
 from tests.viewer.samples import clip
@@ -91,7 +91,7 @@ def test_results_that_are_too_old_are_withheld(job: Job, compiled: Ran) -> None:
 def test_a_signal_that_python_swallowed_ends_it_all_the_same(
     job: Job, compiled: Ran, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def tell(seen: Streamed[Result]) -> str:
+    def tell(seen: StreamResult[Result]) -> str:
         with contextlib.suppress(KeyboardInterrupt):  # as a destructor would
             os.kill(os.getpid(), signal.SIGTERM)
         return "said"

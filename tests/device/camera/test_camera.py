@@ -17,7 +17,7 @@ from edgemae.device.camera import camera as camera_module
 from edgemae.device.camera import reader as reader_module
 from edgemae.device.camera import supervisor as supervisor_module
 from edgemae.device.camera.camera import Camera, Counters, Frame
-from edgemae.device.camera.frame_source import Grab
+from edgemae.device.camera.frame_source import CapturedFrame
 from edgemae.device.camera.reader import hung_readers
 from edgemae.device.camera.sources import MAX_PX, REFUSED_RUN, kind_of
 from edgemae.spec.errors import CameraError, InputError
@@ -130,7 +130,7 @@ def test_a_folder_is_read_in_order_and_corrupt_files_are_named(
     (tmp_path / "sub").mkdir()
     for i, name in enumerate(("a.png", "b.jpg", "sub/d.bmp", "sub/e.webp")):
         cv2.imwrite(str(tmp_path / name), np.full((20, 30, 3), i * 40, np.uint8))
-    (tmp_path / "c.jpg").write_text("this is no picture")
+    (tmp_path / "c.jpg").write_text("this is no image")
     (tmp_path / "f.png").write_bytes(b"")
     (tmp_path / "notes.txt").write_text("ignored")
     with Camera(tmp_path) as camera:
@@ -277,17 +277,17 @@ def test_close_ends_a_waiting_reader_and_a_waiting_consumer(video: Path) -> None
 
 
 class Fake:
-    """A source of the tests: gives what `grabs` yields."""
+    """A source of the tests: gives what `make_frames` yields."""
 
     fps = 0.0
 
-    def __init__(self, grabs: Callable[[], Iterator[Grab]]) -> None:
-        self._grabs = grabs
+    def __init__(self, make_frames: Callable[[], Iterator[CapturedFrame]]) -> None:
+        self._make_frames = make_frames
 
     def open(self) -> None:
-        self._items = self._grabs()
+        self._items = self._make_frames()
 
-    def read(self) -> Grab | None:
+    def read(self) -> CapturedFrame | None:
         return next(self._items, None)
 
     def interrupt(self) -> None:
@@ -297,14 +297,14 @@ class Fake:
         pass
 
 
-def gray(level: int = 0) -> Grab:
-    return Grab(np.full((4, 4, 3), level, np.uint8), time.monotonic_ns(), None, f"x#{level}")
+def gray(level: int = 0) -> CapturedFrame:
+    return CapturedFrame(np.full((4, 4, 3), level, np.uint8), time.monotonic_ns(), None, f"x#{level}")
 
 
 def test_a_source_that_hangs_in_c_is_left_behind_and_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     release = threading.Event()
 
-    def hang() -> Iterator[Grab]:
+    def hang() -> Iterator[CapturedFrame]:
         release.wait()
         yield from ()
 
@@ -325,7 +325,7 @@ def test_a_source_that_hangs_in_c_is_left_behind_and_counted(monkeypatch: pytest
 def test_an_unexpected_exception_in_the_reader_reaches_the_consumer(
     monkeypatch: pytest.MonkeyPatch, video: Path
 ) -> None:
-    def fail() -> Iterator[Grab]:
+    def fail() -> Iterator[CapturedFrame]:
         yield gray()
         yield gray()
         raise ValueError("driver said no to rtsp://a:b@c")
@@ -352,13 +352,13 @@ def test_readers_that_hang_are_bounded_then_a_child_process_is_used(
     os.mkfifo(tmp_path / "clip.mp4")
     before = descriptors()
     try:
-        for count in range(1, reader_module.ZOMBIES + 1):
+        for count in range(1, reader_module.MAX_HUNG_READERS + 1):
             with pytest.raises(CameraError, match="its driver hangs"):
                 Camera(tmp_path / "clip.mp4")
             assert hung_readers() == count
         with pytest.raises(CameraError, match=r"did not answer within 1\.7 s and was killed"):
             Camera(tmp_path / "clip.mp4")
-        assert hung_readers() == reader_module.ZOMBIES  # no further one
+        assert hung_readers() == reader_module.MAX_HUNG_READERS  # no further one
         with Camera(video) as camera:  # other sources work all the same, in a child as well
             assert [number_of(frame) for frame in camera] == list(range(FRAMES))
     finally:
@@ -376,7 +376,7 @@ def test_readers_that_hang_are_bounded_then_a_child_process_is_used(
 def test_close_is_quick_while_a_reader_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
     release = threading.Event()
 
-    def hang_later() -> Iterator[Grab]:
+    def hang_later() -> Iterator[CapturedFrame]:
         for i in range(5):
             time.sleep(0.03)
             yield gray(i)
@@ -430,7 +430,7 @@ def test_arrays_of_the_program_are_frames_of_their_own() -> None:
         ([[1, 2], [3, 4]], "list"),
     ],
 )
-def test_what_is_no_picture_is_counted_and_named_never_guessed(
+def test_what_is_no_image_is_counted_and_named_never_guessed(
     item: Any, why: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     with pytest.raises(CameraError, match=rf"holds no readable frame \(array#0: .*{why}"):
@@ -441,12 +441,12 @@ def test_what_is_no_picture_is_counted_and_named_never_guessed(
     assert "array#0" in caplog.text
 
 
-def test_a_source_without_end_that_gives_no_picture_is_given_up() -> None:
+def test_a_source_without_end_that_gives_no_image_is_given_up() -> None:
     def wrong() -> Iterator[np.ndarray]:
         while True:
             yield np.zeros((4, 4, 3), np.float32)
 
-    with pytest.raises(InputError, match=rf"{REFUSED_RUN} arrays in a row are no pictures; .*float32"):
+    with pytest.raises(InputError, match=rf"{REFUSED_RUN} arrays in a row are no images; .*float32"):
         Camera(wrong())
 
     def late() -> Iterator[np.ndarray]:
@@ -458,7 +458,7 @@ def test_a_source_without_end_that_gives_no_picture_is_given_up() -> None:
     assert camera.counters.corrupt == 2 * (REFUSED_RUN - 1)
 
 
-def test_a_picture_that_would_fill_the_memory_is_not_decoded(tmp_path: Path) -> None:
+def test_an_image_that_would_fill_the_memory_is_not_decoded(tmp_path: Path) -> None:
     """Its header says how large it is: 32 KB of PNG may be 1.5 GB of pixels."""
     whole = cv2.imencode(".png", np.zeros((5, 7, 3), np.uint8))[1].tobytes()
     head = whole[12:16] + (16384).to_bytes(4, "big") * 2 + whole[24:29]
@@ -524,8 +524,8 @@ def test_a_stack_and_a_generator_are_sources_and_a_failing_one_is_an_error() -> 
 
 @pytest.mark.parametrize(("rotation", "corner"), [(0, 1), (90, 3), (180, 4), (270, 2)])
 def test_rotation_is_applied_and_told(rotation: int, corner: int) -> None:
-    picture = np.repeat(np.array([[1, 2], [3, 4]], np.uint8)[..., None], 3, axis=2)
-    with Camera([picture], rotation=rotation) as camera:
+    image = np.repeat(np.array([[1, 2], [3, 4]], np.uint8)[..., None], 3, axis=2)
+    with Camera([image], rotation=rotation) as camera:
         (frame,) = camera
     assert frame.array_bgr[0, 0, 0] == corner
     assert (frame.rotation, frame.color) == (rotation, "BGR")

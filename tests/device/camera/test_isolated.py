@@ -115,10 +115,10 @@ def test_a_frame_that_grows_gets_more_memory(tmp_path: Path) -> None:
         try:
             source.open()
             assert source.fps == 25.0
-            grab = source.read()
-            assert grab is not None
-            assert grab.array_bgr is not None
-            assert grab.array_bgr.shape == (*hw, 3)
+            captured = source.read()
+            assert captured is not None
+            assert captured.array_bgr is not None
+            assert captured.array_bgr.shape == (*hw, 3)
         finally:
             source.close()
             source.close()

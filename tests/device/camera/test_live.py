@@ -1,4 +1,4 @@
-"""A live camera beside servers that are broken on purpose. Ages are those of the pictures, not what the camera says."""
+"""A live camera beside servers that are broken on purpose. Ages are those of the images, not what the camera says."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def until(true: Callable[[], bool]) -> float:
 
 
 def first_made_after(camera: Camera, back_ns: int) -> Frame:
-    """Return the next frame, after showing by the time in its picture that it was made after `back_ns`."""
+    """Return the next frame, after showing by the time in its image that it was made after `back_ns`."""
     (frame,) = take(camera, 1)
     stamp_ns = read_stamp_ns(frame.array_bgr)
     assert stamp_ns is not None
@@ -304,7 +304,7 @@ def test_a_server_that_is_slow_to_play_is_waited_for() -> None:
 
 
 def test_a_change_of_size_is_scaled_by_opencv_until_the_source_is_opened_again(rtsp: RtspServer) -> None:
-    """OpenCV scales what comes to the size it began with and says nothing; the pictures stay whole."""
+    """OpenCV scales what comes to the size it began with and says nothing; the images stay whole."""
     with Camera(rtsp.url) as camera:
         take(camera, 3)
         rtsp.resize(320, 256)
@@ -318,7 +318,7 @@ def test_a_change_of_size_is_scaled_by_opencv_until_the_source_is_opened_again(r
         assert frame.array_bgr.shape == (256, 320, 3)
 
 
-def test_noise_is_counted_and_no_damaged_picture_follows_it(server: Server) -> None:
+def test_noise_is_counted_and_no_damaged_image_follows_it(server: Server) -> None:
     with Camera(server.url) as camera:
         take(camera, 3)
         server.garbage = 1
