@@ -183,5 +183,5 @@ def test_golden_files_are_the_same_every_time_and_complete() -> None:
     assert golden_files(frames, pixel, {"a": rows}) == (golden, files)
     assert set(files) == {*golden.frames, *golden.tensors, golden_name("a")}
     assert len(golden.frames) == len(golden.tensors) == 3
-    with pytest.raises(InternalError, match="2 reference outputs for variant 'a'"):
+    with pytest.raises(InternalError, match="2 reference outputs for 'a'"):
         golden_files(frames, pixel, {"a": rows[:2]})
