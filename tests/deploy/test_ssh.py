@@ -4,35 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import re
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from edgemae.deploy import ssh
 from edgemae.deploy.ssh import RemoteHost, parse_address
-from edgemae.deploy.ssh_errors import ConnectionLostError, failure
-from edgemae.spec.errors import EngineRuntimeError, InputError, RemoteError, StorageError
+from edgemae.deploy.ssh_errors import ConnectionLostError
+from edgemae.spec.errors import EngineRuntimeError, InputError, RemoteError
 from edgemae.terminal.progress import Progress
-from tests.support.sshd import Server, keygen
-
-
-@pytest.fixture
-def host(server: Server) -> Iterator[RemoteHost]:
-    with RemoteHost(parse_address("device"), sys.executable) as host:
-        host.ask("environment")
-        yield host
-
-
-@pytest.fixture
-def file(tmp_path: Path) -> Path:
-    path = tmp_path / "large.edgemae"
-    path.write_bytes(np.random.default_rng(3).bytes(8 << 20))
-    return path
+from tests.support.sshd import Server, changed
 
 
 class Cutter(Progress):
@@ -86,56 +70,12 @@ def test_a_copy_that_is_cut_off_goes_on_where_it_stopped(
     assert cutter.sent[0] < size
 
 
-def test_what_was_kept_of_a_copy_is_checked(host: RemoteHost, file: Path, server: Server) -> None:
-    sha256 = hashlib.sha256(file.read_bytes()).hexdigest()
-    part = server.cache / f"{sha256}.part"
-    part.write_bytes(b"\0" * (5 << 20))
-    assert Path(host.copy(file)).read_bytes() == file.read_bytes()
-    assert not part.exists()
-
-
-def test_a_copy_that_rots_there_is_made_anew(host: RemoteHost, file: Path) -> None:
-    stored = Path(host.copy(file))
-    stored.write_bytes(stored.read_bytes()[:-1] + b"?")
-    assert Path(host.copy(file)).read_bytes() == file.read_bytes()
-
-
-def test_a_full_disk_there_is_said_to_be_full(host: RemoteHost, file: Path, server: Server) -> None:
-    sha256 = hashlib.sha256(file.read_bytes()).hexdigest()
-    (server.cache / f"{sha256}.part").symlink_to("/dev/full")
-    with pytest.raises(StorageError, match=r"the disk of device is full: .*No space left"):
-        host.copy(file)
-
-
-@pytest.mark.parametrize("in_use", [False, True])
-def test_old_copies_make_room_unless_a_job_reads_them(
-    host: RemoteHost, tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch, in_use: bool
-) -> None:
-    (tmp_path / "remote_agent.py").write_text(ssh.AGENT.read_text().replace("KEPT_FILES = 8", "KEPT_FILES = 2"))
-    monkeypatch.setattr(ssh, "AGENT", tmp_path / "remote_agent.py")
-    for number in range(3):
-        (tmp_path / str(number)).write_text(str(number))
-        stored = host.copy(tmp_path / str(number))
-        if number == 0 and in_use:
-            wait = [sys.executable, "-c", "import time; time.sleep(60)", stored]
-            assert host.ask("start", job="reads", commands=[wait])["started"]
-    assert sorted(path.name for path in server.cache.glob("*/[0-9]")) == (["0", "1", "2"] if in_use else ["1", "2"])
-    host.ask("drop", job="reads")
-
-
 # ---------------------------------------------------------------- jobs
+
 
 COUNT = (
     "import sys, time\nfor i in range(20): print('line', i, file=sys.stderr, flush=True); time.sleep(0.1)\nprint(42)"
 )
-
-
-def test_a_job_gives_codes_and_outputs_and_stops_at_the_first_that_fails(host: RemoteHost, server: Server) -> None:
-    def says(text: str, code: int = 0) -> list[str]:
-        return [sys.executable, "-c", f"print({text!r}); raise SystemExit({code})"]
-
-    assert host.run([says("a"), says("b '\"ü"), says("c", 3), says("d")]) == ([0, 0, 3], ["a\n", "b '\"ü\n", "c\n"])
-    assert server.jobs() == []
 
 
 def test_a_job_goes_on_when_the_connection_is_lost(
@@ -250,87 +190,7 @@ def test_a_result_that_is_here_already_is_no_new_one(
     assert not list((tmp_path / "own").rglob("*.fetched"))
 
 
-def test_a_network_that_takes_its_names_along_is_a_lost_connection() -> None:
-    def meaning(stderr: str, has_answered: bool = True) -> type[Exception]:
-        return type(failure(255, stderr, "board", "python3", has_answered=has_answered))
-
-    lost_names = "ssh: Could not resolve hostname board: Temporary failure in name resolution"
-    assert meaning(lost_names) is ConnectionLostError
-    assert meaning("bash: /opt/x.sh: Permission denied\nBroken pipe") is ConnectionLostError
-    assert meaning("@ WARNING: REMOTE HOST IDENTIFICATION HAS CHANGED! @\nHost key verification failed.") is RemoteError
-    assert meaning(lost_names, has_answered=False) is RemoteError
-
-
 # ---------------------------------------------------------------- being refused
-
-
-def refused(address: str = "device", python: str = sys.executable) -> RemoteError:
-    with pytest.raises(RemoteError) as caught, RemoteHost(parse_address(address), python) as host:
-        host.ask("environment")
-    return caught.value
-
-
-def changed(server: Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, old: str, new: str) -> None:
-    config = tmp_path / "ssh_config"
-    text = server.config.read_text()
-    assert old in text
-    config.write_text(text.replace(old, new))
-    monkeypatch.setenv("EDGEMAE_SSH_CONFIG", str(config))
-
-
-@pytest.mark.parametrize("lax", ["", "StrictHostKeyChecking no\n"])  # not even when the user's settings say so
-def test_an_unknown_host_key(server: Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, lax: str) -> None:
-    changed(server, monkeypatch, tmp_path, f"{server.folder}/known_hosts", f"{tmp_path}/none\n    {lax}")
-    error = refused()
-    assert error.what == "the host key of device is not known"
-    assert "fingerprint" in error.fix
-    assert not (tmp_path / "none").exists()
-
-
-def test_a_changed_host_key(server: Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    keygen(tmp_path / "other")
-    (tmp_path / "known").write_text(f"[127.0.0.1]:{server.port} {(tmp_path / 'other.pub').read_text()}")
-    changed(server, monkeypatch, tmp_path, f"{server.folder}/known_hosts", f"{tmp_path}/known")
-    error = refused()
-    assert error.what == "device shows another host key than the one that is known"
-    assert "ssh-keygen -R" in error.fix
-
-
-@pytest.mark.parametrize("passphrase", ["", "hunter2 hunter2"])  # a wrong key; the right one, but locked
-def test_a_key_that_does_not_open(
-    server: Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, passphrase: str
-) -> None:
-    key = tmp_path / "key"
-    keygen(key, passphrase)
-    if passphrase:
-        with (server.folder / "authorized_keys").open("a") as file:
-            file.write(key.with_suffix(".pub").read_text())
-    changed(server, monkeypatch, tmp_path, f"{server.folder}/user_key", str(key))
-    error = refused()
-    assert error.what.startswith("device does not let us in: ")
-    assert "Permission denied (publickey)" in error.what
-    assert "ssh-copy-id" in error.fix
-
-
-def test_a_name_that_nobody_knows_and_a_port_where_nobody_listens(server: Server) -> None:
-    assert "Could not resolve hostname nowhere.invalid" in refused("nowhere.invalid").what
-    assert re.fullmatch(r"cannot connect to device: .*Connection refused", refused("device:1").what)
-
-
-def test_settings_that_ssh_does_not_take(server: Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    changed(server, monkeypatch, tmp_path, "Port", "Prot")
-    assert "does not accept its settings" in refused().what
-
-
-@pytest.mark.parametrize("python", ["/nowhere/python3", "~/nowhere/python3", "/etc/hostname"])
-def test_a_python_that_is_not_there(server: Server, python: str) -> None:
-    error = refused(python=python)
-    assert error.what.startswith(f"device cannot run '{python}'")
-    assert "--remote-python" in error.fix
-
-
-def test_a_program_that_is_no_python(server: Server) -> None:
-    assert refused(python="/bin/false").what.startswith("Python on device failed")
 
 
 def test_a_connection_that_never_comes_back(

@@ -8,19 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import cv2
-import msgspec
 import numpy as np
 import pytest
 
 import edgemae
 from edgemae.device.model import Model
-from edgemae.device.preprocess import crop
 from edgemae.retrieval import feature_file
 from edgemae.retrieval.anomaly import LIMIT_KIB, SCHEMA, AnomalyDetector, calibrate, frames_needed
-from edgemae.retrieval.coreset import POOL, k_center
-from edgemae.retrieval.heatmap import overlay, spread
 from edgemae.spec.errors import GalleryError, InputError
-from edgemae.spec.graph import PixelContract
 from tests.support.tiny_job import weave as cloth
 
 Box = tuple[int, int, int, int]
@@ -160,28 +155,6 @@ def test_frames_may_be_held_out_by_hand(model: Model, normal: list[Any]) -> None
 # ------------------------------------------------------------------------------------------------ what it remembers
 
 
-def test_the_core_set_leaves_no_patch_far_away() -> None:
-    rng = np.random.default_rng(0)
-    rows = np.concatenate([rng.normal(0, 0.01, (900, 8)), rng.normal(3, 0.01, (99, 8)), np.full((1, 8), -5)])
-    rows = rows.astype(np.float32)
-    first = k_center(rows, 3, seed=4)
-    assert {min(int(i >= 900) + int(i >= 999), 2) for i in first} == {0, 1, 2}, "one of each heap, the single one too"
-    np.testing.assert_array_equal(k_center(rows, 40, seed=4)[:3], first)
-    assert len(k_center(np.repeat(rows[:5], 7, axis=0), 20)) == 5, "duplicates are not chosen"
-    assert len(k_center(rows[:0], 20)) == 0
-    far = np.linalg.norm(rows[:, None] - rows[k_center(rows, 40)], axis=2).min(axis=1).max()
-    drawn = np.linalg.norm(rows[:, None] - rows[rng.choice(1000, 40)], axis=2).min(axis=1).max()
-    assert far < drawn / 10
-
-
-def test_a_core_set_of_many_wide_patches_is_projected_and_drawn_from_a_pool() -> None:
-    rows = np.random.default_rng(0).standard_normal((POOL + 500, 80)).astype(np.float32)
-    chosen = k_center(rows, 12, seed=1)
-    assert len(set(chosen.tolist())) == 12
-    np.testing.assert_array_equal(chosen, k_center(rows, 12, seed=1))
-    assert set(chosen.tolist()) != set(k_center(rows, 12, seed=2).tolist())
-
-
 def test_memory_is_limited_and_seeded(model: Model, normal: list[Any]) -> None:
     small = [AnomalyDetector.fit(model, normal, limit_kib=4, false_alarm_rate=0.05, seed=seed) for seed in (0, 0, 1)]
     assert [d.size_bytes for d in small] == [4096] * 3
@@ -189,50 +162,6 @@ def test_memory_is_limited_and_seeded(model: Model, normal: list[Any]) -> None:
     scores = [d(frame_bgr).score for d in small]
     assert scores[0] == scores[1] != scores[2]
     assert LIMIT_KIB <= 1024
-
-
-# ------------------------------------------------------------------------------------------------ maps
-
-
-@pytest.mark.parametrize("frame_hw", [(64, 64), (90, 160), (200, 70)])
-@pytest.mark.parametrize(
-    "changes",
-    [{}, {"resize": "stretch"}, {"crop_fraction": 0.8}, *({"rotation_deg": turn} for turn in (90, 180, 270))],
-    ids=str,
-)
-def test_a_map_points_at_the_pixels_that_a_patch_was_cut_from(
-    frame_hw: tuple[int, int], changes: dict[str, Any]
-) -> None:
-    """A bright patch of what the model sees, found again in the frame by its own map."""
-    pixel = PixelContract(image_px=64, **changes)
-    row, column = np.mgrid[: frame_hw[0], : frame_hw[1]].astype(np.float32)
-    places = np.zeros((*frame_hw, 3), np.uint8)  # each pixel says where it is
-    places[..., 0], places[..., 1] = row / frame_hw[0] * 255, column / frame_hw[1] * 255
-    seen = crop(places, msgspec.structs.replace(pixel, color="BGR"))
-    for i, j in ((1, 1), (2, 6), (5, 3)):
-        patches = np.zeros((8, 8), np.float32)
-        patches[i, j] = 1.0
-        heat = spread(patches, frame_hw, pixel)
-        assert heat.shape == frame_hw
-        weight = heat / heat.sum()
-        middle = (weight * row).sum() / frame_hw[0] * 255, (weight * column).sum() / frame_hw[1] * 255
-        told = seen[8 * i : 8 * i + 8, 8 * j : 8 * j + 8].reshape(64, 3).mean(axis=0)
-        assert abs(middle[0] - told[0]) < 6
-        assert abs(middle[1] - told[1]) < 6
-    if changes == {} and frame_hw == (90, 160):
-        assert not spread(np.ones((8, 8), np.float32), frame_hw, pixel)[:, :30].any(), "what was cut away is not seen"
-
-
-def test_an_overlay_is_drawn_where_it_is_hot() -> None:
-    frame_bgr, heat = np.full((20, 30, 3), 90, np.uint8), np.zeros((20, 30), np.float32)
-    heat[5, 7] = 1.0
-    drawn = overlay(frame_bgr, heat)
-    assert drawn.dtype == np.uint8
-    assert (drawn != 90).any(axis=2).sum() == 1
-    assert (drawn[5, 7] != 90).any()
-    assert overlay(frame_bgr[:, :, 0], heat).shape == (20, 30, 3)
-    with pytest.raises(InputError, match=r"map of shape \(8, 8\)"):
-        overlay(frame_bgr, heat[:8, :8])
 
 
 # ------------------------------------------------------------------------------------------------ files, other models

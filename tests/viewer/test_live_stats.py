@@ -2,33 +2,13 @@
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 
 import cv2
-import numpy as np
 import pytest
-from rich.console import Console
 
 from edgemae.viewer.live_stats import ROWS, StatsCollector
-from edgemae.viewer.terminal import Terminal, render
-from tests.viewer.samples import clip, seen, watched
-
-IMAGE = np.zeros((8, 8, 3), np.uint8)
-
-
-@pytest.fixture
-def stats(tmp_path: Path) -> StatsCollector:
-    results, found = watched(clip(tmp_path / "clip.avi", 3))
-    for _ in results:
-        pass
-    return found
-
-
-def text(stats: StatsCollector, width: int = 100) -> str:
-    out = io.StringIO()
-    Console(file=out, width=width).print(render(stats.now()))
-    return out.getvalue()
+from tests.viewer.samples import IMAGE, seen, text, watched
 
 
 @pytest.mark.parametrize(
@@ -46,22 +26,6 @@ def test_no_percentile_from_too_few_results(
     said = text(stats)
     assert [n for n in (7, 44, 459) if f"needs {n}" in said] == list(withheld)
     assert said.count(" 8.0 ms") == len(stated)  # of the inference
-
-
-def test_everything_is_on_the_terminal(stats: StatsCollector) -> None:
-    assert "no answer yet" in text(stats)
-    for i in range(9):
-        stats.note(seen(IMAGE, i))
-    said = text(stats)
-    for word in (
-        "shapes · openvino int8", "clip.avi", "every", "Müller", "75.0 %", "circle", "3 captured", "3 seen",
-        "0 dropped", "inference", "age of a result", "Ctrl-C ends", "needs 44",
-    ):  # fmt: skip
-        assert word in said, word
-    assert "withheld" not in said  # what did not happen takes no room
-    stats.note(seen(IMAGE, topk=[]))
-    assert "an embedding" in text(stats)
-    assert all(len(line) <= 40 for line in text(stats, 40).splitlines())
 
 
 def test_the_rate_is_that_of_the_results(stats: StatsCollector, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -84,13 +48,3 @@ def test_what_went_wrong_is_counted_by_its_name(tmp_path: Path) -> None:
     for _ in results:
         pass
     assert found.now().counts == {"captured": 3, "seen": 3, "dropped": 0, "corrupt": 1}
-
-
-def test_a_terminal_is_redrawn_and_left_as_it_was(stats: StatsCollector) -> None:
-    out = io.StringIO()
-    with Terminal(stats, Console(file=out, force_terminal=True, width=90)) as view:
-        stats.note(seen(IMAGE))
-        assert view.show(seen(IMAGE))
-    said = out.getvalue()
-    assert "Müller" in said
-    assert said.rindex("\x1b[?25h") > said.rindex("\x1b[?25l")  # the cursor is back
