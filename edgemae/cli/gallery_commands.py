@@ -56,10 +56,10 @@ def search(
     json: Json = False,
 ) -> None:  # fmt: skip
     """Show the images of a gallery that are nearest to one."""
-    from edgemae.retrieval.folders import search_gallery
+    from edgemae.retrieval import folders
 
     start_logging(False)
-    found = search_gallery(bundle, gallery, image, flags.loading(), top=top)
+    found = folders.search(bundle, gallery, image, flags.loading(), top=top)
     print_rows("found", found, json=json)
 
 
@@ -74,8 +74,8 @@ def score(
     json: Json = False, verbose: Verbose = False,
 ) -> None:  # fmt: skip
     """Score images by how unlike a reference set they are, the most unusual first."""
-    from edgemae.retrieval.folders import score_images
+    from edgemae.retrieval import folders
 
     start_logging(verbose)
-    found = score_images(bundle, reference, source, flags.loading(), save=save)
+    found = folders.score(bundle, reference, source, flags.loading(), save=save)
     print_rows("scored", found, json=json)

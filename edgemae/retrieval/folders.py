@@ -70,9 +70,7 @@ def _reference_set(
     }  # fmt: skip
 
 
-def search_gallery(
-    bundle: Path, gallery: Path, image: str, load_options: Mapping[str, Any], *, top: int
-) -> dict[str, Any]:
+def search(bundle: Path, gallery: Path, image: str, load_options: Mapping[str, Any], *, top: int) -> dict[str, Any]:
     """Return the nearest entries of a gallery to one image."""
     with load(bundle, **load_options) as model:
         opened = Gallery.load(gallery, model)
@@ -80,7 +78,7 @@ def search_gallery(
     return {"image": image, "entries": len(opened), "matches": [msgspec.to_builtins(match) for match in found]}
 
 
-def score_images(
+def score(
     bundle: Path, reference: Path, source: str, load_options: Mapping[str, Any], *, save: Path | None = None
 ) -> dict[str, Any]:
     """Return the anomaly score of one image or of a folder's, the most unusual first.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import re
 import sys
 import time
 from collections.abc import Callable
@@ -127,7 +128,7 @@ def test_a_job_is_found_again_by_the_next_attempt(
         return ask(verb, **order)  # type: ignore[arg-type]
 
     monkeypatch.setattr(host, "ask", cut_off)
-    with pytest.raises(RemoteError, match="lost 8 times in a row: the cable is cut"):
+    with pytest.raises(RemoteError, match=r"8 times .*the cable is cut"):
         host.run(command)
     monkeypatch.setattr(host, "ask", ask)
     assert len(server.jobs()) == 1
@@ -138,7 +139,7 @@ def test_a_job_is_found_again_by_the_next_attempt(
 
 def test_a_job_that_is_killed_is_told_of(host: RemoteHost, server: Server) -> None:
     kill = "import os, signal, time; os.kill(int(open('pid').read()), signal.SIGKILL); time.sleep(1)"
-    with pytest.raises(EngineRuntimeError, match="the run on device was killed"):
+    with pytest.raises(EngineRuntimeError, match="device was killed"):
         host.run([[sys.executable, "-c", kill]])
     assert server.jobs() == []
 
@@ -199,7 +200,7 @@ def test_a_connection_that_never_comes_back(
     monkeypatch.setattr(ssh, "ATTEMPTS", 3)
     changed(server, monkeypatch, tmp_path, f"Port {server.port}", "Port 1")
     server.cut()
-    with pytest.raises(RemoteError, match=r"lost 3 times in a row: .*Connection refused"):
+    with pytest.raises(RemoteError, match=r"3 times .*Connection refused"):
         host.retry(lambda: host.ask("environment"))
 
 
@@ -228,7 +229,7 @@ def test_addresses(text: str, parts: tuple[str, str, str], name: str) -> None:
 
 @pytest.mark.parametrize("text", ["", "-oProxyCommand=id", "me@-oProxyCommand=id", "a b", "me@host:port", "me@host;id"])
 def test_what_is_no_address(text: str) -> None:
-    with pytest.raises(InputError, match="is not the address of a machine"):
+    with pytest.raises(InputError, match=re.escape(f"'{text}'")):
         parse_address(text)
 
 

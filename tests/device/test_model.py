@@ -141,7 +141,7 @@ def test_outputs_that_are_no_numbers_get_no_label(path: Path) -> None:
     with load(path) as loaded:
         logits = np.array([[0.0, np.nan, 1.0, np.inf, 0.0]], np.float32)
         loaded.session._run = lambda _: {"logits": logits}
-        with pytest.raises(EngineRuntimeError, match="openvino-fp32 gave 2 of 5 logits not finite"):
+        with pytest.raises(EngineRuntimeError, match=r"openvino-fp32 .* 2 of 5 logits"):
             loaded(FRAME)
 
 
@@ -191,10 +191,10 @@ def test_a_missing_engine_is_skipped_aloud(
     assert loaded.skipped == (("openvino-fp32", "the engine 'openvino' is not installed"),)
     assert "openvino-fp32 is skipped" in caplog.text
     assert "edgemae[openvino]" in caplog.text
-    with pytest.raises(EngineMissingError, match="'openvino' is not installed"):
+    with pytest.raises(EngineMissingError, match="'openvino'"):
         load(path, engine="openvino")
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    with pytest.raises(EngineMissingError, match=r"no engine can run .*openvino-fp32: .*onnxruntime-fp32: ") as error:
+    with pytest.raises(EngineMissingError, match=r"openvino-fp32: .*onnxruntime-fp32: ") as error:
         load(path)
     assert "edgemae[openvino]" in error.value.fix
     assert "edgemae[onnxruntime]" in error.value.fix
@@ -216,7 +216,7 @@ def test_an_engine_that_cannot_build_is_skipped_and_the_reasons_are_listed(
     with pytest.raises(EngineRuntimeError, match="no such device"):
         load(path, engine="openvino")
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    with pytest.raises(EngineRuntimeError, match="no engine can run"):
+    with pytest.raises(EngineRuntimeError, match=r"no such device.*onnxruntime-fp32"):
         load(path)
 
 
@@ -237,10 +237,10 @@ def test_never_means_the_first_variant_or_its_error(path: Path, monkeypatch: pyt
         assert loaded.variant.engine == "openvino"
     monkeypatch.setitem(sys.modules, "openvino", None)
     monkeypatch.setattr(model, "check", lambda *_: pytest.fail("a second engine was tried"))
-    with pytest.raises(EngineMissingError, match="'openvino' is not installed") as error:
+    with pytest.raises(EngineMissingError, match="'openvino'") as error:
         load(path, fallback="never")
     assert "edgemae[openvino]" in error.value.fix
-    with pytest.raises(InputError, match="Did you mean 'never'"):
+    with pytest.raises(InputError, match="'never'"):
         load(path, fallback="nevr")
 
 
@@ -252,7 +252,7 @@ def test_an_engine_that_computes_something_else_is_never_skipped_over(
         return msgspec.structs.replace(manifest, variants=(strict, manifest.variants[1]))
 
     spoiled = make_bundle(edit=edit)
-    with pytest.raises(SelfCheckError, match=r"openvino-fp32 does not compute here what was measured.*cosine 1\.0"):
+    with pytest.raises(SelfCheckError, match=r"openvino-fp32 .* 1\.0"):
         load(spoiled)
     with load(spoiled, engine="onnxruntime") as loaded:
         assert loaded.variant.engine == "onnxruntime"
@@ -268,12 +268,12 @@ def test_the_session_of_a_refused_variant_is_closed(path: Path, monkeypatch: pyt
 
 
 def test_names_outside_the_variants(path: Path, make_bundle: Callable[..., Path]) -> None:
-    with pytest.raises(InputError, match="nothing for engine 'tensorrt'") as error:
+    with pytest.raises(InputError, match="'tensorrt'") as error:
         load(path, engine="tensorrt")
     assert error.value.expected == "one of onnxruntime, openvino"
-    with pytest.raises(InputError, match="Did you mean 'openvino'"):
+    with pytest.raises(InputError, match="'openvino'"):
         load(path, engine="openvin")
-    with pytest.raises(EngineMissingError, match="does not know the engine 'npu'"):
+    with pytest.raises(EngineMissingError, match="'npu'"):
         load(make_bundle(engines=("npu",)))
     with load(make_bundle(engines=("npu", "onnxruntime"))) as loaded:
         assert loaded.skipped[0][0] == "npu-fp32"
@@ -285,7 +285,7 @@ def test_the_target_can_be_another(path: Path, box: Target) -> None:
     with load(path) as own, load(path, target="cpu-onnxruntime") as named, load(path, target=box) as given:
         assert (own.target, named.target.name, given.target) == (box, "cpu-onnxruntime", box)
         np.testing.assert_allclose(own(FRAME).logits, named(FRAME).logits, atol=1e-5)
-    with pytest.raises(TargetError, match="Did you mean"):
+    with pytest.raises(TargetError, match="'cpu-onnxruntime'"):
         load(path, target="cpu-onnxruntim")
 
 
@@ -302,7 +302,7 @@ def test_a_failed_bundle_loads_with_a_warning(
 
 
 def test_paths_that_are_no_bundle(path: Path, tmp_path: Path) -> None:
-    with pytest.raises(BundleError, match="there is no bundle"):
+    with pytest.raises(BundleError, match=r"none\.edgemae"):
         load(tmp_path / "none.edgemae")
     (tmp_path / "cut.edgemae").write_bytes(path.read_bytes()[:-1])
     with pytest.raises(BundleCorruptError):

@@ -51,12 +51,12 @@ def test_failures_in_a_row_open_the_circuit_and_free_the_camera(folder: Path) ->
 
     results = stream(broken, folder, max_failures=4)
     assert [next(results).result for _ in range(3)] == [0, 1, 2]
-    with pytest.raises(EngineRuntimeError, match=r"4 frames in a row.*RuntimeError: engine lost") as caught:
+    with pytest.raises(EngineRuntimeError, match=r" 4 .*RuntimeError: engine lost") as caught:
         next(results)
     assert isinstance(caught.value.__cause__, RuntimeError)
     assert results.counters.failed == 4
     assert (results.state, results.error) == ("failed", caught.value)
-    with pytest.raises(EngineRuntimeError, match="4 frames in a row"):  # never a silent end, however often it is asked
+    with pytest.raises(EngineRuntimeError, match=r" 4 .*engine lost"):  # never a silent end, however often it is asked
         next(results)
     assert not results.camera._reader.is_alive()
 
@@ -99,7 +99,7 @@ def test_the_pixel_contract_of_the_model_reaches_the_decoder(tmp_path: Path, mon
 
 
 def test_a_missing_source_is_refused_at_once(tmp_path: Path) -> None:
-    with pytest.raises(CameraError, match="does not exist"):
+    with pytest.raises(CameraError, match=r"nothing\.mp4"):
         stream(level, tmp_path / "nothing.mp4")
 
 
@@ -187,11 +187,11 @@ def test_callbacks_that_fail_in_a_row_end_the_stream_aloud(folder: Path, caplog:
         raise OSError("the broker is away")
 
     results = stream(level, folder, on_result=sink)
-    with pytest.raises(InputError, match=r"callback failed on 5 results in a row.*OSError: the broker is away"):
+    with pytest.raises(InputError, match=r" 5 .*OSError: the broker is away"):
         results.run()
     assert (results.state, results.counters.sink_failed) == ("failed", 5)
     results = stream(level, folder, on_result=sink).start()
-    with pytest.raises(InputError, match="callback failed on 5"):
+    with pytest.raises(InputError, match=r" 5 .*the broker is away"):
         results.wait(30)
     assert "the stream of" in caplog.text
     patient = stream(level, folder, on_result=sink, max_failures=None)
@@ -351,6 +351,6 @@ def test_leaving_an_async_loop_early_closes_the_stream(folder: Path) -> None:
     def broken(_: np.ndarray) -> None:
         raise RuntimeError("engine lost")
 
-    with pytest.raises(EngineRuntimeError, match="5 frames in a row"):
+    with pytest.raises(EngineRuntimeError, match=r" 5 .*engine lost"):
         asyncio.run(failing())
     assert not ours()

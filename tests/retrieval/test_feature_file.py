@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -48,10 +49,10 @@ ROWS = np.eye(2, 16, dtype=np.float32)
 @pytest.mark.parametrize(
     ("changes", "arrays", "message"),
     [
-        ({}, {"embeddings": ROWS[:1]}, r"lists 2 entries and holds an array of shape \(1, 16\)"),
+        ({}, {"embeddings": ROWS[:1]}, r" 2 entries .*\(1, 16\)"),
         ({}, {"embeddings": ROWS[:, :8]}, r"\(2, 8\)"),
-        ({}, {"embeddings": ROWS.astype(np.float16)}, "holds an array"),
-        ({}, {"embeddings": ROWS, "more": ROWS}, "holds an array"),
+        ({}, {"embeddings": ROWS.astype(np.float16)}, r"\(2, 16\)"),
+        ({}, {"embeddings": ROWS, "more": ROWS}, r"\(2, 16\)"),
         ({}, {}, r"shape \(0,\)"),
         ({}, {"embeddings": ROWS * 2}, "length 1"),
         ({}, {"embeddings": ROWS * np.float32(np.nan)}, "NaN"),
@@ -59,7 +60,7 @@ ROWS = np.eye(2, 16, dtype=np.float32)
         ({"entries": (module.Entry(id=1, label="a"),) * 2}, {"embeddings": ROWS}, "do not rise"),
     ],
 )
-def test_a_well_sealed_file_that_makes_no_sense_is_refused(
+def test_a_file_whose_digest_is_right_but_makes_no_sense_is_refused(
     changes: Any, arrays: Any, message: str, model: Model, tmp_path: Path
 ) -> None:
     feature_file.write(tmp_path / "a.gallery", SCHEMA, _facts(model, **changes), arrays)
@@ -78,7 +79,7 @@ def test_foreign_files_and_other_schemas_say_what_they_are(gallery: Gallery, mod
     with pytest.raises(GalleryError, match="is a reference set"):
         Gallery.load(file, model)
     feature_file.write(file, "edgemae.gallery/2", _facts(model), {})
-    with pytest.raises(GalleryError, match=r"has schema 'edgemae\.gallery/2'") as error:
+    with pytest.raises(GalleryError, match=r"'edgemae\.gallery/2'") as error:
         Gallery.load(file, model)
     assert "update edgemae" in error.value.fix
     feature_file.write(file, "edgemae.normal/1", _facts(model), {})
@@ -88,11 +89,11 @@ def test_foreign_files_and_other_schemas_say_what_they_are(gallery: Gallery, mod
         Gallery.load(file, model)
     assert "build it again" in error.value.fix
     feature_file.write(file, SCHEMA, _Odd(model.provenance), {})
-    with pytest.raises(GalleryError, match="unknown field `surprise`"):
+    with pytest.raises(GalleryError, match="`surprise`"):
         Gallery.load(file, model)
     np.savez(tmp_path / "numpy.npz", a=ROWS)
     for other in (tmp_path / "numpy.npz", model.path):
-        with pytest.raises(GalleryError, match="is not a file of edgemae galleries"):
+        with pytest.raises(GalleryError, match=re.escape(f"'{other}' is not")):
             Gallery.load(other, model)
     for missing in (tmp_path / "none.gallery", tmp_path):
         with pytest.raises(GalleryError):
@@ -136,8 +137,8 @@ def test_headers_that_lie_are_refused(tmp_path: Path, gallery: Gallery, model: M
         changed = body[:8] + header + body[8 + size :]
         digest = hashlib.sha256(first + b"\n" + changed).hexdigest().encode()
         (tmp_path / "b.gallery").write_bytes(first + b"\n" + digest + b"\n" + changed)
-        with pytest.raises(GalleryError, match="is corrupt"):
+        with pytest.raises(GalleryError, match="corrupt"):
             Gallery.load(tmp_path / "b.gallery", model)
     (tmp_path / "c.gallery").write_bytes(first + b"\n" + hashlib.sha256(first + b"\n").hexdigest().encode() + b"\n")
-    with pytest.raises(GalleryError, match="is corrupt"):
+    with pytest.raises(GalleryError, match="corrupt"):
         Gallery.load(tmp_path / "c.gallery", model)

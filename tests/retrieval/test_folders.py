@@ -65,7 +65,7 @@ def test_a_folder_is_scored_and_drawn_the_most_unusual_first(weave: Path, normal
     assert [row["score"] for row in one.json["scores"]] == [scores[0]["score"]]
 
 
-def test_class_folders_may_be_one_normal_set(weave: Path, job: Job, tmp_path: Path) -> None:
+def test_class_folders_may_be_one_reference_set(weave: Path, job: Job, tmp_path: Path) -> None:
     for flags in (("--anomaly",), ("--held-out", job.val)):
         ran = edgemae("gallery", "build", weave / "weave.edgemae", job.train, "-o", tmp_path / "a", "--json", *flags)
         assert ran.code == 0, ran.err

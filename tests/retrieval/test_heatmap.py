@@ -51,5 +51,5 @@ def test_an_overlay_is_drawn_where_it_is_hot() -> None:
     assert (drawn != 90).any(axis=2).sum() == 1
     assert (drawn[5, 7] != 90).any()
     assert overlay(frame_bgr[:, :, 0], heat).shape == (20, 30, 3)
-    with pytest.raises(InputError, match=r"map of shape \(8, 8\)"):
+    with pytest.raises(InputError, match=r"\(8, 8\)"):
         overlay(frame_bgr, heat[:8, :8])

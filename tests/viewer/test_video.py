@@ -102,14 +102,14 @@ def test_nothing_is_lost_when_a_run_is_broken_off(source: Path, tmp_path: Path, 
 def test_what_cannot_be_written_is_said_at_once(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     results, stats = watched(source)
     with results:
-        with pytest.raises(InputError, match=r"'seen\.gif' has no ending of a video"):
+        with pytest.raises(InputError, match=r"'seen\.gif'"):
             Video(Path("seen.gif"), results.camera, stats)
-        with pytest.raises(StorageError, match="there is no folder"):
+        with pytest.raises(StorageError, match=r"/none'"):
             Video(tmp_path / "none" / "seen.mp4", results.camera, stats)
         with pytest.raises(InputError, match="is the source itself"):
             Video(source, results.camera, stats)
     monkeypatch.setitem(CODECS, ".mp4", "zzzz")
-    with pytest.raises(MachineError, match=r"cannot write '.*seen\.mp4' \(480 x 360, zzzz\)"):
+    with pytest.raises(MachineError, match=r"seen\.mp4' \(480 x 360, zzzz\)"):
         record(source, tmp_path / "seen.mp4")
 
 
@@ -118,7 +118,7 @@ def test_a_disk_that_fills_up_ends_the_run_with_a_whole_file(
 ) -> None:
     free = iter(range(100 << 20, 0, -(10 << 20)))  # 10 MiB less with each look
     monkeypatch.setattr(video, "shutil", SimpleNamespace(disk_usage=lambda _: SimpleNamespace(free=next(free))))
-    with pytest.raises(StorageError, match="is full: 30 MiB are left, 7 frames are kept"):
+    with pytest.raises(StorageError, match=r"30 MiB .* 7 frames"):
         record(source, tmp_path / "seen.mp4")
     assert len(frames_of(tmp_path / "seen.mp4")[1]) == 7
 
@@ -134,5 +134,5 @@ def test_frames_that_did_not_reach_the_disk_are_missed(source: Path, tmp_path: P
             view._writer.release()
             out.write_bytes(b"")
 
-    with pytest.raises(StorageError, match=r"holds 0 of 20 frames"):
+    with pytest.raises(StorageError, match="0 of 20"):
         record(source, out, act)

@@ -16,7 +16,7 @@ BUILDS = {"none": "  GUI:                           NONE\n", "qt": "  GUI:      
 
 def test_an_opencv_without_windows_is_named_with_the_package_that_has_them(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cv2, "getBuildInformation", lambda: BUILDS["none"])
-    with pytest.raises(MachineError, match="without windows, as the wheel opencv-python-headless") as error:
+    with pytest.raises(MachineError, match="opencv-python-headless") as error:
         require_windows()
     assert "pip install opencv-python" in error.value.fix
     assert "--webui" in error.value.fix
@@ -27,7 +27,7 @@ def test_no_screen_is_said_before_qt_ends_the_process(monkeypatch: pytest.Monkey
     monkeypatch.setattr(window.sys, "platform", "linux")
     monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
     monkeypatch.delenv("DISPLAY", raising=False)
-    with pytest.raises(MachineError, match="there is no screen"):
+    with pytest.raises(MachineError, match="DISPLAY"):
         require_windows()
     monkeypatch.setenv("DISPLAY", ":0")
     require_windows()

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 import socket
 import threading
 from pathlib import Path
@@ -64,17 +65,17 @@ def closed_port(folder: Path) -> str:
 @pytest.mark.parametrize(
     ("make", "what"),
     [
-        (lambda folder: str(folder / "absent.mp4"), "does not exist"),
-        (lambda folder: "/dev/video97", "does not exist"),
-        (lambda folder: 97, "cannot be opened"),
-        (lambda folder: "97", "cannot be opened"),
-        (lambda folder: str(folder), "holds no images"),
-        (lambda folder: "x" * 5000, "does not exist"),
-        (lambda folder: "gopher://somewhere", "unknown scheme 'gopher'"),
-        (text_as_video, "cannot be opened as a video"),
-        (folder_of_garbage, "holds no readable frame"),
-        (truncated_video, "cannot be opened as a video"),
-        (closed_port, "cannot be opened as a url"),
+        (lambda folder: str(folder / "absent.mp4"), r"absent\.mp4"),
+        (lambda folder: "/dev/video97", "'/dev/video97'"),
+        (lambda folder: 97, "'97'"),
+        (lambda folder: "97", "'97'"),
+        (lambda folder: str(folder), "folder '/.*'"),
+        (lambda folder: "x" * 5000, "'x{5000}'"),
+        (lambda folder: "gopher://somewhere", "'gopher'"),
+        (text_as_video, r"fake\.mp4"),
+        (folder_of_garbage, r"x\.jpg"),
+        (truncated_video, r"cut\.mp4"),
+        (closed_port, r"rtsp://\*\*\*@127\.0\.0\.1:\d+/stream"),
     ],
 )
 def test_a_broken_source_is_one_error_in_three_parts(tmp_path: Path, make: object, what: str) -> None:
@@ -90,7 +91,7 @@ def test_a_broken_source_is_one_error_in_three_parts(tmp_path: Path, make: objec
 
 @pytest.mark.parametrize("policy", ["newest", "staleness", "staleness:200", "staleness:-5ms", "staleness:0ms", ""])
 def test_an_unknown_policy_is_refused(video: Path, policy: str) -> None:
-    with pytest.raises(InputError, match="unknown frame policy"):
+    with pytest.raises(InputError, match=re.escape(f"'{policy}'")):
         Camera(video, policy)
 
 
@@ -102,7 +103,7 @@ def test_a_time_out_that_is_none_is_refused(video: Path, limit_ms: Any) -> None:
 
 
 def test_every_is_refused_for_a_live_source() -> None:
-    with pytest.raises(InputError, match="live source"):
+    with pytest.raises(InputError, match="'every'"):
         Camera(0, "every")
 
 
@@ -128,7 +129,7 @@ def test_a_hundred_opened_and_closed_leave_nothing_behind(tmp_path: Path) -> Non
 
 
 def test_an_odd_rotation_is_refused(video: Path) -> None:
-    with pytest.raises(InputError, match="45 degrees"):
+    with pytest.raises(InputError, match="45"):
         Camera(video, rotation=45)
 
 

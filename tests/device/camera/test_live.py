@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -186,7 +187,7 @@ def test_without_reconnect_the_end_is_an_error(server: Server) -> None:
     with Camera(server.url, reconnect=False) as camera:
         take(camera, 3)
         server.reset()
-        with pytest.raises(CameraError, match="stopped delivering frames after"):
+        with pytest.raises(CameraError, match=r"stopped .* \d+"):
             list(camera)
         assert camera.state == "failed"
     assert adds_up(camera.counters)
@@ -196,7 +197,7 @@ def test_without_reconnect_silence_is_an_error_and_closes_in_time(server: Server
     with Camera(server.url, reconnect=False, read_timeout_ms=300) as camera:
         take(camera, 3)
         server.freeze()
-        with pytest.raises(CameraError, match="no frame came from"):
+        with pytest.raises(CameraError, match=re.escape(f"'{server.url}'")):
             list(camera)
         start = time.monotonic()
         camera.close()
@@ -233,10 +234,10 @@ def test_a_refused_login_fails_for_good_and_no_password_is_told(
             take(camera, 2)
             assert "s3cret" not in camera.source + camera.last_error + take(camera, 1)[0].name
         for wait in (False, True):
-            with pytest.raises(CameraError, match=r"the server refuses the login \(401\)") as caught:
+            with pytest.raises(CameraError, match=r"\(401\)") as caught:
                 Camera(server.url.replace("s3cret", "wr0ng"), wait=wait).read()
             assert "user and password" in caught.value.fix
-        with pytest.raises(CameraError, match=r"no such stream \(404\)"):
+        with pytest.raises(CameraError, match=r"\(404\)"):
             Camera(server.url.replace("/live", "/none"), wait=True).read()
     said = caplog.text + str(caught.value) + "".join(capfd.readouterr())
     assert "s3cret" not in said
@@ -262,7 +263,7 @@ def test_a_refusal_by_a_source_that_was_live_has_to_last(rtsp: RtspServer, monke
 
 def test_an_overloaded_server_is_asked_again(server: Server) -> None:
     server.status = 503
-    with pytest.raises(CameraError, match="the server answers 503"):
+    with pytest.raises(CameraError, match="503"):
         Camera(server.url)
     with Camera(server.url, wait=True) as camera:
         until(lambda: "503" in camera.last_error)

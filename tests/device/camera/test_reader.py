@@ -55,7 +55,7 @@ def test_a_source_that_hangs_in_c_is_left_behind_and_counted(monkeypatch: pytest
 
     monkeypatch.setattr(camera_module, "make_source", lambda *_: Fake(hang))
     threads, start = threading.active_count(), time.monotonic()
-    with pytest.raises(CameraError, match=r"no frame came from '5' within 1\.1 s; its driver hangs"):
+    with pytest.raises(CameraError, match=r"'5' .* 1\.1 s; its driver hangs"):
         Camera(5, open_timeout_ms=100, read_timeout_ms=100)
     assert time.monotonic() - start < 10
     assert hung_readers() == 1
@@ -101,7 +101,7 @@ def test_readers_that_hang_are_bounded_then_a_child_process_is_used(
             with pytest.raises(CameraError, match="its driver hangs"):
                 Camera(tmp_path / "clip.mp4")
             assert hung_readers() == count
-        with pytest.raises(CameraError, match=r"did not answer within 1\.7 s and was killed"):
+        with pytest.raises(CameraError, match=r"clip\.mp4' .* 1\.7 s .*killed"):
             Camera(tmp_path / "clip.mp4")
         assert hung_readers() == reader_module.MAX_HUNG_READERS  # no further one
         with Camera(video) as camera:  # other sources work all the same, in a child as well

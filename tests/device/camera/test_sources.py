@@ -68,7 +68,7 @@ def test_kinds(tmp_path: Path) -> None:
     assert [kind_of(s) for s in (0, "3", "rtsp://a/b", "HTTPS://a", tmp_path, tmp_path / "x.mkv", "/dev/null")] == [
         "camera", "camera", "url", "url", "images", "video", "camera",
     ]  # fmt: skip
-    with pytest.raises(CameraError, match="'99999999999999999999' does not exist"):
+    with pytest.raises(CameraError, match="'99999999999999999999'"):
         kind_of("9" * 20)
 
 
@@ -106,7 +106,7 @@ def test_arrays_of_the_program_are_frames_of_their_own() -> None:
 def test_what_is_no_image_is_counted_and_named_never_guessed(
     item: Any, why: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with pytest.raises(CameraError, match=rf"holds no readable frame \(array#0: .*{why}"):
+    with pytest.raises(CameraError, match=rf"array#0: .*{why}"):
         Camera([item])
     with Camera([item, np.zeros((4, 4, 3), np.uint8)]) as camera:
         assert [frame.seq for frame in camera] == [1]
@@ -119,7 +119,7 @@ def test_a_source_without_end_that_gives_no_image_is_given_up() -> None:
         while True:
             yield np.zeros((4, 4, 3), np.float32)
 
-    with pytest.raises(InputError, match=rf"{REFUSED_RUN} arrays in a row are no images; .*float32"):
+    with pytest.raises(InputError, match=rf"{REFUSED_RUN} .*float32"):
         Camera(wrong())
 
     def late() -> Iterator[np.ndarray]:
@@ -201,5 +201,5 @@ def test_a_pattern_gives_its_images_in_order(tmp_path: Path) -> None:
     (tmp_path / "shot.txt").touch()
     with Camera(str(tmp_path / "shot*")) as camera:
         assert [int(frame.array_bgr[0, 0, 0]) for frame in camera] == [0, 1, 2]
-    with pytest.raises(CameraError, match=r"pattern '.*' holds no images"):
+    with pytest.raises(CameraError, match=r"none\*\.jpg"):
         Camera(str(tmp_path / "none*.jpg"))

@@ -30,7 +30,7 @@ def test_another_gpu_no_gpu_and_a_failing_driver_are_told_apart(
     files = {"x.onnx": block_onnx()}
     other = msgspec.structs.replace(jetson.target, compute_capability="7.2")
     for work in (lambda: ENGINES["tensorrt"].compile(files, other), lambda: ENGINES["tensorrt"].load(b"plan", other)):
-        with pytest.raises(EngineRuntimeError, match=r"this GPU has compute capability 8\.7"):
+        with pytest.raises(EngineRuntimeError, match=r"8\.7"):
             work()
     jetson.driver = FakeDriver(devices=0)
     with pytest.raises(EngineRuntimeError, match="finds no GPU"):
@@ -38,6 +38,6 @@ def test_another_gpu_no_gpu_and_a_failing_driver_are_told_apart(
     jetson.driver = FakeDriver(fail="cuMemAlloc_v2")
     with (
         ENGINES["tensorrt"].load(b"plan", jetson.target) as session,
-        pytest.raises(EngineRuntimeError, match=r"cuMemAlloc_v2 failed with CUDA error 2 \(CUDA_ERROR_OUT_OF_MEMORY\)"),
+        pytest.raises(EngineRuntimeError, match=r"cuMemAlloc_v2 .* 2 \(CUDA_ERROR_OUT_OF_MEMORY\)"),
     ):
         session(PIXELS)

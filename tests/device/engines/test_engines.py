@@ -95,7 +95,7 @@ def test_a_batch_of_another_size_needs_a_dynamic_graph(
     both = np.concatenate([PIXELS, PIXELS])
     with open_session(name, {"any.onnx": block_onnx(batch="batch")}, box) as session:
         assert session(both)["logits"].shape == (2, 5)
-    with open_session(name, graph, box) as session, pytest.raises(EngineRuntimeError, match=f"{name} failed to run"):
+    with open_session(name, graph, box) as session, pytest.raises(EngineRuntimeError, match=name):
         session(both)
 
 
@@ -124,5 +124,5 @@ def test_versions_are_those_of_the_libraries() -> None:
 
 
 def test_an_unknown_engine_gets_the_nearest_name() -> None:
-    with pytest.raises(InputError, match="Did you mean 'openvino'"):
+    with pytest.raises(InputError, match="'openvino'"):
         find_engine("openvivo")

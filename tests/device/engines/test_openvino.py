@@ -27,7 +27,7 @@ def test_openvino_reads_its_own_format(tmp_path: Path, graph: dict[str, bytes], 
     with open_session("openvino", pair, box) as ours, open_session("openvino", graph, box) as reference:
         np.testing.assert_allclose(ours(PIXELS)["logits"], reference(PIXELS)["logits"], atol=1e-6)
     cut = pair | {"openvino/net.bin": pair["openvino/net.bin"][:100]}
-    with pytest.raises(EngineRuntimeError, match="openvino failed to read"):
+    with pytest.raises(EngineRuntimeError, match="openvino"):
         open_session("openvino", cut, box)
 
 

@@ -48,7 +48,7 @@ def test_the_parser_is_quoted(gpu: Target) -> None:
     logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, [1, 4])
     node = helper.make_node("NoSuchOperator", ["pixels"], ["logits"])
     model = helper.make_model(helper.make_graph([node], "g", [pixels], [logits]))
-    with pytest.raises(EngineRuntimeError, match=r"(?s)failed to read the graph.*NoSuchOperator"):
+    with pytest.raises(EngineRuntimeError, match="NoSuchOperator"):
         ENGINES["tensorrt"].compile({"x.onnx": model.SerializeToString()}, gpu)
 
 
@@ -96,7 +96,7 @@ def test_the_real_library_has_every_name_that_running_uses() -> None:
 def test_a_plan_of_another_shape_or_a_failing_run_is_an_error(jetson: SimpleNamespace) -> None:
     jetson.context.dynamic = False
     with ENGINES["tensorrt"].load(b"plan", jetson.target) as session:
-        with pytest.raises(EngineRuntimeError, match=r"input of shape \(2, 3, 32, 32\)"):
+        with pytest.raises(EngineRuntimeError, match=r"\(2, 3, 32, 32\)"):
             session(np.zeros((2, 3, 32, 32), np.float32))
         jetson.context.fails = True
         with pytest.raises(EngineRuntimeError, match="failed to run the plan"):
@@ -105,13 +105,13 @@ def test_a_plan_of_another_shape_or_a_failing_run_is_an_error(jetson: SimpleName
 
 def test_a_plan_that_is_refused_quotes_the_logger(jetson: SimpleNamespace) -> None:
     jetson.errors = [(1, "Serialization version 239"), (2, "a warning"), (3, "chat")]
-    with pytest.raises(EngineRuntimeError, match="load the plan: Serialization version 239"):
+    with pytest.raises(EngineRuntimeError, match="Serialization version 239"):
         ENGINES["tensorrt"].load(b"other", jetson.target)
 
 
 def test_a_build_that_fails_quotes_the_logger(jetson: SimpleNamespace, block_onnx: Callable[..., bytes]) -> None:
     jetson.plan = None
-    with pytest.raises(EngineRuntimeError, match="build the plan: no tactic"):
+    with pytest.raises(EngineRuntimeError, match="no tactic"):
         ENGINES["tensorrt"].compile({"x.onnx": block_onnx()}, jetson.target)
     jetson.parses = False
     with pytest.raises(EngineRuntimeError, match="it gave no reason"):
@@ -120,5 +120,5 @@ def test_a_build_that_fails_quotes_the_logger(jetson: SimpleNamespace, block_onn
 
 def test_tensorrt_8_is_too_old(jetson: SimpleNamespace, block_onnx: Callable[..., bytes]) -> None:
     jetson.module.__version__ = "8.6.2"
-    with pytest.raises(EngineRuntimeError, match=r"TensorRT 8\.6\.2 has no strongly typed"):
+    with pytest.raises(EngineRuntimeError, match=r"8\.6\.2"):
         ENGINES["tensorrt"].compile({"x.onnx": block_onnx()}, jetson.target)
