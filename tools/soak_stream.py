@@ -1,4 +1,4 @@
-"""Whether a camera survives: one stream of 25 fps that is broken at random for as long as wanted.
+"""Whether a camera survives: one stream of 25 fps with random faults for as long as wanted.
 
     python tools/soak_stream.py --minutes 30 --json tools/results/stream-soak.json
     python tools/soak_stream.py --quick
@@ -37,8 +37,8 @@ FPS, LIMIT_MS = 25.0, 200.0
 # Between the stamp and the network lies the server's encoder, between the hand-over and the look at the clock this
 # process may be switched out: on a busy machine both take their time. What a fault holds back is older than this.
 LATE_MS = 100.0
-# A damaged packet that the decoder could repair is not told: it repeats old image until the next key frame, which the
-# server sends every second.
+# A damaged packet that the decoder could repair is not reported: it repeats an old image until the next key
+# frame, which the server sends every second.
 NOISE_S = 4.0
 FAULTS = ("freeze", "deaf", "hold", "reset", "half", "away", "garbage", "resize", "jump")
 
@@ -63,7 +63,7 @@ def main() -> int:
     return 0 if result["passed"] else 1
 
 
-class Broken:
+class InjectedFaults:
     """What was done to the server, and until when its noise may be seen."""
 
     def __init__(self) -> None:
@@ -93,11 +93,11 @@ def soak(minutes: float, seed: int) -> dict[str, Any]:
     samples: list[dict[str, Any]] = []
     states: Counter[str] = Counter()
     seen = {"reads_without_frame": 0, "unreadable": 0, "older_than_policy": 0, "old_after_noise": 0}
-    dice, broken = random.Random(seed + 1), Broken()
+    dice, injected = random.Random(seed + 1), InjectedFaults()
     with ServerProcess("rtsp", fps=FPS, size=[320, 256]) as server:
         camera = Camera(server.url, f"staleness:{LIMIT_MS:.0f}ms")
-        breaker = threading.Thread(target=break_it, args=(server, random.Random(seed), broken))
-        breaker.start()
+        injector = threading.Thread(target=inject_faults, args=(server, random.Random(seed), injected))
+        injector.start()
         try:
             while time.monotonic() - start < minutes * 60:
                 if time.monotonic() - start >= 5.0 * len(samples):
@@ -112,7 +112,7 @@ def soak(minutes: float, seed: int) -> dict[str, Any]:
                     continue
                 assert frame is not None
                 age, own = age_ms(frame.array_bgr), frame.age_ms
-                is_noisy = time.monotonic() < broken.noise_until_s
+                is_noisy = time.monotonic() < injected.noise_until_s
                 if age is None:
                     seen["unreadable"] += 1
                 elif age > LIMIT_MS + LATE_MS:
@@ -124,17 +124,17 @@ def soak(minutes: float, seed: int) -> dict[str, Any]:
                 if dice.random() < 0.1:
                     time.sleep(dice.uniform(0.0, 0.15))  # a consumer that is too slow now and then
         finally:
-            broken.over.set()
-            breaker.join()
+            injected.over.set()
+            injector.join()
             closing = time.monotonic()
             camera.close()
             close_s = time.monotonic() - closing
     figures = {"ages": ages_of(ages.seen()), "not_in_age_ms": ages_of(hidden.seen()), **seen,
-               "faults": dict(broken.counts), "states": dict(states)}  # fmt: skip
-    return judge(minutes, samples, figures, camera, close_s) | {"samples": samples}
+               "faults": dict(injected.counts), "states": dict(states)}  # fmt: skip
+    return evaluate(minutes, samples, figures, camera, close_s) | {"samples": samples}
 
 
-def judge(
+def evaluate(
     minutes: float, samples: list[dict[str, Any]], figures: dict[str, Any], camera: Camera, close_s: float
 ) -> dict[str, Any]:
     """Return the figures and whether they are as promised."""
@@ -157,12 +157,12 @@ def judge(
     return found | {"passed": bool(kept and grown < 5 and steady and close_s < 1.5)}
 
 
-def break_it(server: ServerProcess, dice: random.Random, broken: Broken) -> None:
+def inject_faults(server: ServerProcess, dice: random.Random, injected: InjectedFaults) -> None:
     """Break the server in one way after the other until it is over."""
-    wide, over = False, broken.over
+    wide, over = False, injected.over
     while not over.wait(dice.uniform(2.0, 10.0)):
         fault = dice.choice(FAULTS)
-        broken.counts[fault] += 1
+        injected.counts[fault] += 1
         if fault in ("freeze", "deaf", "hold"):
             server.send(*(["freeze", fault == "deaf"] if fault != "hold" else ["hold"]))
             over.wait(dice.choice((0.2, 0.4, 1.0, 3.0, 6.0)))
@@ -172,7 +172,7 @@ def break_it(server: ServerProcess, dice: random.Random, broken: Broken) -> None
             over.wait(dice.choice((0.2, 1.0, 5.0, 10.0)))
             server.send("start")
         elif fault == "garbage":
-            broken.noise_until_s = time.monotonic() + NOISE_S
+            injected.noise_until_s = time.monotonic() + NOISE_S
             server.send("garbage", dice.randint(1, 5))
         elif fault == "resize":
             wide = not wide

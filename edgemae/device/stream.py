@@ -88,8 +88,8 @@ class Stream(Generic[R]):
             )
 
     def _next(self) -> StreamResult[R] | None:
-        while (made := self._make()) is not None:
-            if (seen := self._hand_over(made)) is not None:
+        while (inference := self._infer_next()) is not None:
+            if (seen := self._hand_over(inference)) is not None:
                 return seen
         return None
 
@@ -141,26 +141,31 @@ class Stream(Generic[R]):
         """Yield results, made in a thread: the loop is never blocked. Cancelling closes the stream."""
         self._refuse_callback()
         threads = ThreadPoolExecutor(2, "edgemae-stream")  # one makes results, one closes
-        making: Future[tuple[str, Frame, R] | None] | None = None
+        pending: Future[tuple[str, Frame, R] | None] | None = None
         try:
             while True:
-                making = threads.submit(self._make)
-                made = await asyncio.wrap_future(making)
-                making = None
-                if made is None:
+                pending = threads.submit(self._infer_next)
+                inference = await asyncio.wrap_future(pending)
+                pending = None
+                if inference is None:
                     return
-                if (seen := self._hand_over(made)) is not None:
+                if (seen := self._hand_over(inference)) is not None:
                     yield seen
         finally:
             try:
-                await asyncio.wrap_future(threads.submit(self._abandon, making))
+                await asyncio.wrap_future(threads.submit(self._abandon, pending))
             finally:
                 threads.shutdown(wait=False)
 
-    def _abandon(self, making: Future[tuple[str, Frame, R] | None] | None) -> None:
+    def _abandon(self, pending: Future[tuple[str, Frame, R] | None] | None) -> None:
         """Close, and wait for the inference that nobody waits for any more."""
         self.close()
-        if making is not None and not making.cancelled() and making.exception() is None and making.result() is not None:
+        if (
+            pending is not None
+            and not pending.cancelled()
+            and pending.exception() is None
+            and pending.result() is not None
+        ):
             self._count("dropped")
 
     # ---------------------------------------------------------------- ends
@@ -197,7 +202,7 @@ class Stream(Generic[R]):
 
     # ---------------------------------------------------------------- frames and results
 
-    def _make(self) -> tuple[str, Frame, R] | None:
+    def _infer_next(self) -> tuple[str, Frame, R] | None:
         """Return the next (source, frame, result), or None when the stream is over. Raises what ended it, each time."""
         if self.error is not None:
             raise self.error
@@ -233,8 +238,8 @@ class Stream(Generic[R]):
         frame = camera.read()
         return None if frame is None else (name, frame)
 
-    def _hand_over(self, made: tuple[str, Frame, R]) -> StreamResult[R] | None:
-        name, frame, result = made
+    def _hand_over(self, inference: tuple[str, Frame, R]) -> StreamResult[R] | None:
+        name, frame, result = inference
         if self.state != "running":  # closed during the inference
             self._count("dropped")
             return None

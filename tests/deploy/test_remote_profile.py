@@ -101,7 +101,7 @@ def test_what_edgemae_says_there_is_said_here(bundle: Path, server: Server) -> N
     assert server.jobs() == []
 
 
-def test_a_broken_bundle_does_not_travel(bundle: Path, server: Server) -> None:
+def test_a_corrupt_bundle_does_not_travel(bundle: Path, server: Server) -> None:
     logins = server.logins
     bundle.write_bytes(bundle.read_bytes()[:-9])
     with pytest.raises(BundleError):

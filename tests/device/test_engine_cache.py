@@ -160,7 +160,7 @@ def test_a_folder_that_others_can_write_is_not_used(
     for _ in range(3):
         assert compiled(engine, FILES, box) == BLOB
     assert counting.runs == 4
-    assert caplog.text.count("is not used") == 1, "said once, not on every start of a session"
+    assert caplog.text.count("is not used") == 1, "logged once, not on every start of a session"
     assert "others can write" in caplog.text
 
 

@@ -167,9 +167,9 @@ def test_the_example_of_a_camera_app_runs(
     sources = [str(tmp_path / name) for name in ("left", "right")]
     monkeypatch.setattr(sys, "argv", [str(example), str(path), *how, *sources])
     runpy.run_path(str(example), run_name="__main__")
-    said = capsys.readouterr().out
-    assert all(f"{source} frame 0: " in said for source in sources)
-    assert ("ended StreamCounters(inferred=2" in said) is not bool(how)
+    output = capsys.readouterr().out
+    assert all(f"{source} frame 0: " in output for source in sources)
+    assert ("ended StreamCounters(inferred=2" in output) is not bool(how)
 
 
 # ------------------------------------------------------------------------------------------------ the variants
@@ -227,8 +227,8 @@ def test_a_step_down_is_told_as_loudly_as_was_asked_for(
     monkeypatch.setitem(sys.modules, "openvino", None)
     with caplog.at_level(logging.INFO, "edgemae.device"), load(path, fallback=fallback) as loaded:
         info = loaded.info
-    (told,) = [record for record in caplog.records if "is skipped" in record.message]
-    assert told.levelno == level
+    (report,) = [record for record in caplog.records if "is skipped" in record.message]
+    assert report.levelno == level
     assert info["skipped"] == [{"variant": "openvino-fp32", "reason": "the engine 'openvino' is not installed"}]
 
 

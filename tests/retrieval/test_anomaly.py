@@ -63,12 +63,12 @@ def test_planted_scratches_are_found_and_where_they_are(detector: AnomalyDetecto
     found = [detector(frame_bgr) for frame_bgr, _ in planted]
     assert auroc([a.score for a in fresh], [a.score for a in found]) >= 0.9
     inside = 0
-    for said, (_, (x0, y0, x1, y1)) in zip(found, planted, strict=True):
-        assert said.map.shape == (64, 64)
-        assert said.map.dtype == np.float32
-        assert 0 <= said.map.min() <= said.map.max() <= 1
-        assert said.is_anomaly == (said.score > detector.calibration.threshold)
-        y, x = np.unravel_index(said.map.argmax(), said.map.shape)
+    for anomaly, (_, (x0, y0, x1, y1)) in zip(found, planted, strict=True):
+        assert anomaly.map.shape == (64, 64)
+        assert anomaly.map.dtype == np.float32
+        assert 0 <= anomaly.map.min() <= anomaly.map.max() <= 1
+        assert anomaly.is_anomaly == (anomaly.score > detector.calibration.threshold)
+        y, x = np.unravel_index(anomaly.map.argmax(), anomaly.map.shape)
         inside += x0 - 6 <= x <= x1 + 6 and y0 - 6 <= y <= y1 + 6  # a patch has 8 px
     assert inside >= 50  # a box and its margin are a tenth of the image
     share = [len(part) / 60 for part in ([a for a in fresh if a.is_anomaly], [a for a in found if a.is_anomaly])]
@@ -83,16 +83,16 @@ def test_the_test_above_can_fail(detector: AnomalyDetector) -> None:
 
 
 def test_the_threshold_lies_in_the_middle_of_the_map(detector: AnomalyDetector) -> None:
-    said = detector.judge(detector.model(cloth(np.random.default_rng(3))))
-    side = said.patches.shape[0]
-    assert said.map.shape == (side, side) == (8, 8)
+    anomaly = detector.judge(detector.model(cloth(np.random.default_rng(3))))
+    side = anomaly.patches.shape[0]
+    assert anomaly.map.shape == (side, side) == (8, 8)
     found = detector.calibration
-    half = (said.patches - found.ordinary) / (found.threshold - found.ordinary) / 2
-    np.testing.assert_allclose(said.map, np.clip(half, 0, 1), atol=1e-5)
+    half = (anomaly.patches - found.ordinary) / (found.threshold - found.ordinary) / 2
+    np.testing.assert_allclose(anomaly.map, np.clip(half, 0, 1), atol=1e-5)
     rng = np.random.default_rng(4)
     cold = [(detector.judge(detector.model(cloth(rng))).map == 0).mean() for _ in range(30)]
     assert 0.35 < np.mean(cold) < 0.65, "half of all patches are as ordinary as the median"
-    assert said.score == said.patches.max()
+    assert anomaly.score == anomaly.patches.max()
 
 
 def test_a_stream_gives_anomalies(detector: AnomalyDetector, weave: Path) -> None:
@@ -137,8 +137,8 @@ def test_too_few_frames_are_said_or_refused(model: Model, normal: list[Any], cap
     few = AnomalyDetector.fit(model, normal[:20])
     assert not few.calibration.is_claim
     assert (few.calibration.frames, few.calibration.frames_needed) == (10, 99)
-    (said,) = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
-    assert said.startswith("10 held-out frames are too few for a claim of 1 % false alarms (it takes 99)")
+    (message,) = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert message.startswith("10 held-out frames are too few for a claim of 1 % false alarms (it takes 99)")
     with pytest.raises(InputError, match=r"2 .* 1 "):
         AnomalyDetector.fit(model, normal[:3])
     with pytest.raises(InputError, match="rate of 0"):

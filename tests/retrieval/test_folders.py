@@ -1,4 +1,4 @@
-"""The verbs of galleries: folders in, files and images out, and every usual mistake told in three lines."""
+"""The commands of `edgemae gallery`: folders in, files and images out, and three lines for every usual mistake."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_a_folder_is_scored_and_drawn_the_most_unusual_first(weave: Path, normal
     frame_bgr = cv2.imread(str(tmp_path / "in" / "sub" / "002.png"))
     cv2.line(frame_bgr, (20, 30), (40, 36), (255, 255, 255), 3)
     assert cv2.imwrite(str(tmp_path / "in" / "sub" / "002.png"), frame_bgr)
-    (tmp_path / "in" / "sub" / "broken.png").write_bytes(b"no image")
+    (tmp_path / "in" / "sub" / "corrupt.png").write_bytes(b"no image")
     ran = edgemae("gallery", "score", weave / "weave.edgemae", normal, tmp_path / "in" / "sub", "--save",
                   tmp_path / "maps", "--json")  # fmt: skip
     assert ran.code == 0, ran.err
@@ -122,10 +122,10 @@ def test_few_shapes_are_told_apart_by_what_they_look_like(weave: Path, tmp_path:
     write_shapes(tmp_path / "a", 6, seed=1)
     shutil.copytree(tmp_path / "a" / "circle", tmp_path / "b" / "square")
     shutil.copytree(tmp_path / "a" / "square", tmp_path / "b" / "circle")
-    said = []
+    labels = []
     for name in ("a", "b"):
         edgemae("gallery", "build", weave / "weave.edgemae", tmp_path / name, "-o", tmp_path / f"{name}.gallery")
         found = edgemae("gallery", "search", weave / "weave.edgemae", tmp_path / f"{name}.gallery",
                         tmp_path / "a" / "circle" / "0-000.png", "--json")  # fmt: skip
-        said.append(found.json["matches"][0]["label"])
-    assert said == ["circle", "square"]
+        labels.append(found.json["matches"][0]["label"])
+    assert labels == ["circle", "square"]

@@ -23,9 +23,9 @@ def test_no_percentile_from_too_few_results(
     live = stats.now()
     for row in ROWS:
         assert tuple(p for p in ("p50", "p90", "p99") if live.percentile(row, p) is not None) == stated
-    said = text(stats)
-    assert [n for n in (7, 44, 459) if f"needs {n}" in said] == list(withheld)
-    assert said.count(" 8.0 ms") == len(stated)  # of the inference
+    output = text(stats)
+    assert [n for n in (7, 44, 459) if f"needs {n}" in output] == list(withheld)
+    assert output.count(" 8.0 ms") == len(stated)  # of the inference
 
 
 def test_the_rate_is_that_of_the_results(stats: StatsCollector, monkeypatch: pytest.MonkeyPatch) -> None:

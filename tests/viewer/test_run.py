@@ -37,14 +37,14 @@ def test_a_signal_ends_it_with_its_counts_and_a_whole_video(
     assert process.stdout is not None
     rows = [json.loads(process.stdout.readline()) for _ in range(5)]  # each line leaves at once
     process.send_signal(number)
-    said, errors = process.communicate(timeout=60)
+    output, errors = process.communicate(timeout=60)
     assert process.returncode == code, errors
-    rows += [json.loads(line) for line in said.splitlines()]
+    rows += [json.loads(line) for line in output.splitlines()]
     assert [row["seq"] for row in rows] == list(range(len(rows)))
     assert "watch at http://127.0.0.1:" in errors
     assert "Traceback" not in errors
-    told = int(errors.splitlines()[-1].split(" of ")[0])
-    assert told - len(rows) in (0, 1)  # the signal may come between a result and its line
+    counted = int(errors.splitlines()[-1].split(" of ")[0])
+    assert counted - len(rows) in (0, 1)  # the signal may come between a result and its line
     capture = cv2.VideoCapture(str(out))
     assert len(rows) <= capture.get(cv2.CAP_PROP_FRAME_COUNT) <= len(rows) + 1
     capture.release()

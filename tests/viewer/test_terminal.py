@@ -15,13 +15,13 @@ def test_everything_is_on_the_terminal(stats: StatsCollector) -> None:
     assert "no answer yet" in text(stats)
     for i in range(9):
         stats.note(seen(IMAGE, i))
-    said = text(stats)
+    output = text(stats)
     for word in (
         "shapes · openvino int8", "clip.avi", "every", "Müller", "75.0 %", "circle", "3 captured", "3 seen",
         "0 dropped", "inference", "age of a result", "Ctrl-C ends", "needs 44",
     ):  # fmt: skip
-        assert word in said, word
-    assert "withheld" not in said  # what did not happen takes no room
+        assert word in output, word
+    assert "withheld" not in output  # what did not happen takes no room
     stats.note(seen(IMAGE, topk=[]))
     assert "an embedding" in text(stats)
     assert all(len(line) <= 40 for line in text(stats, 40).splitlines())
@@ -32,6 +32,6 @@ def test_a_terminal_is_redrawn_and_left_as_it_was(stats: StatsCollector) -> None
     with Terminal(stats, Console(file=out, force_terminal=True, width=90)) as view:
         stats.note(seen(IMAGE))
         assert view.show(seen(IMAGE))
-    said = out.getvalue()
-    assert "Müller" in said
-    assert said.rindex("\x1b[?25h") > said.rindex("\x1b[?25l")  # the cursor is back
+    output = out.getvalue()
+    assert "Müller" in output
+    assert output.rindex("\x1b[?25h") > output.rindex("\x1b[?25l")  # the cursor is back

@@ -37,7 +37,7 @@ def test_realtime_keeps_the_frame_rate_of_the_file(video: Path) -> None:
     assert (stamps[-1] - stamps[0]) / 1e9 >= (FRAMES - 1) / FPS - 0.05  # never faster; a busy machine may be slower
 
 
-# ---------------------------------------------------------------- broken sources
+# ---------------------------------------------------------------- sources that cannot be read
 
 
 def text_as_video(folder: Path) -> str:
@@ -78,7 +78,7 @@ def closed_port(folder: Path) -> str:
         (closed_port, r"rtsp://\*\*\*@127\.0\.0\.1:\d+/stream"),
     ],
 )
-def test_a_broken_source_is_one_error_in_three_parts(tmp_path: Path, make: object, what: str) -> None:
+def test_an_unreadable_source_is_one_error_in_three_parts(tmp_path: Path, make: object, what: str) -> None:
     threads = threading.active_count()
     with pytest.raises(CameraError, match=what) as caught:
         Camera(make(tmp_path))  # type: ignore[operator]

@@ -35,10 +35,10 @@ class Capture:
         return True
 
     def grab(self) -> bool:
-        said = self.script.pop(0) if self.script else "fail"
-        if said in ("wait", "old"):
-            time.sleep(0.01 if said == "wait" else 0.06)
-        return said in ("ok", "old")
+        step = self.script.pop(0) if self.script else "fail"
+        if step in ("wait", "old"):
+            time.sleep(0.01 if step == "wait" else 0.06)
+        return step in ("ok", "old")
 
     def retrieve(self) -> tuple[bool, np.ndarray]:
         return True, IMAGE

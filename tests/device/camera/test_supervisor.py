@@ -1,4 +1,4 @@
-"""A live camera beside servers that are broken on purpose. Ages are those of the images, not what the camera says."""
+"""A live camera beside servers that fail on purpose. Ages are those of the images, not what the camera says."""
 
 from __future__ import annotations
 
@@ -239,9 +239,9 @@ def test_a_refused_login_fails_for_good_and_no_password_is_told(
             assert "user and password" in caught.value.fix
         with pytest.raises(CameraError, match=r"\(404\)"):
             Camera(server.url.replace("/live", "/none"), wait=True).read()
-    said = caplog.text + str(caught.value) + "".join(capfd.readouterr())
-    assert "s3cret" not in said
-    assert "wr0ng" not in said
+    output = caplog.text + str(caught.value) + "".join(capfd.readouterr())
+    assert "s3cret" not in output
+    assert "wr0ng" not in output
 
 
 def test_a_refusal_by_a_source_that_was_live_has_to_last(rtsp: RtspServer, monkeypatch: pytest.MonkeyPatch) -> None:

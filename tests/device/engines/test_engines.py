@@ -65,11 +65,11 @@ def test_a_kept_blob_that_cannot_be_loaded_is_made_again(
     blob.write_bytes(whole[:100])
     digest = hashlib.sha256(whole[:100]).hexdigest()
     blob.with_suffix(".sha256").write_text(f"{digest}  {blob.name}\n")
-    for said in (1, 0):
+    for warnings in (1, 0):
         caplog.clear()
         with open_session(name, graph, box) as session:
             np.testing.assert_array_equal(session(PIXELS)["logits"], expected)
-        assert caplog.text.count("cannot be loaded, compiling again") == said
+        assert caplog.text.count("cannot be loaded, compiling again") == warnings
 
 
 @pytest.mark.parametrize("name", ON_CPU)

@@ -37,8 +37,8 @@ def test_the_real_profiler_takes_what_a_context_reports(gpu: Target, block_onnx:
     for ms in (1.0, 3.0):
         context.profiler.report_layer_time("fc", ms)
         watch.read()
-    told = SimpleNamespace(get_engine_information=lambda form: {trt.LayerInformationFormat.JSON: "{}"}[form])
-    (fc,) = watch.operators(SimpleNamespace(create_engine_inspector=lambda: told))
+    report = SimpleNamespace(get_engine_information=lambda form: {trt.LayerInformationFormat.JSON: "{}"}[form])
+    (fc,) = watch.operators(SimpleNamespace(create_engine_inspector=lambda: report))
     assert (fc.name, fc.origin, list(fc.ms), fc.macs) == ("fc", "fc", [1.0, 3.0], None)
     builder = trt.Builder(tensorrt._logger(trt))
     network = builder.create_network(tensorrt._network_flags(trt))
