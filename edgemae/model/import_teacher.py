@@ -73,6 +73,12 @@ def load_teacher(
     path = Path(path)
     if loss_kind is not None and loss_kind not in LOSSES:
         raise CheckpointError(f"unknown MAE loss '{loss_kind}'", expected=", ".join(LOSSES), fix="pass one of those")
+    if not path.exists():
+        raise CheckpointError(
+            f"checkpoint '{path}' does not exist",
+            expected="a .pth, .safetensors or .bin file, or a Hugging Face folder",
+            fix="check the path",
+        )
     found = read_weights(path)
     if found.header is not None:
         return _own(path, found, heads, pixel, licence, loss_kind)

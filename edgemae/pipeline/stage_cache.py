@@ -72,7 +72,7 @@ def check_output(folder: Path, *, overwrite: bool = False, resume: bool = False)
         )
 
 
-class Workdir:
+class StageCache:
     """Keep the stages of one output folder. Raises InputError for a folder that holds something else."""
 
     def __init__(self, folder: Path, *, overwrite: bool = False, resume: bool = False) -> None:
@@ -112,6 +112,11 @@ class Workdir:
             _finish(folder, inputs, time.monotonic() - began)
         self.ranks.wait()
         return folder
+
+    def digests(self, folder: Path) -> dict[str, str]:
+        """Return the sha256 of every file of a finished stage, by name: hashed when it was made or found."""
+        done: dict[str, dict[str, str]] = json.loads((folder / "done.json").read_bytes())
+        return done["files"]
 
     def forget(self, folder: Path) -> None:
         """Let a stage be made again by the next run; its files stay."""
