@@ -38,7 +38,7 @@ def profile_remotely(
     """
     open_bundle(bundle)  # a corrupt bundle need not travel
     with RemoteHost(parse_address(remote), python) as host, tempfile.TemporaryDirectory() as draft:
-        program = check(host)
+        program = find_edgemae(host)
         remote_path = host.copy(_as_file(bundle, Path(draft)))
         passed: dict[str, list[str]] = {}
         for name, value in options:
@@ -50,12 +50,12 @@ def profile_remotely(
             [*program, "finalize", remote_path, *target, "--no-profile", "--json"],
             [*program, "profile", remote_path, *flat, "--json"],
         ])  # fmt: skip
-        found = answer(host, codes, outputs, commands=2)
+        found = parse_answer(host, codes, outputs, commands=2)
     scenario = "" if found["scenario"] == "single" else f".{found['scenario']}"
     return _store(bundle.with_name(f"{bundle.name}.{host.address.name}{scenario}.profile.json"), found)
 
 
-def check(host: RemoteHost) -> list[str]:
+def find_edgemae(host: RemoteHost) -> list[str]:
     """Return the command that starts edgemae there. Raises RemoteError, with the line that installs it."""
     found = host.retry(lambda: host.ask("environment"))
     if found["edgemae"] is None:
@@ -91,7 +91,7 @@ def _as_file(path: Path, draft: Path) -> Path:
     return whole
 
 
-def answer(host: RemoteHost, codes: list[int], outputs: list[str], commands: int = 1) -> dict[str, Any]:
+def parse_answer(host: RemoteHost, codes: list[int], outputs: list[str], commands: int = 1) -> dict[str, Any]:
     """Return what the last of so many commands printed; raise the error that it reports, as if it came from here."""
     try:
         found = json.loads(outputs[-1])

@@ -131,7 +131,7 @@ def test_a_folder_in_the_home_there_is_no_edgemae(server: Server, tmp_path: Path
         ssh.RemoteHost(ssh.parse_address("device"), str(python)) as host,
         pytest.raises(RemoteError, match="has no edgemae"),
     ):
-        remote_profile.check(host)
+        remote_profile.find_edgemae(host)
 
 
 def test_a_folder_named_as_the_target_does_not_travel(
@@ -168,7 +168,7 @@ def test_another_version_there_is_said(
         ssh.RemoteHost(ssh.parse_address("device"), sys.executable) as host,
         caplog.at_level(logging.WARNING, "edgemae"),
     ):
-        remote_profile.check(host)
+        remote_profile.find_edgemae(host)
     assert "here it is 9.9.9" in caplog.text
 
 
