@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgemae.data.decode_worker import read_picture
+from edgemae.data.decode_worker import read_image
 from edgemae.data.image_set import ImageSet
 from edgemae.data.shards import images_at
 from edgemae.device.model import load
@@ -120,7 +120,7 @@ def _answer(
 def _one_by_one(images: ImageSet, pixel: PixelContract, dtype: str) -> Batches:
     for i, path in enumerate(images.paths):
         label = None if images.labels is None else np.array([images.labels[i]])
-        yield preprocess(read_picture(path, pixel), pixel, dtype), label
+        yield preprocess(read_image(path, pixel), pixel, dtype), label
 
 
 def _loaded(images: ImageSet, pixel: PixelContract, dtype: str, workers: int) -> Batches:

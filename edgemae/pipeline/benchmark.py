@@ -11,8 +11,8 @@ from typing import Any, Protocol
 import msgspec
 import torch
 
-from edgemae.deploy.remote_profile import answer, check
-from edgemae.deploy.ssh import Far, parse_address
+from edgemae.deploy.remote_profile import find_edgemae, parse_answer
+from edgemae.deploy.ssh import RemoteHost, parse_address
 from edgemae.model.vit import ViT
 from edgemae.pipeline.candidate_graphs import Candidate
 from edgemae.pipeline.stage_cache import digest_of
@@ -78,25 +78,25 @@ class RemoteBenchmark:
 
     @cached_property
     def machine(self) -> Machine:
-        with Far(self._address, self._python) as far:
-            machine = msgspec.convert(self._ask(far), Machine)
+        with RemoteHost(self._address, self._python) as host:
+            machine = msgspec.convert(self._ask(host), Machine)
         engines = ", ".join(f"{name} {version}" for name, version in machine.engines.items())
         log.info("candidates are measured on %s: %s, %s", self.name, machine.fingerprint.get("cpu"), engines)
         return machine
 
     def measure(self, target: Target, vit: ViT, entries: Entries) -> Latencies:
         with (
-            Far(self._address, self._python, met="machine" in self.__dict__) as far,
+            RemoteHost(self._address, self._python, has_answered="machine" in self.__dict__) as host,
             tempfile.TemporaryDirectory() as draft,
         ):
             path = Path(draft) / f"candidates-{target.name}.zip"
             write_job(path, job_of(target, entries), [graph.files for _, graph in entries])
-            return msgspec.convert(self._ask(far, far.copy(path)), Latencies)
+            return msgspec.convert(self._ask(host, host.copy(path)), Latencies)
 
-    def _ask(self, far: Far, *arguments: str) -> dict[str, Any]:
-        python = check(far)[0]
-        codes, outputs = far.run([[python, "-m", MODULE, *arguments]])
-        return answer(far, codes, outputs)
+    def _ask(self, host: RemoteHost, *arguments: str) -> dict[str, Any]:
+        python = find_edgemae(host)[0]
+        codes, outputs = host.run([[python, "-m", MODULE, *arguments]])
+        return parse_answer(host, codes, outputs)
 
 
 def job_of(target: Target, entries: Entries) -> Job:

@@ -11,10 +11,10 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from edgemae.data.decode_worker import read_picture
+from edgemae.data.decode_worker import read_image
 from edgemae.data.image_set import ImageSet, sample
 from edgemae.device.engines import open_session
-from edgemae.device.preprocess import Frame, preprocess, resize
+from edgemae.device.preprocess import ImageBGR, preprocess, resize
 from edgemae.device.selfcheck import golden_files, golden_name, some_tokens
 from edgemae.evaluation.parity import COSINE_MIN, tolerance_for
 from edgemae.pipeline.benchmark import LOCAL
@@ -73,11 +73,11 @@ def pack(choices: list[Choice], target: Target, pixel: PixelContract, images: Im
     return Packed(tuple(variants), golden, files | golden_data)
 
 
-def golden_frames(images: ImageSet, pixel: PixelContract, seed: int) -> list[Frame]:
+def golden_frames(images: ImageSet, pixel: PixelContract, seed: int) -> list[ImageBGR]:
     """Return frames of calibration images, at most twice the input's size: enough to prove the resize too."""
     frames = []
     for path in sample(images, GOLDEN_FRAMES, seed).paths:
-        frame = read_picture(path, pixel)
+        frame = read_image(path, pixel)
         scale = 2 * pixel.image_px / min(frame.shape[:2])
         if scale < 1:
             frame = resize(frame, (round(frame.shape[0] * scale), round(frame.shape[1] * scale)), pixel)
