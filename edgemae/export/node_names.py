@@ -31,14 +31,14 @@ def own_weights(model: onnx.ModelProto) -> onnx.ModelProto:
     """
     fixed = {init.name: init for init in model.graph.initializer}
     roles = {"Gemm": "weight bias", "Conv": "weight bias", "LayerNormalization": "weight bias", "MatMul": "weight"}
-    taken: set[str] = set()
+    paths: set[str] = set()
     for node in model.graph.node:
         if node.op_type not in roles or node.input[1] not in fixed:
             continue
         path = _module_path(node) or node.input[1].removesuffix(".weight")
-        while path in taken:
+        while path in paths:
             path += ".again"
-        taken.add(path)
+        paths.add(path)
         node.name = path
         for i, role in enumerate(roles[node.op_type].split(), start=1):
             if i < len(node.input) and node.input[i]:

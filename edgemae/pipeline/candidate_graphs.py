@@ -31,7 +31,7 @@ from edgemae.profiling.compare.graph_benchmark import Entry, Latencies
 from edgemae.quantize.calibrate import Calibration
 from edgemae.quantize.fp16 import to_fp16
 from edgemae.quantize.openvino_int8 import uint8_ir
-from edgemae.quantize.range_search import AWARE
+from edgemae.quantize.range_search import QAT
 from edgemae.quantize.schemes import ENGINE_SCHEMES, SCHEMES, candidates
 from edgemae.spec.atomic_file import write_atomic
 from edgemae.spec.errors import EngineRuntimeError, MachineError
@@ -55,7 +55,7 @@ class Candidate:
     @property
     def aware(self) -> bool:
         """Tell whether its scales were trained."""
-        return self.graph.scheme.endswith(AWARE)
+        return self.graph.scheme.endswith(QAT)
 
     @property
     def entry(self) -> Entry:

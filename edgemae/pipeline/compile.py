@@ -10,7 +10,8 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from edgemae.evaluation.accuracy import Predictions, cosine, judge, score
+from edgemae.evaluation.accuracy import Predictions, cosine, score
+from edgemae.evaluation.gates import evaluate_gates
 from edgemae.evaluation.report.report import write_report
 from edgemae.model.student import Student, load_student
 from edgemae.model.teacher import Teacher
@@ -227,8 +228,8 @@ def _verdicts(
 ) -> tuple[GateVerdict, ...]:
     """Return the gates' verdicts; a latency that was taken on other arithmetic than the target's shows nothing."""
     if not unlike:
-        return judge(plan.gates, stages, engines, size)
-    found = judge(plan.gates, stages, [msgspec.structs.replace(e, p90_ms=None) for e in engines], size)
+        return evaluate_gates(plan.gates, stages, engines, size)
+    found = evaluate_gates(plan.gates, stages, [msgspec.structs.replace(e, p90_ms=None) for e in engines], size)
     return tuple(
         msgspec.structs.replace(g, note=f"{g.note}: {unlike}; profile on the device") if g.gate == "p90_ms" else g
         for g in found

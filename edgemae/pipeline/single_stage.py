@@ -43,7 +43,7 @@ from edgemae.pipeline.training_stages import (
     read_teacher,
     tell_import,
 )
-from edgemae.quantize.range_search import AWARE
+from edgemae.quantize.range_search import QAT
 from edgemae.quantize.schemes import STATIC_SCHEMES, candidates
 from edgemae.spec.atomic_file import write_atomic
 from edgemae.spec.errors import InputError
@@ -134,7 +134,7 @@ def quantize(plan: Plan, student: Path, guide: Path | None, target: Target, **at
     scores |= _scores(flow, target, student, more)
     rows: dict[str, Any] = {}
     for c in (*eights, *more):
-        scheme = c.graph.history[-1].plan["scheme"] + (AWARE if c.aware else "")
+        scheme = c.graph.history[-1].plan["scheme"] + (QAT if c.aware else "")
         files = {f"{scheme}{Path(name).suffix}": data for name, data in c.graph.files.items()}
         for name, data in files.items():
             write_atomic(flow.work.folder / name, data)

@@ -35,26 +35,26 @@ from edgemae.spec.report import Report, StageScore
 if TYPE_CHECKING:
     from rich.console import Group
 
-Picture = tuple[str, bytes]
-RELIABILITY = "Reliability"  # pictures whose title starts so stand beside the calibration error
+Figure = tuple[str, bytes]  # title, PNG
+RELIABILITY = "Reliability"  # figures whose title starts so stand beside the calibration error
 _HEAT_FULL_PTS = 10.0  # a class that moves this far gets the full colour
 
 
-def write_report(report: Report, folder: Path, pictures: Sequence[Picture] = ()) -> None:
-    """Write report.json, report.md, report.html and pictures/*.png (named in the JSON) into `folder`.
+def write_report(report: Report, folder: Path, figures: Sequence[Figure] = ()) -> None:
+    """Write report.json, report.md, report.html and figures/*.png (named in the JSON) into `folder`.
 
-    `pictures` are (title, PNG bytes). Raises InternalError when the report holds NaN or infinity, StorageError when
+    `figures` are (title, PNG bytes). Raises InternalError when the report holds NaN or infinity, StorageError when
     the disk is full or read-only.
     """
     report = checked(report)
     drawn = _drawn(report)
-    files = {f"pictures/{i + 1:02d}-{_slug(title)}.png": png for i, (title, png) in enumerate(pictures)}
-    files |= {f"pictures/{name}.png": light for name, (light, _) in drawn.items()}
-    report = msgspec.structs.replace(report, pictures=[*report.pictures, *sorted(files)])
-    titles = {name: title for name, (title, _) in zip(files, pictures, strict=False)}
+    files = {f"figures/{i + 1:02d}-{_slug(title)}.png": png for i, (title, png) in enumerate(figures)}
+    files |= {f"figures/{name}.png": light for name, (light, _) in drawn.items()}
+    report = msgspec.structs.replace(report, figures=[*report.figures, *sorted(files)])
+    titles = {name: title for name, (title, _) in zip(files, figures, strict=False)}
     files["report.json"] = to_json(report)
     files["report.md"] = _markdown(report, titles).encode()
-    files["report.html"] = _html(report, pictures, drawn).encode()
+    files["report.html"] = _html(report, figures, drawn).encode()
     for name, data in files.items():
         write_atomic(folder / name, data)
 
@@ -99,7 +99,7 @@ def _leaves(value: Any, path: str) -> Iterator[tuple[str, Any]]:
 
 
 def _slug(title: str) -> str:
-    return re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")[:40] or "picture"
+    return re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")[:40] or "figure"
 
 
 def _drawn(report: Report) -> dict[str, tuple[bytes, bytes]]:
@@ -147,7 +147,7 @@ def _markdown(report: Report, titles: dict[str, str]) -> str:
     licences = sorted({step["licence"] for step in report.history if step.get("licence")})
     if licences:
         lines += [f"Licence of what came in: {', '.join(map(_plain, licences))}.", ""]
-    for file in report.pictures:
+    for file in report.figures:
         lines += [f"![{_plain(titles.get(file, Path(file).stem))}]({file})", ""]
     lines += [f"Made {_plain(report.created)}. Every number is in report.json."]
     return "\n".join(lines) + "\n"
@@ -181,7 +181,7 @@ def console_table(report: Report) -> Group:
     return Group(*parts, Text(sentence, style=styles.get(state, "")))
 
 
-def _html(report: Report, pictures: Sequence[Picture], drawn: dict[str, tuple[bytes, bytes]]) -> str:
+def _html(report: Report, figures: Sequence[Figure], drawn: dict[str, tuple[bytes, bytes]]) -> str:
     """Return one file with everything inside: no script, no font, no address to load from."""
     from importlib.resources import files
 
@@ -201,8 +201,8 @@ def _html(report: Report, pictures: Sequence[Picture], drawn: dict[str, tuple[by
         heat=_heat(report),
         drawn=drawn,
         losses=[value for name, value in drawn.items() if name.startswith("loss-")],
-        reliability=[picture for picture in pictures if picture[0].startswith(RELIABILITY)],
-        pictures=[picture for picture in pictures if not picture[0].startswith(RELIABILITY)],
+        reliability=[figure for figure in figures if figure[0].startswith(RELIABILITY)],
+        figures=[figure for figure in figures if not figure[0].startswith(RELIABILITY)],
         licences=sorted({step["licence"] for step in report.history if step.get("licence")}),
     )
 

@@ -115,7 +115,7 @@ def gate_text(gate: GateVerdict) -> tuple[str, str, str]:
 
 
 def gates_table(report: Report) -> Table:
-    """Return the limits, what was measured, and whether each was shown to be met."""
+    """Return the limits, what was measured, and whether each is met."""
     rows = []
     for gate in report.gates:
         name, limit, value = gate_text(gate)
@@ -163,12 +163,12 @@ def engines_table(report: Report) -> Table:
 
 def choices(report: Report) -> list[str]:
     """Return sentences: why each chosen engine ships what it ships, then what else is known of the others."""
-    said = [f"{e.engine} ships {e.precision}: {e.reason}" for e in report.engines if e.chosen and e.reason]
+    sentences = [f"{e.engine} ships {e.precision}: {e.reason}" for e in report.engines if e.chosen and e.reason]
     others: dict[str, list[str]] = {}
     for e in report.engines:
         if e.reason and not e.chosen:
             others.setdefault(e.reason, []).append(" ".join(part for part in (e.engine, e.precision, e.scheme) if part))
-    return said + [f"{reason}: {', '.join(names)}" for reason, names in others.items()]
+    return sentences + [f"{reason}: {', '.join(names)}" for reason, names in others.items()]
 
 
 def classes_table(report: Report) -> Table:
