@@ -3,6 +3,11 @@
 Only these are quantized. LayerNorm, Softmax, Gelu, residual sums and the products of attention stay float: quantizing
 the sums alone takes a ViT from 85 % to chance. The classifier and the patch convolution stay float too: together they
 are about 2 % of the work and the two layers that lose most in int8.
+
+ONNX Runtime's own quantizer (`onnxruntime.quantization.quantize_static`) is not used. It calibrates the scales itself,
+while those of quantization-aware training must reach the graph bit for bit; and it places Q/DQ by operator type, while
+here a pair stands around exactly the linears that training has rounded, with the dtype of bias and zero point that each
+engine fuses: uint8 and an int32 bias for ONNX Runtime, int8 around zero and a float bias for TensorRT.
 """
 
 from __future__ import annotations
