@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from edgemae.evaluation.accuracy import calibration_bins, ece
 from edgemae.evaluation.gates import shipped_stages, stage_of
 from edgemae.evaluation.report.plot_style import figure, legend, plain_log, png, style, theme
+from edgemae.evaluation.report.tables import confidence_text, percent
 from edgemae.spec.errors import InternalError
 from edgemae.spec.report import EngineLatency, Report
 
@@ -59,8 +60,7 @@ def accuracy_latency(report: Report, dark: bool = False) -> bytes | None:
         )
         if engine.chosen:
             axes.plot(p50, percent, marker="o", color=colors["ink"], markersize=17, markerfacecolor="none", zorder=5)
-    confidence = next((stage.confidence for stage in report.stages), 0.95)
-    y = f"top-1 (%), with {100 * confidence:g} % interval" if labelled else "agreement with the float student (%)"
+    y = f"top-1 (%), with {confidence_text(report)} interval" if labelled else "agreement with the float student (%)"
     style(axes, dark, x="latency (ms): p50, line to p90", y=y, grid="both")
     _milliseconds(axes, [value for engine, *_ in points for value in (engine.p50_ms, engine.p90_ms) if value])
     for gate in report.gates:
@@ -267,8 +267,7 @@ def reliability(panels: Sequence[tuple[str, Array, Array]], dark: bool = False) 
         axes.plot([0, 1], [0, 1], "--", color=colors["soft"], linewidth=1.2)
         axes.plot(confidence[used], accuracy[used], "o", color=hues[1], markersize=4)
         axes.set(xlim=(0, 1), ylim=(0, 1.02), aspect="equal")
-        error = 100 * ece(logits, labels, bins)
-        title = f"{name}: ECE {error:.1f} %, n = {len(labels)}"
+        title = f"{name}: ECE {percent(ece(logits, labels, bins))}, n = {len(labels)}"
         axes.set_title(title, color=colors["ink"], fontsize=10, loc="left", parse_math=False)
         style(axes, dark, x="confidence", y="accuracy" if i == 0 else "")
     return png(sheet)
