@@ -20,10 +20,10 @@ TABLE = re.compile(r"(<!-- table: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 def filled(page: str, results: Path) -> str:
     """Return a page with each table made anew, and under it the command that made its results."""
 
-    def table(found: re.Match[str]) -> str:
-        result = json.loads((results / f"{found[2]}.json").read_bytes())
+    def table(match: re.Match[str]) -> str:
+        result = json.loads((results / f"{match[2]}.json").read_bytes())
         benchmark = importlib.import_module(Path(result["command"].split()[1]).stem)
-        return f"{found[1]}\n{benchmark.readme_table(result)}\n\nMade by `{result['command']}`.\n\n{found[3]}"
+        return f"{match[1]}\n{benchmark.readme_table(result)}\n\nMade by `{result['command']}`.\n\n{match[3]}"
 
     return TABLE.sub(table, page)
 

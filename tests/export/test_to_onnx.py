@@ -54,16 +54,16 @@ def test_every_kind_of_vit_equals_torch(kind: str, make_vit: MakeViT, pixel: Pix
     assert [o.name for o in graph.io.outputs] == names[vit.shape.classes == 0 : 3 if tokens else 2]
     for batch in (1, 5) if dynamic else (1,):
         pixels = np.random.default_rng(batch).standard_normal((batch, 3, 32, 32)).astype(np.float32)
-        said = run(graph, pixels)
-        for a, b in zip(wanted(vit, pixels), said, strict=not tokens):
+        outputs = run(graph, pixels)
+        for a, b in zip(wanted(vit, pixels), outputs, strict=not tokens):
             assert np.abs(a - b).max() <= 1e-4 * np.abs(a).max()
         if tokens:
-            assert said[-1].shape == (batch, 16, 32)
+            assert outputs[-1].shape == (batch, 16, 32)
             assert graph.io.outputs[-1].shape == (first, 16, 32)
             if vit.shape.pool == "mean":  # the embedding is the mean of these patches, and a norm before or after it
-                mean = torch.from_numpy(said[-1]).mean(dim=1)
+                mean = torch.from_numpy(outputs[-1]).mean(dim=1)
                 pooled = vit.norm(mean) if vit.shape.norm_after_pool else mean
-                np.testing.assert_allclose(pooled.detach().numpy(), said[-2], atol=1e-4)
+                np.testing.assert_allclose(pooled.detach().numpy(), outputs[-2], atol=1e-4)
     assert lint(graph) == []
 
 
@@ -75,15 +75,15 @@ def forms(vit: ViT, pixel: PixelContract) -> dict[str, Graph]:
 def test_both_forms_keep_whole_ops(forms: dict[str, Graph]) -> None:
     assert tuple(forms) == ATTENTION_FORMS
     for form, graph in forms.items():
-        found = kinds(graph)
-        assert found["LayerNormalization"] == 5
-        assert found["Gelu"] == 2
-        assert found["Gemm"] == 9
+        counts = kinds(graph)
+        assert counts["LayerNormalization"] == 5
+        assert counts["Gelu"] == 2
+        assert counts["Gemm"] == 9
         assert not {"IsNaN", "Where", "Pow", "Erf", "Shape", "Expand", "Mul", "Constant", "Cast", "Identity"} & set(
-            found
+            counts
         )
-        assert found["Attention"] == (2 if form == "fused" else 0)
-        assert found["Softmax"] == (0 if form == "fused" else 2)
+        assert counts["Attention"] == (2 if form == "fused" else 0)
+        assert counts["Softmax"] == (0 if form == "fused" else 2)
     pixels = np.random.default_rng(2).standard_normal((1, 3, 32, 32)).astype(np.float32)
     for a, b in zip(*(run(graph, pixels) for graph in forms.values()), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5)

@@ -22,7 +22,7 @@ from tests.evaluation.samples import HOSTILE, report, scored
 PIXEL = bytes.fromhex(
     "89504e470d0a1a0a0000000d494844520000000100000001080000000003a7e9b40000000a49444154789c636000000002000148afa4710000000049454e44ae426082"
 )
-PICTURES = [("Original, masked, reconstructed", PIXEL), ("Reliability: before and after", PIXEL)]
+FIGURES = [("Original, masked, reconstructed", PIXEL), ("Reliability: before and after", PIXEL)]
 
 
 class Page(HTMLParser):
@@ -56,15 +56,15 @@ class Page(HTMLParser):
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("report") / "deep"
-    write_report(report(), folder, PICTURES)
+    write_report(report(), folder, FIGURES)
     return folder
 
 
-def test_json_round_trip_is_the_report_and_names_pictures_that_exist(written: Path) -> None:
+def test_json_round_trip_is_the_report_and_names_figures_that_exist(written: Path) -> None:
     read = msgspec.json.decode((written / "report.json").read_bytes(), type=Report)
-    assert msgspec.structs.replace(read, pictures=[]) == checked(report())
-    assert len(read.pictures) == 6  # two given, accuracy-latency, per-class, two loss curves
-    for file in read.pictures:
+    assert msgspec.structs.replace(read, figures=[]) == checked(report())
+    assert len(read.figures) == 6  # two given, accuracy-latency, per-class, two loss curves
+    for file in read.figures:
         assert (written / file).read_bytes().startswith(b"\x89PNG")
 
 
@@ -119,7 +119,7 @@ def test_html_shows_hostile_text_as_text(written: Path) -> None:
 def test_html_has_every_part(written: Path) -> None:
     text = Page((written / "report.html").read_text("utf-8")).text
     for part in (
-        "From teacher to int8", "Engines, measured", "Accuracy against latency", "Training", "Pictures",
+        "From teacher to int8", "Engines, measured", "Accuracy against latency", "Training", "Figures",
         "Per class", "Calibration", "Attention forms", "Where the time goes", "Data", "Provenance", "CC-BY-NC-4.0",
         "Machine", "some CPU", "What ships", "1 of 4 limits not shown", "empty file",
     ):  # fmt: skip
