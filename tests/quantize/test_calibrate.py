@@ -1,4 +1,4 @@
-"""Calibration: what is refused, how noise is told from photos, and ranges that depend on the values alone."""
+"""Calibration: what is refused, how noise is separated from photos, and ranges that depend on the values alone."""
 
 from __future__ import annotations
 
