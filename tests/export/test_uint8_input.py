@@ -115,9 +115,9 @@ def test_a_dynamic_batch_stays_dynamic() -> None:
 
 
 def test_a_graph_is_converted_once_and_with_its_own_contract(graphs: dict[str, Graph]) -> None:
-    with pytest.raises(InputError, match="takes uint8"):
+    with pytest.raises(InputError, match="uint8"):
         take_uint8(as_bytes(graphs["explicit"]), PIXEL)
-    with pytest.raises(InputError, match=r"takes float32 \(1, 3, 32, 32\)"):
+    with pytest.raises(InputError, match=r"\(1, 3, 32, 32\)"):
         take_uint8(graphs["explicit"], PixelContract(image_px=64))
 
 

@@ -282,15 +282,15 @@ def _shortened(draw: bool) -> Iterator[None]:
 
 
 def _quiet(take: Callable[..., Any]) -> Callable[..., Any]:
-    """Call what was taken TRUSTED: what a compile does with a busy machine has tests of its own."""
+    """Call each measurement TRUSTED: what a compile does with a busy machine has tests of its own."""
 
-    def taken(*given: Any) -> Any:
+    def trusted(*given: Any) -> Any:
         return {
             name: replace(s, interference=msgspec.structs.replace(s.interference, verdict="TRUSTED", reasons=()))
             for name, s in take(*given).items()
         }
 
-    return taken
+    return trusted
 
 
 @contextlib.contextmanager
@@ -319,5 +319,5 @@ def parts(text: str) -> list[str]:
 
 
 def stage(output: Path, name: str) -> Path:
-    (found,) = (path for path in (output / "stages").glob(f"{name}-*") if path.name.rpartition("-")[0] == name)
-    return found
+    (folder,) = (path for path in (output / "stages").glob(f"{name}-*") if path.name.rpartition("-")[0] == name)
+    return folder

@@ -13,7 +13,7 @@ import pytest
 from rich.console import Console
 
 from edgemae.evaluation.report.report import checked, console_table, markdown_table, to_json, write_report
-from edgemae.evaluation.report.tables import TABLES, count, mib, milliseconds, percent, signed, verdict
+from edgemae.evaluation.report.tables import TABLES
 from edgemae.spec.errors import InternalError, StorageError
 from edgemae.spec.plan_schema import GatePlan
 from edgemae.spec.report import Report
@@ -189,31 +189,3 @@ def test_console_takes_brackets_in_names_as_text() -> None:
     odd = msgspec.structs.replace(report().engines[0], reason="[red]x[/red]")
     Console(file=out, width=100, color_system=None).print(console_table(report(engines=(odd,))))
     assert "[red]x[/red]" in out.getvalue()
-
-
-@pytest.mark.parametrize(
-    ("text", "wanted"),
-    [
-        (percent(0.98765), "98.8 %"),
-        (percent(None), "–"),
-        (count(999), "999"),
-        (count(5_510_000), "5.51 M"),
-        (count(999_600), "1 M"),
-        (mib(1_910_000), "1.82 MiB"),
-        (mib(2048), "2.0 KiB"),
-        (milliseconds(0.1234), "0.123 ms"),
-        (milliseconds(4.916), "4.92 ms"),
-        (milliseconds(9.996), "10.0 ms"),
-        (milliseconds(123.4), "123 ms"),
-        (signed(-0.001, 2), "0.00"),
-        (signed(1.5, 1), "+1.5"),
-    ],
-)
-def test_numbers_as_text(text: str, wanted: str) -> None:
-    assert text == wanted
-
-
-def test_verdict_sentence() -> None:
-    assert verdict(report())[0] == "missed"
-    assert verdict(report(gates=GatePlan(size_mib=50.0))) == ("passed", "The limit was shown to be met.")
-    assert verdict(report(gates=GatePlan()))[0] == "none"
