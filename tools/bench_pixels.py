@@ -32,7 +32,7 @@ from edgemae.device.model import load
 from edgemae.device.preprocess import Frame, crop, preprocess
 from edgemae.evaluation.accuracy import predict
 from edgemae.profiling.stats.percentiles import ratio, summarise
-from edgemae.profiling.timing.interference import worst
+from edgemae.profiling.timing.interference import combined_verdict
 from edgemae.profiling.timing.timer import interleave
 from edgemae.spec.graph import KERNELS, PixelContract
 
@@ -124,7 +124,7 @@ def compare(runs: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, 
         gain = ratio(taken[first], samples)
         rows.append({"name": name, "p50_ms": summarise(samples.ns).p50_ms, "times_as_fast": gain.median,
                      "low": gain.low, "high": gain.high})  # fmt: skip
-    return {"verdict": worst(*(samples.interference.verdict for samples in taken.values())), "rows": rows}
+    return {"verdict": combined_verdict(*(samples.interference.verdict for samples in taken.values())), "rows": rows}
 
 
 def on_clip(path: Path) -> dict[str, Any]:

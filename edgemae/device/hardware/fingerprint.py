@@ -8,9 +8,12 @@ import platform
 import shutil
 import subprocess
 import sys
+from collections.abc import Collection
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+from edgemae.device.hardware.cpu_affinity import usable_cores
 
 FLAGS = ("avx2", "fma", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "amx_bf16", "asimddp", "i8mm", "sve")
 # import name -> distributions that may carry it; Jetson's own OpenCV and TensorRT have no distribution at all.
@@ -49,8 +52,8 @@ def fingerprint() -> dict[str, Any]:
         "boost": _read("/sys/devices/system/cpu/cpufreq/boost"),
         "power_mode": _power_mode(),
         "cores": os.cpu_count(),
-        "cores_usable": len(usable_cpus()),
-        "pinning": _ranges(usable_cpus()),
+        "cores_usable": len(usable_cores()),
+        "pinning": _ranges(usable_cores()),
         "numa_nodes": _read("/sys/devices/system/node/online"),
         **limits(),
         "memory_mib": _memory_mib(),
@@ -66,13 +69,6 @@ def fingerprint() -> dict[str, Any]:
 def differences(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
     """Return one line for each entry in which two fingerprints differ; empty when latencies may be compared."""
     return [f"{key}: {a.get(key)} / {b.get(key)}" for key in sorted(a.keys() | b.keys()) if a.get(key) != b.get(key)]
-
-
-def usable_cpus() -> set[int]:
-    """Return the CPUs that this process may run on."""
-    if hasattr(os, "sched_getaffinity"):
-        return set(os.sched_getaffinity(0))
-    return set(range(os.cpu_count() or 1))
 
 
 def cgroups(controller: str, root: Path = ROOT) -> list[Path]:
@@ -137,7 +133,7 @@ def _gpu() -> list[str] | None:
 def _governor(root: Path = ROOT) -> str | None:
     """Return the governor of the processors that we may use; where they differ, those of each: performance 0-3, ..."""
     found: dict[str, set[int]] = {}
-    for number in usable_cpus():
+    for number in usable_cores():
         if name := _read(root / f"sys/devices/system/cpu/cpu{number}/cpufreq/scaling_governor"):
             found.setdefault(name, set()).add(number)
     if len(found) < 2:
@@ -150,7 +146,7 @@ def _power_mode() -> str | None:
     return _read("/var/lib/nvpmodel/status") or _read("/sys/firmware/acpi/platform_profile")
 
 
-def _ranges(numbers: set[int]) -> str:
+def _ranges(numbers: Collection[int]) -> str:
     """Return a set of processors as the kernel writes it: 0-3,6."""
     parts: list[list[int]] = []
     for number in sorted(numbers):

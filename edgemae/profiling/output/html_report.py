@@ -138,10 +138,10 @@ def _layers(layers: Layers | None) -> str:
 def _heat(record: Profile) -> str:
     parts = []
     if (soak := record.soak) is not None:
-        said = "slower at the end" if soak.slower else "no slowing of more than 2 % shown"
+        outcome = "slower at the end" if soak.slower else "no slowing of more than 2 % shown"
         parts.append(
             f"<p>{soak.minutes:g} minutes: median {soak.first_p50_ms:.3f} ms at first, {soak.last_p50_ms:.3f} ms at "
-            f"last, ratio {soak.ratio:.3f} ({soak.ratio_low:.3f} to {soak.ratio_high:.3f}): {said}.</p>"
+            f"last, ratio {soak.ratio:.3f} ({soak.ratio_low:.3f} to {soak.ratio_high:.3f}): {outcome}.</p>"
         )
     if (power := record.power) is not None:
         parts.append(f"<p>{escape('; '.join(power_facts(power)))}.</p>" if power_facts(power) else "")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from edgemae.profiling.records import Against, Layers, Power, Profile, SloVerdict
+from edgemae.profiling.records import BaselineComparison, Layers, Power, Profile, SloVerdict
 from edgemae.profiling.stats.percentiles import Summary
 from edgemae.profiling.timing.interference import Interference
 
@@ -20,7 +20,7 @@ def describe(found: Profile) -> list[str]:
         *_table(found),
         "",
         *_facts(found),
-        *(_against(found.against) if found.against else []),
+        *(_baseline(found.baseline) if found.baseline else []),
         *(_layers(found.layers) if found.layers else []),
         *_limits(found),
         *_evidence(found),
@@ -85,21 +85,21 @@ def _facts(found: Profile) -> list[str]:
     return lines
 
 
-def _against(other: Against) -> list[str]:
-    how = f"in turns, {other.rounds} rounds" if other.paired else "not in turns: stored profile"
-    verdict = f"{told(other)} at 95 %" if other.paired else told(other)
+def _baseline(other: BaselineComparison) -> list[str]:
+    how = f"interleaved, {other.rounds} rounds" if other.paired else "not interleaved: stored profile"
+    verdict = f"{difference_message(other)} at 95 %" if other.paired else difference_message(other)
     faster = _interval(other.ratio, other.ratio_low, other.ratio_high)
     what = f"{other.name} ({engine_of(other)})"
-    return [f"against     {what}: this one is {faster} times as fast, {verdict} ({how})"]
+    return [f"baseline    {what}: this one is {faster} times as fast, {verdict} ({how})"]
 
 
-def engine_of(other: Against) -> str:
+def engine_of(other: BaselineComparison) -> str:
     """Return what ran the other one: torch eager 2.13.0 fp32."""
     return " ".join(filter(None, (other.engine, other.version, other.precision)))
 
 
-def told(other: Against) -> str:
-    """Return in words whether two contenders differ."""
+def difference_message(other: BaselineComparison) -> str:
+    """Return in words whether two sides differ."""
     if other.different is None:
         return "whether they differ cannot be told"
     return "different" if other.different else "no difference shown"

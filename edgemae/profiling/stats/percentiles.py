@@ -170,7 +170,7 @@ def round_ratios(a: Blocks, b: Blocks) -> NDArray[np.float64]:
 
 
 def shift(a: ArrayLike, b: ArrayLike, confidence: float = 0.95) -> Ratio:
-    """Return level a / level b of two sets that were not taken in turns, such as the block medians of two minutes.
+    """Return level a / level b of two sets that were not interleaved, such as the block medians of two minutes.
 
     Hodges-Lehmann estimate of the logs with the exact Mann-Whitney interval; at least 4 values in each.
     """

@@ -1,6 +1,6 @@
 """What the kernel says of a stretch of time: waiting for a processor, throttling, frequency, heat.
 
-Every witness is read from files that need no rights, under a `root` that tests can replace. One that this machine does
+Every counter is read from files that need no rights, under a `root` that tests can replace. One that this machine does
 not have is None, and its name is in `absent`.
 """
 
@@ -9,7 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from edgemae.device.hardware.fingerprint import cgroups, usable_cpus
+from edgemae.device.hardware.cpu_affinity import usable_cores
+from edgemae.device.hardware.fingerprint import cgroups
 
 ROOT = Path("/")
 # What is absent is listed by these names, in this order.
@@ -24,7 +25,7 @@ PLAUSIBLE_C = (-40.0, 200.0)  # a zone that is switched off reads -256
 
 
 @dataclass(frozen=True)
-class Look:
+class SystemCounters:
     """Hold the counters and gauges of one moment."""
 
     pressure_us: int | None  # some task, of anybody, waited for a processor: total since boot
@@ -36,18 +37,18 @@ class Look:
 
     @property
     def absent(self) -> tuple[str, ...]:
-        """Return the names of the witnesses that this machine does not have."""
+        """Return the names of the indicators that this machine does not have."""
         return tuple(name for field, name in NAMES.items() if getattr(self, field) is None)
 
 
-def look(root: Path = ROOT) -> Look:
-    """Read all witnesses; about 0.3 ms."""
+def read_system_counters(root: Path = ROOT) -> SystemCounters:
+    """Read all system counters; about 0.3 ms."""
     cpus = root / "sys/devices/system/cpu"
-    mine = [cpus / f"cpu{number}" for number in usable_cpus()]
+    mine = [cpus / f"cpu{number}" for number in usable_cores()]
     khz = [value for cpu in mine if (value := _number(cpu / "cpufreq/scaling_cur_freq")) is not None]
     heat = [value for cpu in mine if (value := _number(cpu / "thermal_throttle/core_throttle_count")) is not None]
     zones = [(zone, celsius) for zone in _zones(root) if (celsius := _celsius(zone / "temp")) is not None]
-    return Look(
+    return SystemCounters(
         pressure_us=_pressure_us(root), throttled_us=_throttled_us(root),
         frequency_mhz=max(khz) / 1e3 if khz else None, temperature_c=max((c for _, c in zones), default=None),
         heat_throttles=sum(heat) if heat else None, slowed_by_heat=any(_at_passive(zone, c) for zone, c in zones),
