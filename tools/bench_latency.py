@@ -32,7 +32,8 @@ from edgemae.device.hardware.fingerprint import fingerprint
 from edgemae.device.preprocess import preprocess
 from edgemae.export.to_onnx import ATTENTION_FORMS, to_onnx
 from edgemae.model.vit import ViT, ViTShape
-from edgemae.profiling.stats.percentiles import ratio, summarise
+from edgemae.profiling.stats.comparison import ratio
+from edgemae.profiling.stats.percentiles import summarise
 from edgemae.profiling.timing.interference import combined_verdict
 from edgemae.profiling.timing.timer import Samples, interleave
 from edgemae.quantize.calibrate import Calibration

@@ -39,7 +39,7 @@ from edgemae.profiling.golden_inputs import bundle_of, golden_frames
 from edgemae.profiling.layers.layer_profile import by_kind, by_module, profile_layers
 from edgemae.profiling.records import Layers
 from edgemae.profiling.scenarios import CALL_STAGES, Rows, stages_of
-from edgemae.profiling.stats.percentiles import ratio
+from edgemae.profiling.stats.comparison import ratio
 from edgemae.profiling.timing.interference import combined_verdict
 from edgemae.profiling.timing.timer import interleave, measure, wait_until_idle
 from edgemae.quantize.calibrate import Calibration

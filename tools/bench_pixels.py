@@ -31,7 +31,8 @@ from edgemae.device.hardware.fingerprint import fingerprint
 from edgemae.device.model import load
 from edgemae.device.preprocess import Frame, crop, preprocess
 from edgemae.evaluation.accuracy import predict
-from edgemae.profiling.stats.percentiles import ratio, summarise
+from edgemae.profiling.stats.comparison import ratio
+from edgemae.profiling.stats.percentiles import summarise
 from edgemae.profiling.timing.interference import combined_verdict
 from edgemae.profiling.timing.timer import interleave
 from edgemae.spec.graph import KERNELS, PixelContract

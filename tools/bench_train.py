@@ -57,7 +57,8 @@ from edgemae.data.loader import Batch
 from edgemae.device.hardware.cpu_affinity import usable_cores
 from edgemae.device.hardware.fingerprint import fingerprint
 from edgemae.distill.recipes import RECIPES
-from edgemae.profiling.stats.percentiles import Blocks, ratio, summarise
+from edgemae.profiling.stats.comparison import Blocks, ratio
+from edgemae.profiling.stats.percentiles import summarise
 from edgemae.profiling.timing.interference import combined_verdict
 from edgemae.profiling.timing.timer import LEAD_RUNS, Samples, interleave
 from edgemae.train.distributed import bf16_is_fast

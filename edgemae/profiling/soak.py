@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from edgemae.profiling.records import Soak
 from edgemae.profiling.scenarios import ScenarioResult
-from edgemae.profiling.stats.percentiles import runs_needed, shift
+from edgemae.profiling.stats.comparison import shift
+from edgemae.profiling.stats.percentiles import runs_needed
 from edgemae.spec.errors import InputError
 
 UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}

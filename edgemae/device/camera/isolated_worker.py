@@ -14,31 +14,31 @@ import numpy as np
 
 from edgemae.device.camera.frame_source import Grab, SourceError
 from edgemae.device.camera.opencv import Video
+from edgemae.device.child_process import claim_stdout
 from edgemae.spec.errors import EdgemaeError, InternalError
 
 
 def main() -> None:
     """Answer orders until standard input ends, which also ends a call that hangs."""
-    answers = os.dup(1)
-    os.dup2(2, 1)  # what drivers print must not get among the answers
+    send = claim_stdout()  # what drivers print must not get among the answers
     orders: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
     threading.Thread(target=_listen, args=(orders,), daemon=True).start()
     memory = _Memory(int(sys.argv[2]))
-    _say(answers, {})
+    send({})
     try:
         order = orders.get()
         video = Video(order["source"], order["kind"], tuple(order["timeouts_ms"]), order["again"])
         video.open()
-        _say(answers, {"fps": video.fps})
+        send({"fps": video.fps})
         while orders.get() == {}:
-            _say(answers, memory.hold(video.read()))
+            send(memory.hold(video.read()))
     except SourceError as error:
-        _say(answers, {"error": error.row, "kind": error.kind})
+        send({"error": error.row, "kind": error.kind})
     except EdgemaeError as error:
-        _say(answers, {"error": error.row})
+        send({"error": error.row})
     except Exception as bug:  # noqa: BLE001 - the parent is told
         what = f"{type(bug).__name__}: {bug}"
-        _say(answers, {"error": InternalError(what, expected="no failure", fix="report it").row})
+        send({"error": InternalError(what, expected="no failure", fix="report it").row})
 
 
 def _listen(orders: queue.SimpleQueue[dict[str, Any]]) -> None:
@@ -48,10 +48,6 @@ def _listen(orders: queue.SimpleQueue[dict[str, Any]]) -> None:
         for line in lines:
             orders.put(json.loads(line))
     os._exit(0)  # the parent is gone, or wants this one gone
-
-
-def _say(answers: int, said: dict[str, Any]) -> None:
-    os.write(answers, json.dumps(said).encode() + b"\n")
 
 
 class _Memory:

@@ -163,10 +163,18 @@ def power_mode(root: Path) -> str:
 # ---------------------------------------------------------------- reading
 
 
-def text(path: Path) -> str | None:
-    """Return a file's text without its ends, None where it cannot be read."""
+def text(path: str | Path) -> str | None:
+    """Return a file's whole text without its ends, None where it cannot be read."""
     try:
-        return _read(path)
+        return Path(path).read_text(encoding="utf-8").strip()
+    except (OSError, ValueError):
+        return None
+
+
+def integer_of(path: Path) -> int | None:
+    """Return a file's whole number, None where there is none."""
+    try:
+        return int(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
 

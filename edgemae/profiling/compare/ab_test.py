@@ -7,12 +7,7 @@ blocks by 1 %.
 
 from __future__ import annotations
 
-import json
-import os
-import select
-import subprocess
 import tempfile
-import time
 from contextlib import ExitStack
 from dataclasses import dataclass
 from types import TracebackType
@@ -20,9 +15,11 @@ from typing import Any
 
 import numpy as np
 
+from edgemae.device.child_process import JsonLinesProcess
 from edgemae.profiling.child_process import command, environment
 from edgemae.profiling.records import BaselineComparison
-from edgemae.profiling.stats.percentiles import ratio, round_ratios, summarise
+from edgemae.profiling.stats.comparison import ratio, round_ratios
+from edgemae.profiling.stats.percentiles import summarise
 from edgemae.profiling.timing.interference import VERDICTS, Interference, Window, with_verdict
 from edgemae.profiling.timing.timer import BLOCK_RUNS, Samples, block_length, interleaved_order, samples_of
 from edgemae.spec.errors import EdgemaeError, EngineRuntimeError, error_of
@@ -86,12 +83,8 @@ class _Process:
     def __init__(self, side: ABSide) -> None:
         self.side, self.about = side, dict[str, Any]()
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 (closed by __exit__)
-        self._process = subprocess.Popen(
-            command(side.module), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._stderr,
-            env=environment(),
-        )  # fmt: skip
+        self._process = JsonLinesProcess(command(side.module), stderr=self._stderr, env=environment())
         self.pid = self._process.pid
-        self._rest = b""
 
     def load(self, rounds: int) -> float:
         """Make the process hold its side; return the seconds of a typical run."""
@@ -109,35 +102,15 @@ class _Process:
 
     def ask(self, order: dict[str, Any], timeout_s: float) -> dict[str, Any]:
         """Send an order and return the answer."""
-        stdin = self._process.stdin
-        assert stdin is not None
         try:
-            stdin.write(json.dumps(order).encode() + b"\n")
-            stdin.flush()
-            line: bytes | None = self._line(timeout_s)
-        except BrokenPipeError:
-            line = b""
-        if not line:
-            raise self._silent(timeout_s if line is None else None)
-        answer: dict[str, Any] = json.loads(line)
+            answer = self._process.ask(order, timeout_s)
+        except EOFError:
+            raise self._silent(None) from None
+        except TimeoutError:
+            raise self._silent(timeout_s) from None
         if "error" in answer:
             raise error_of(answer["error"])
         return answer
-
-    def _line(self, timeout_s: float) -> bytes | None:
-        """Return the next line, b"" when the process has ended, None when the time is over."""
-        stdout, end = self._process.stdout, time.monotonic() + timeout_s
-        assert stdout is not None
-        while b"\n" not in self._rest:
-            ready, _, _ = select.select([stdout], [], [], max(0.0, end - time.monotonic()))
-            if not ready:
-                return None
-            part = os.read(stdout.fileno(), 1 << 16)
-            if not part:
-                return b""
-            self._rest += part
-        line, _, self._rest = self._rest.partition(b"\n")
-        return line
 
     def _silent(self, waited_s: float | None) -> EdgemaeError:
         """Return the error for a process that has ended, or that said nothing for `waited_s`."""
@@ -158,7 +131,5 @@ class _Process:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._process.kill()
-        self._process.wait()
-        for stream in (self._process.stdin, self._process.stdout, self._stderr):
-            if stream is not None:
-                stream.close()
+        self._process.close()
+        self._stderr.close()

@@ -15,13 +15,13 @@ An order that cannot be followed is answered with {"error": {"code", "what", "ex
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Callable, Mapping
 from itertools import cycle
 from pathlib import Path
 from typing import Any
 
+from edgemae.device.child_process import claim_stdout
 from edgemae.device.engines import ENGINES, open_session
 from edgemae.device.engines.onnxruntime import input_dtype
 from edgemae.device.model import load, top_classes
@@ -39,33 +39,26 @@ WorkerSetup = tuple[Run, dict[str, str]]  # what to time; name, engine and preci
 
 def serve(makers: Mapping[str, Callable[[Order], WorkerSetup]]) -> None:
     """Follow orders until stdin ends. `makers`: kind -> a function of the first order."""
-    say = _speaker()
+    send = claim_stdout()
     try:
         first = _order()
         run, about = makers[first["kind"]](first)
-        say({**about, "typical_s": warm(run, WARMUP_RUNS)})
+        send({**about, "typical_s": warm(run, WARMUP_RUNS)})
         wait_until_idle()
         recorder = Recorder(first["capacity"])
         while order := _order():
             if order.get("end"):
-                say({name: values.tolist() for name, values in recorder.measurements().items()})
+                send({name: values.tolist() for name, values in recorder.measurements().items()})
                 continue
             for _ in range(LEAD_RUNS):
                 run()
             for _ in range(order["runs"]):
                 recorder.once(run, order["block"])
-            say({"idle": wait_until_idle()})
+            send({"idle": wait_until_idle()})
     except EdgemaeError as error:
-        say({"error": error.row})
+        send({"error": error.row})
     except BrokenPipeError:  # the parent is gone
         return
-
-
-def _speaker() -> Callable[[dict[str, Any]], None]:
-    """Return what writes answers, after pointing stdout elsewhere."""
-    answers = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)
-    return lambda row: print(json.dumps(row), file=answers, flush=True)
 
 
 def _order() -> dict[str, Any]:

@@ -23,7 +23,8 @@ from edgemae.device.engines import ENGINES, open_session
 from edgemae.device.hardware.cpu_affinity import usable_cores
 from edgemae.device.hardware.cpu_features import isa_class
 from edgemae.device.hardware.fingerprint import fingerprint
-from edgemae.profiling.stats.percentiles import ratio, summarise
+from edgemae.profiling.stats.comparison import ratio
+from edgemae.profiling.stats.percentiles import summarise
 from edgemae.profiling.timing.timer import Run, interleave
 from edgemae.spec.errors import EdgemaeError
 from edgemae.spec.report import EngineLatency, Record

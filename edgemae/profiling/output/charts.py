@@ -6,8 +6,8 @@ from html import escape
 
 import numpy as np
 
+from edgemae.profiling.output.rows import clean, difference_message, engine_of
 from edgemae.profiling.output.svg import HUES, Chart, legend, spread
-from edgemae.profiling.output.text_report import clean, difference_message, engine_of
 from edgemae.profiling.records import STAGES, Layers, Profile
 
 FEWEST = 20  # runs that make a picture

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from edgemae.profiling.output import charts
+from edgemae.profiling.output.rows import clean, limits_of, percentile_cells, power_facts, shares, unit_of
 from edgemae.profiling.output.svg import number
-from edgemae.profiling.output.text_report import clean, limits_of, power_facts, shares, unit_of
 from edgemae.profiling.records import STAGES, Layers, Profile, store
 from edgemae.profiling.stats.percentiles import Summary
 from edgemae.profiling.timing.interference import Interference
@@ -94,12 +94,7 @@ def _figures(record: Profile) -> str:
 
 
 def _percentiles(name: str, s: Summary) -> tuple[str, ...]:
-    cells = []
-    for point in ("p50", "p90", "p99"):
-        value, low, high = (getattr(s, f"{point}{end}_ms") for end in ("", "_low", "_high"))
-        cells.append(
-            f"needs {s.withheld.get(point)} runs" if value is None else f"{value:.3f} ({low:.3f} to {high:.3f})"
-        )
+    cells = percentile_cells(s, lambda value, low, high: f"{value:.3f} ({low:.3f} to {high:.3f})")
     return (name, *cells, f"{s.n:,}")
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgemae.profiling.stats.percentiles import Blocks
+from edgemae.profiling.stats.comparison import Blocks
 from edgemae.profiling.timing.interference import (
     Interference,
     Window,

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from edgemae.device import child_process
 from edgemae.device.engines import ENGINES
 from edgemae.export.to_onnx import to_onnx
 from edgemae.export.uint8_input import take_uint8
@@ -102,14 +103,14 @@ def test_what_a_process_cannot_do_is_told(
 
 def test_no_process_is_left_behind(planted: Callable[[str], ABSide], monkeypatch: pytest.MonkeyPatch) -> None:
     started: list[int] = []
-    popen = module.subprocess.Popen
+    popen = child_process.subprocess.Popen
 
     def noted(*args: object, **kwargs: object) -> object:
         process = popen(*args, **kwargs)  # type: ignore[call-overload]
         started.append(process.pid)
         return process
 
-    monkeypatch.setattr(module.subprocess, "Popen", noted)
+    monkeypatch.setattr(child_process.subprocess, "Popen", noted)
     with pytest.raises(BundleError):
         ab_test(planted("0.002"), planted("refuses"), rounds=8)
     assert len(started) == 2
@@ -121,10 +122,7 @@ def test_no_process_is_left_behind(planted: Callable[[str], ABSide], monkeypatch
 def test_a_process_whose_parent_is_gone_ends(planted: Callable[[str], ABSide]) -> None:
     process = module._Process(planted("0.002"))
     process.load(8)
-    assert process._process.stdin is not None
-    process._process.stdin.close()
-    assert process._process.wait(10) == 0
-    process._process.stdin = None
+    assert process._process.close(10.0) == 0
     process.__exit__(None, None, None)
 
 

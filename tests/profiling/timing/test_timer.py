@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 
 from edgemae.device.hardware import fingerprint as fingerprint_module
 from edgemae.device.hardware.fingerprint import differences, fingerprint
-from edgemae.profiling.stats import percentiles
-from edgemae.profiling.stats.percentiles import Blocks, Ratio, allowed_percentiles, rank_interval, ratio, summarise
+from edgemae.profiling.stats import comparison
+from edgemae.profiling.stats.comparison import Blocks, Ratio, ratio
+from edgemae.profiling.stats.percentiles import allowed_percentiles, rank_interval, summarise
 from edgemae.profiling.timing import interference, timer
 from edgemae.profiling.timing.clock_check import ClockDrift, Reading
 from edgemae.profiling.timing.interference import Observed, Window, assess_interference, canary_ns, combined_verdict
@@ -101,7 +102,7 @@ def test_a_slowdown_of_5_percent_is_found_and_nothing_is_found_in_nothing(rounds
 
 @pytest.mark.parametrize(("n", "critical"), [(6, 0), (8, 3), (10, 8), (12, 13), (20, 52), (30, 137)])
 def test_signed_rank_cuts_are_the_published_critical_values(n: int, critical: int) -> None:
-    assert percentiles._signed_rank_cut(n, 0.025) == critical
+    assert comparison._signed_rank_cut(n, 0.025) == critical
 
 
 def test_a_linear_drift_cancels_within_a_round() -> None:
@@ -470,7 +471,7 @@ def test_two_arm_boards_are_two_machines(monkeypatch: pytest.MonkeyPatch) -> Non
             "/proc/cpuinfo": "processor : 0\nCPU implementer : 0x41\nCPU architecture: 8\nCPU variant : 0x0\n"
             f"CPU part : {part}\nCPU revision : 1\n", "/proc/device-tree/model": f"{model}\0",
         }  # fmt: skip
-        monkeypatch.setattr(fingerprint_module, "_read", lambda path: files.get(str(path)))
+        monkeypatch.setattr(fingerprint_module, "text", lambda path: files.get(str(path)))
         return fingerprint_module.fingerprint()
 
     orin, pi = board("0xd42", "Orin Nano"), board("0xd0b", "Raspberry Pi 5")
@@ -500,7 +501,7 @@ def test_pinning_and_environment_forbid_a_comparison(key: str, other: object) ->
 
 
 def test_unreadable_facts_are_none_and_a_broken_library_is_said_to_be(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fingerprint_module, "_read", lambda path: None)
+    monkeypatch.setattr(fingerprint_module, "text", lambda path: None)
     monkeypatch.setitem(fingerprint_module.LIBRARIES, "json", ("no-such-distribution",))
     monkeypatch.setitem(fingerprint_module.LIBRARIES, "absent_library", ("no-such-distribution",))
     found = fingerprint_module.fingerprint()
