@@ -110,7 +110,7 @@ def study(folder: Path, wheel: Path, extras: str, *, quick: bool) -> dict[str, A
     }  # fmt: skip
     if "camera" in extras:
         bundle = write_tiny(folder, extras.partition(",")[0])
-        command = [python, "-c", MEMORY, str(bundle), "10" if quick else "100"]
+        command = [str(python), "-c", MEMORY, str(bundle), "10" if quick else "100"]
         environment = {"EDGEMAE_CACHE_DIR": str(folder / "cache")}
         done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=folder, env=environment)
         measured |= json.loads(done.stdout)
