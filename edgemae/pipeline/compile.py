@@ -57,17 +57,17 @@ EXPECTED_GAIN = 2.0  # int8 over float on one engine; below it the report shows 
 
 @dataclass(frozen=True)
 class Models:
-    """Model files of one compile. `source` is the teacher as given, `tuned` the one with a head."""
+    """Model files of one compile. `source` is the teacher as given, `finetuned` the one with a head."""
 
     source: Path | None
-    tuned: Path | None
+    finetuned: Path | None
     student: Path
     pruned: Path
     tail: Path | None = None  # for int8 only
 
     @property
     def files(self) -> list[Path]:
-        made = (self.source, self.tuned, self.student, self.pruned, self.tail)
+        made = (self.source, self.finetuned, self.student, self.pruned, self.tail)
         return list(dict.fromkeys(path for path in made if path is not None))
 
 
@@ -121,11 +121,11 @@ def train(flow: Flow, source: Path | None, width_multiple: int) -> Models:
         return Models(None, None, source, pruned(flow, source, None, width_multiple))
     source = source or pretrained(flow, None)
     teacher = read_teacher(source, flow.plan)
-    tuned = source if teacher.vit.head is not None and teacher.labels == flow.inputs.classes else None
-    if tuned is None and flow.inputs.labelled is not None:
-        tuned = finetuned(flow, source)
-    student = extracted(flow, distilled(flow, source, tuned))
-    return Models(source, tuned, student, pruned(flow, student, tuned, width_multiple))
+    finetuned_path = source if teacher.vit.head is not None and teacher.labels == flow.inputs.classes else None
+    if finetuned_path is None and flow.inputs.labelled is not None:
+        finetuned_path = finetuned(flow, source)
+    student = extracted(flow, distilled(flow, source, finetuned_path))
+    return Models(source, finetuned_path, student, pruned(flow, student, finetuned_path, width_multiple))
 
 
 def finish(flow: Flow, models: Models, target: Target, output: Path, bench: Bench, *, alone: bool) -> Built:
@@ -134,7 +134,7 @@ def finish(flow: Flow, models: Models, target: Target, output: Path, bench: Benc
     student = load_student(models.pruned)
     found = all_candidates(flow, target, models.pruned)
     stages, scores, predictions = evaluate(flow, models, target, found)
-    trained, more = tail(flow, target, models.pruned, models.tuned, found, scores)
+    trained, more = tail(flow, target, models.pruned, models.finetuned, found, scores)
     if trained is not None:
         models, stages = replace(models, tail=trained), (*stages, before_tail(found, scores))
         found += more
@@ -185,7 +185,7 @@ def evaluate(
         ))  # fmt: skip
         return predictions[stage]
 
-    teacher_path = models.tuned or models.source
+    teacher_path = models.finetuned or models.source
     if teacher_path is not None:
         teacher = read_teacher(teacher_path, flow.plan)
         add("teacher", teacher_path, teacher.vit, teacher.pixel, None)

@@ -18,7 +18,7 @@ from edgemae.pipeline.benchmark import HERE, Bench
 from edgemae.pipeline.candidate_graphs import calibration_of
 from edgemae.pipeline.datasets import Inputs
 from edgemae.pipeline.plan_rules import check_plan, training_tables
-from edgemae.pipeline.training_stages import is_student, read_teacher, teacher_pixel, tell_import
+from edgemae.pipeline.training_stages import is_student, log_import, read_teacher, teacher_pixel
 from edgemae.prune.budget import check_budget
 from edgemae.quantize.calibrate import check_calibration
 from edgemae.quantize.schemes import candidates
@@ -26,7 +26,7 @@ from edgemae.spec.errors import CheckpointError, DataError, EngineMissingError, 
 from edgemae.spec.graph import PixelContract
 from edgemae.spec.plan_schema import Plan, ShapePlan
 from edgemae.spec.target import Target
-from edgemae.train.distributed import Ranks
+from edgemae.train.distributed import ProcessGroup
 
 log = logging.getLogger("edgemae")
 
@@ -50,7 +50,7 @@ def check_ahead(plan: Plan, targets: list[Target], source: Path | None) -> Teach
         shape = check_recipe(plan, begin)
     check_budget(shape, plan.prune.keep_macs, max(target.width_multiple for target in targets))
     if isinstance(begin, Teacher) and source is not None:
-        tell_import(begin)
+        log_import(begin)
     return begin
 
 
@@ -72,16 +72,16 @@ def _refuse_kernel(plan: Plan, student: Student) -> None:
         )
 
 
-def check_recipe(plan: Plan, teacher: Teacher, tuned: Teacher | None = None) -> ViTShape:
+def check_recipe(plan: Plan, teacher: Teacher, finetuned_teacher: Teacher | None = None) -> ViTShape:
     """Put recipe, teacher and student together once: what does not fit says so now. Return the student's shape.
 
-    Without a `tuned` one it will be made of `teacher`, so that this stands for both.
+    Without a `finetuned_teacher` it will be made of `teacher`, so that this stands for both.
     """
     shape = _shape(plan.student, "student")
     if plan.elastic.on:
         space = space_of(plan.elastic, shape)
         space.find(plan.elastic.shape or sizes_of(shape))
-    recipe, source = choose_recipe(plan.distill, teacher, tuned or teacher)  # labels are not known of yet
+    recipe, source = choose_recipe(plan.distill, teacher, finetuned_teacher or teacher)  # labels are not known of yet
     recipe(ViT(shape), source, student_pixel(teacher.pixel, plan), plan.distill)
     return shape
 
@@ -124,13 +124,13 @@ def check_batches(plan: Plan, inputs: Inputs, *tables: str) -> None:
 
     A batch of more images than there are is one of all that divide.
     """
-    ranks, found = Ranks(), training_tables(plan)
+    processes, found = ProcessGroup(), training_tables(plan)
     for name in tables:
         if not found[name].epochs:
             continue
         images = inputs.unlabelled if name in ("pretrain", "distill") else inputs.labelled or inputs.unlabelled
-        batch = ranks.fitting(found[name].batch, len(images), plan.scale.accumulate)
-        ranks.rows(batch, plan.scale.accumulate, f"{name}.batch")
+        batch = processes.fitting(found[name].batch, len(images), plan.scale.accumulate)
+        processes.rows(batch, plan.scale.accumulate, f"{name}.batch")
 
 
 def check_bench(bench: Bench, targets: list[Target]) -> None:
@@ -152,7 +152,7 @@ def check_elastic(plan: Plan, inputs: Inputs) -> None:
 
 def check_guided(inputs: Inputs, purpose: str) -> None:
     """Raise DataError without labels, for a fine-tuned teacher from which nothing would be learnt then."""
-    _check_labelled(inputs, "--tuned-teacher", f"guides {purpose}, which learns from labels")
+    _check_labelled(inputs, "--finetuned-teacher", f"guides {purpose}, which learns from labels")
 
 
 def _check_labelled(inputs: Inputs, option: str, does: str) -> None:
@@ -176,7 +176,7 @@ def check_labels(model: Student | Teacher, inputs: Inputs) -> None:
     )
 
 
-def read_guide(path: Path, plan: Plan, pixel: PixelContract) -> Teacher:
+def read_finetuned(path: Path, plan: Plan, pixel: PixelContract) -> Teacher:
     """Return a fine-tuned teacher for a student's pixels.
 
     Raises CheckpointError without a head, PlanError for other channels or another order of them.

@@ -28,7 +28,7 @@ log = logging.getLogger("edgemae")
 
 
 def tail(
-    flow: Flow, target: Target, student: Path, guide: Path | None, found: list[Candidate],
+    flow: Flow, target: Target, student: Path, finetuned_path: Path | None, found: list[Candidate],
     scores: Mapping[str, StageScore],
 ) -> tuple[Path | None, list[Candidate]]:  # fmt: skip
     """Return the student after the tail and its int8 candidates; (None, []) when the tail does not run.
@@ -44,12 +44,12 @@ def tail(
     log.info(
         "quantization-aware tail: %s", "int8 without it is not right enough" if is_hurt(found, scores) else "asked for"
     )
-    trained = aware(flow, student, guide, symmetric)
+    trained = aware(flow, student, finetuned_path, symmetric)
     fitting = tuple(name for name in _schemes(flow, target) if STATIC_SCHEMES.get(name) is symmetric)
     return trained, int8_candidates(flow, trained, fitting)
 
 
-def aware(flow: Flow, source: Path, guide: Path | None, symmetric: bool) -> Path:
+def aware(flow: Flow, source: Path, finetuned_path: Path | None, symmetric: bool) -> Path:
     """Train a student on with rounded linears, as one cached stage; return its file."""
     plan, inputs = flow.plan, flow.inputs
 
@@ -57,13 +57,14 @@ def aware(flow: Flow, source: Path, guide: Path | None, symmetric: bool) -> Path
         student = load_student(source)
         calibration = calibration_of(inputs.calibration, student.pixel, plan.workers)
         start, divisors = starting_scales(graphs(flow, source)["explicit"], calibration, plan.quantize, symmetric)
-        teacher = read_teacher(guide, plan) if guide else None
+        teacher = read_teacher(finetuned_path, plan) if finetuned_path else None
         trained, curve = train_aware(student, start, divisors, plan, flow.images, teacher, folder / "train.ckpt")
         flow.keep(folder / STUDENT, trained, {"aware": curve})
 
     settings = {name: plan_tree(plan.quantize)[name] for name in ("aware", "smooth_alphas", "percentile")}
     key = {"heads": plan.teacher_heads, "quantize": settings, "from": file_digest(source), "symmetric": symmetric,
-           "guide": file_digest(guide) if guide else "", "calibration": inputs.calibration.fingerprint}  # fmt: skip
+           "guide": file_digest(finetuned_path) if finetuned_path else "",
+           "calibration": inputs.calibration.fingerprint}  # fmt: skip
     return flow.work.run("aware", flow.key_with_labels(**key), make) / STUDENT
 
 

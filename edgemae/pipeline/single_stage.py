@@ -29,7 +29,7 @@ from edgemae.pipeline.preflight import (
     check_guided,
     check_labels,
     check_recipe,
-    read_guide,
+    read_finetuned,
 )
 from edgemae.pipeline.qat_stage import tail
 from edgemae.pipeline.stage_files import graph_digest
@@ -37,11 +37,11 @@ from edgemae.pipeline.training_stages import (
     Flow,
     distilled,
     finetuned,
+    log_import,
     open_flow,
     pretrained,
     pruned,
     read_teacher,
-    tell_import,
 )
 from edgemae.quantize.range_search import AWARE
 from edgemae.quantize.schemes import STATIC_SCHEMES, candidates
@@ -57,7 +57,7 @@ def pretrain(plan: Plan, start: Path | None, **at: Any) -> Path:
     check_plan(plan)
     teacher = blank_teacher(plan) if start is None else read_teacher(start, plan)
     if start is not None:
-        tell_import(teacher)
+        log_import(teacher)
     flow = open_flow(plan, together=True, labels=False, reads=teacher.vit.shape, **at)
     check_batches(plan, flow.inputs, "pretrain")
     return pretrained(flow, start)
@@ -67,32 +67,34 @@ def finetune(plan: Plan, teacher: Path, **at: Any) -> Path:
     """Train a teacher with a head on labels; return its file."""
     check_plan(plan)
     begin = read_teacher(teacher, plan)
-    tell_import(begin)
+    log_import(begin)
     flow = open_flow(plan, together=True, reads=begin.vit.shape, **at)
     check_batches(plan, flow.inputs, "finetune")
     return finetuned(flow, teacher)
 
 
-def distill(plan: Plan, teacher: Path, guide: Path | None, **at: Any) -> Path:
+def distill(plan: Plan, teacher: Path, finetuned_path: Path | None, **at: Any) -> Path:
     """Distill a student, guided by a fine-tuned teacher (made here when there are labels and none is given)."""
     check_plan(plan)
     begin = read_teacher(teacher, plan)
-    tuned = read_guide(guide, plan, student_pixel(begin.pixel, plan)) if guide else None
-    check_recipe(plan, begin, tuned)
-    tell_import(begin)
+    finetuned_teacher = (
+        read_finetuned(finetuned_path, plan, student_pixel(begin.pixel, plan)) if finetuned_path else None
+    )
+    check_recipe(plan, begin, finetuned_teacher)
+    log_import(begin)
     flow = open_flow(plan, together=True, **at)
     check_elastic(plan, flow.inputs)
-    if tuned is not None:
-        check_labels(tuned, flow.inputs)
-        if choose_recipe(plan.distill, begin, tuned)[1] is not tuned:
+    if finetuned_teacher is not None:
+        check_labels(finetuned_teacher, flow.inputs)
+        if choose_recipe(plan.distill, begin, finetuned_teacher)[1] is not finetuned_teacher:
             check_guided(flow.inputs, "stage 2")
     has_head = begin.vit.head is not None and begin.labels == flow.inputs.classes
-    labels = ["distill.finetune"] + ([] if guide or has_head else ["finetune"]) if flow.inputs.labelled else []
+    labels = ["distill.finetune"] + ([] if finetuned_path or has_head else ["finetune"]) if flow.inputs.labelled else []
     check_batches(plan, flow.inputs, "distill", *labels)
-    del begin, tuned  # the stages read them again, and a large teacher is gigabytes
-    if guide is None and flow.inputs.labelled is not None:
-        guide = teacher if has_head else finetuned(flow, teacher)
-    return distilled(flow, teacher, guide)
+    del begin, finetuned_teacher  # the stages read them again, and a large teacher is gigabytes
+    if finetuned_path is None and flow.inputs.labelled is not None:
+        finetuned_path = teacher if has_head else finetuned(flow, teacher)
+    return distilled(flow, teacher, finetuned_path)
 
 
 def extract(source: Path, wanted: dict[str, int | None], output: Path) -> dict[str, Any]:
@@ -105,14 +107,14 @@ def extract(source: Path, wanted: dict[str, int | None], output: Path) -> dict[s
     return {"student": str(output), **sizes, "macs": count_macs(small.vit.shape), "params": count_params(small.vit)}
 
 
-def prune(plan: Plan, student: Path, guide: Path | None, width_multiple: int, **at: Any) -> Path:
+def prune(plan: Plan, student: Path, finetuned_path: Path | None, width_multiple: int, **at: Any) -> Path:
     """Prune a student and heal it; return its file."""
     check_plan(plan)
-    flow = _with_student(plan, load_student(student), guide, "prune.heal", **at)
-    return pruned(flow, student, guide, width_multiple)
+    flow = _with_student(plan, load_student(student), finetuned_path, "prune.heal", **at)
+    return pruned(flow, student, finetuned_path, width_multiple)
 
 
-def quantize(plan: Plan, student: Path, guide: Path | None, target: Target, **at: Any) -> dict[str, Any]:
+def quantize(plan: Plan, student: Path, finetuned_path: Path | None, target: Target, **at: Any) -> dict[str, Any]:
     """Make and score the int8 graphs of a student that fit a target, those of the tail too where it runs.
 
     Returns a row for each scheme.
@@ -125,12 +127,12 @@ def quantize(plan: Plan, student: Path, guide: Path | None, target: Target, **at
             expected=f"one of {', '.join(STATIC_SCHEMES)}",
             fix="leave --scheme or --aware out",
         )
-    flow = _with_student(plan, load_student(student), guide, "quantize.aware", **at)
+    flow = _with_student(plan, load_student(student), finetuned_path, "quantize.aware", **at)
     float_graph = graphs(flow, student)["explicit"]
     floats = [Candidate(e, float_graph, "explicit", graph_digest(float_graph)) for e in target.engines]
     eights = int8_candidates(flow, student, schemes)
     scores = _scores(flow, target, student, [*floats, *eights])
-    _, more = tail(flow, target, student, guide, [*floats, *eights], scores)
+    _, more = tail(flow, target, student, finetuned_path, [*floats, *eights], scores)
     scores |= _scores(flow, target, student, more)
     rows: dict[str, Any] = {}
     for c in (*eights, *more):
@@ -156,13 +158,13 @@ def _scores(flow: Flow, target: Target, path: Path, found: list[Candidate]) -> d
     }  # fmt: skip
 
 
-def _with_student(plan: Plan, student: Student, guide: Path | None, table: str, **at: Any) -> Flow:
+def _with_student(plan: Plan, student: Student, finetuned_path: Path | None, table: str, **at: Any) -> Flow:
     """Return the flow of a verb that trains a student on by one table of the plan; what cannot work is refused."""
-    tuned = read_guide(guide, plan, student.pixel) if guide else None
+    finetuned_teacher = read_finetuned(finetuned_path, plan, student.pixel) if finetuned_path else None
     flow = open_flow(plan, reads=student.vit.shape, **at)
-    if tuned is not None:
+    if finetuned_teacher is not None:
         check_guided(flow.inputs, table)
-    for model in (student, tuned):
+    for model in (student, finetuned_teacher):
         if model is not None:
             check_labels(model, flow.inputs)
     check_batches(plan, flow.inputs, table)

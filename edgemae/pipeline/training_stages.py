@@ -13,13 +13,10 @@ from typing import Any
 
 import msgspec
 import torch
-from torch import Tensor
 
-from edgemae.data.augment import Augment
-from edgemae.data.loader import Loader
 from edgemae.distill.elastic import curve as elastic_curve
 from edgemae.distill.elastic import extract
-from edgemae.distill.frozen_teacher import TeacherView
+from edgemae.distill.pruning_loss import pruning_batches, pruning_loss
 from edgemae.distill.recipes import choose_recipe
 from edgemae.distill.stages import Images, distill, finetune, heal_embedding, pretrain, supervise, train_further
 from edgemae.distill.teacher_cache import require_folder
@@ -27,7 +24,7 @@ from edgemae.model.import_teacher import load_teacher
 from edgemae.model.model_file import read_model
 from edgemae.model.student import Student, load_student
 from edgemae.model.teacher import Teacher, import_notes
-from edgemae.model.vit import ViT, ViTShape
+from edgemae.model.vit import ViTShape
 from edgemae.pipeline.datasets import Inputs, gather
 from edgemae.pipeline.stage_cache import Workdir, check_output, file_digest
 from edgemae.prune import prune
@@ -36,9 +33,8 @@ from edgemae.spec.errors import CheckpointError, InputError
 from edgemae.spec.graph import IMAGENET_MEAN, IMAGENET_STD, KERNELS, PixelContract
 from edgemae.spec.plan_loading import plan_tree
 from edgemae.spec.plan_schema import Plan
-from edgemae.train.distributed import Ranks
+from edgemae.train.distributed import ProcessGroup
 from edgemae.train.job import Curve
-from edgemae.train.losses import distillation
 from edgemae.version import __version__
 
 log = logging.getLogger("edgemae")
@@ -69,7 +65,7 @@ class Flow:
 
     def keep(self, path: Path, model: Teacher | Student, curves: dict[str, Curve]) -> None:
         """Write a model with its loss curves beside it; of several processes only the first does."""
-        if self.work.ranks.first:
+        if self.work.processes.first:
             model.save(path)
             write_atomic(path.parent / "curves.json", json.dumps(curves, indent=1).encode())
 
@@ -83,16 +79,16 @@ def open_flow(
     `together` allows several processes; without `labels` class folders are not looked at; `reads` is the shape of the
     model that is trained, by default the plan's student. Raises InputError for more processes than allowed.
     """
-    ranks = Ranks()
-    if ranks.world > 1 and not together:
+    processes = ProcessGroup()
+    if processes.world > 1 and not together:
         raise InputError(
-            f"{ranks.world} processes were started, and this verb works alone",
+            f"{processes.world} processes were started, and this verb works alone",
             expected="pretrain, finetune or distill under torchrun or accelerate launch",
             fix="distill in many processes, then run this verb on the result in one",
         )
     torch.set_num_threads(plan.threads)
     check_output(output, overwrite=overwrite, resume=resume)
-    inputs = ranks.from_first(lambda: gather(plan, labels=labels, reads=reads))  # every picture is decoded once
+    inputs = processes.from_first(lambda: gather(plan, labels=labels, reads=reads))  # every picture is decoded once
     require_folder(plan.scale.views_folder)
     work = Workdir(output, overwrite=overwrite, resume=resume)
     work.keep_plan(plan)
@@ -118,7 +114,7 @@ def read_teacher(path: Path, plan: Plan) -> Teacher:
     return load_teacher(path, heads=plan.teacher_heads, decoder_heads=plan.teacher_decoder_heads)
 
 
-def tell_import(teacher: Teacher) -> None:
+def log_import(teacher: Teacher) -> None:
     """Log what a teacher is, and what its file did not say: what was assumed and what was left out."""
     shape = teacher.vit.shape
     log.info("teacher: %s, %d blocks, width %d, licence of the weights: %s",
@@ -152,50 +148,58 @@ def finetuned(flow: Flow, source: Path) -> Path:
     """Train a classification head and the whole teacher on labels; return its file."""
 
     def make(folder: Path) -> None:
-        tuned, curve = finetune(read_teacher(source, flow.plan), flow.plan, flow.images, folder / "train.ckpt")
-        flow.keep(folder / TEACHER, tuned, {"finetune": curve})
+        finetuned_teacher, curve = finetune(
+            read_teacher(source, flow.plan), flow.plan, flow.images, folder / "train.ckpt"
+        )
+        flow.keep(folder / TEACHER, finetuned_teacher, {"finetune": curve})
 
     key = {"finetune": plan_tree(flow.plan.finetune), "from": file_digest(source), "heads": flow.plan.teacher_heads}
     return flow.work.run("finetune", flow.key_with_labels(**key), make) / TEACHER
 
 
-def distilled(flow: Flow, source: Path, guide: Path | None) -> Path:
+def distilled(flow: Flow, source: Path, finetuned_path: Path | None) -> Path:
     """Distill a student from the teacher, then train it with labels, guided by the fine-tuned one; return its file."""
     plan, labelled = flow.plan, flow.inputs.labelled is not None
-    first = _stage_one(flow, source, guide, "stage-1" if labelled else "student")
+    first = _stage_one(flow, source, finetuned_path, "stage-1" if labelled else "student")
     if not labelled:
         return first
 
     def make(folder: Path) -> None:
-        tuned = read_teacher(guide, plan) if guide else None
-        student, curve = supervise(load_student(first), plan, flow.images, tuned, folder / "train.ckpt")
+        finetuned_teacher = read_teacher(finetuned_path, plan) if finetuned_path else None
+        student, curve = supervise(load_student(first), plan, flow.images, finetuned_teacher, folder / "train.ckpt")
         flow.keep(folder / STUDENT, student, read_curves(first) | {student.history[-1].stage: curve})
-        if plan.elastic.on and flow.work.ranks.first:
+        if plan.elastic.on and flow.work.processes.first:
             rows = elastic_curve(student, flow.inputs.evaluation, plan.workers)
             write_atomic(folder / ELASTIC_CURVE, json.dumps(rows, indent=1).encode())
 
     key = {"finetune": plan_tree(plan.distill.finetune), "from": file_digest(first),
-           "guide": file_digest(guide) if guide else "", "heads": plan.teacher_heads}  # fmt: skip
+           "guide": file_digest(finetuned_path) if finetuned_path else "", "heads": plan.teacher_heads}  # fmt: skip
     if plan.elastic.on:
         key["elastic"] = plan_tree(msgspec.structs.replace(plan.elastic, shape=()))
     return flow.work.run("student", flow.key_with_labels(**key), make) / STUDENT
 
 
-def _stage_one(flow: Flow, source: Path, guide: Path | None, name: str) -> Path:
+def _stage_one(flow: Flow, source: Path, finetuned_path: Path | None, name: str) -> Path:
     """Distill a student by the plan's recipe, without labels; return its file."""
     plan = flow.plan
-    teacher, tuned = read_teacher(source, plan), read_teacher(guide, plan) if guide else None
-    recipe, chosen = choose_recipe(plan.distill, teacher, tuned or (teacher if teacher.vit.head is not None else None))
+    teacher, finetuned_teacher = (
+        read_teacher(source, plan),
+        read_teacher(finetuned_path, plan) if finetuned_path else None,
+    )
+    recipe, chosen = choose_recipe(
+        plan.distill, teacher, finetuned_teacher or (teacher if teacher.vit.head is not None else None)
+    )
 
     def make(folder: Path) -> None:
         images = replace(flow.images, labelled=None)
-        student, curves = distill(teacher, plan, images, folder / "train.ckpt", tuned)
+        student, curves = distill(teacher, plan, images, folder / "train.ckpt", finetuned_teacher)
         flow.keep(folder / STUDENT, student, curves)
 
     settings = plan_tree(plan.distill)
     temperature = settings.pop("finetune")["teacher_temperature"]
     key = {"distill": settings, "student": plan_tree(plan.student), "heads": plan.teacher_heads,
-           "from": file_digest(guide if guide and chosen is tuned else source), "pixels": plan.data.resize,
+           "from": file_digest(finetuned_path if finetuned_path and chosen is finetuned_teacher else source),
+           "pixels": plan.data.resize,
            "mean": plan.data.mean, "std": plan.data.std}  # fmt: skip
     key |= {"temperature": temperature} if recipe.needs_head else {}
     key |= {"kernel": plan.data.kernel} if plan.data.kernel else {}
@@ -217,7 +221,7 @@ def extracted(flow: Flow, source: Path) -> Path:
     return flow.work.run("extract", {"from": file_digest(source), "shape": shape}, make) / STUDENT
 
 
-def pruned(flow: Flow, source: Path, guide: Path | None, width_multiple: int) -> Path:
+def pruned(flow: Flow, source: Path, finetuned_path: Path | None, width_multiple: int) -> Path:
     """Prune heads and MLP units, healing by distillation after each cut; return the student's file."""
     plan = flow.plan
     if plan.prune.keep_macs >= 1:
@@ -225,8 +229,9 @@ def pruned(flow: Flow, source: Path, guide: Path | None, width_multiple: int) ->
 
     def make(folder: Path) -> None:
         student = load_student(source)
-        teacher = read_teacher(guide, plan) if guide else None
+        teacher = read_teacher(finetuned_path, plan) if finetuned_path else None
         curves: dict[str, Curve] = {}
+        images = flow.inputs.labelled or flow.inputs.unlabelled
 
         def heal(cut: Student, step: int) -> Student:
             checkpoint = folder / f"heal-{step}.ckpt"
@@ -238,13 +243,13 @@ def pruned(flow: Flow, source: Path, guide: Path | None, width_multiple: int) ->
             return healed
 
         small = prune(
-            student, plan.prune, width_multiple=width_multiple, batches=lambda: _score_batches(flow, student),
-            loss=_score_loss(student, teacher), heal=heal if plan.prune.heal.epochs else None,
+            student, plan.prune, width_multiple=width_multiple, batches=lambda: pruning_batches(images, student, plan),
+            loss=pruning_loss(student, teacher), heal=heal if plan.prune.heal.epochs else None,
         )  # fmt: skip
         flow.keep(folder / STUDENT, small, curves)
 
     key = {"heads": plan.teacher_heads, "prune": plan_tree(plan.prune), "from": file_digest(source),
-           "multiple": width_multiple, "guide": file_digest(guide) if guide else ""}  # fmt: skip
+           "multiple": width_multiple, "guide": file_digest(finetuned_path) if finetuned_path else ""}  # fmt: skip
     return flow.work.run("pruned", flow.key_with_labels(**key), make) / STUDENT
 
 
@@ -263,32 +268,3 @@ def read_curves(*models: Path) -> dict[str, Curve]:
     """Return the loss curves that lie beside model files, in order."""
     files = [model.parent / "curves.json" for model in models]
     return {name: curve for file in files if file.exists() for name, curve in json.loads(file.read_bytes()).items()}
-
-
-def _score_batches(flow: Flow, student: Student) -> Any:
-    """Yield (pixels, labels or None) for scoring what to prune."""
-    images = flow.inputs.labelled or flow.inputs.unlabelled
-    loader = Loader(images, student.pixel, min(64, len(images)), Augment(), flow.plan.seed, flow.plan.workers)
-    for number, batch in enumerate(loader.epoch()):
-        if number == flow.plan.prune.score_batches:
-            return
-        yield batch.pixels, batch.labels if images.labels is not None else None
-
-
-def _score_loss(student: Student, teacher: Teacher | None) -> Any:
-    """Return the loss whose gradient says what matters: labels and teacher logits, or a direction of the embedding.
-
-    Without labels what moves the embedding along one fixed random direction is kept. Its size would say nothing: the
-    final LayerNorm holds it nearly constant.
-    """
-    view = TeacherView(teacher, student.pixel) if teacher is not None and teacher.vit.head is not None else None
-    direction = torch.randn(student.vit.shape.width, generator=torch.Generator().manual_seed(0))
-
-    def loss(vit: ViT, pixels: Tensor, labels: Tensor | None) -> Tensor:
-        logits, embedding = vit(pixels)
-        if labels is None or logits is None:
-            return (embedding * direction).mean()
-        value = torch.nn.functional.cross_entropy(logits, labels)
-        return value if view is None else value + distillation(logits, view.logits(pixels), 1.0)
-
-    return loss
