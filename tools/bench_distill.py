@@ -65,7 +65,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="folder with train/, val/ and unlabelled/")
     parser.add_argument("--teacher", type=Path, default=ROOT / "examples/teachers/clothing10-mae.safetensors")
-    parser.add_argument("--tuned", type=Path, help="the fine-tuned teacher; default: it is fine-tuned here")
+    parser.add_argument("--finetuned", type=Path, help="the fine-tuned teacher; default: it is fine-tuned here")
     parser.add_argument("--plan", type=Path, default=ROOT / "examples/plan.toml")
     parser.add_argument("--set", action="append", default=[], metavar="A.B=C", help="override one field of the plan")
     parser.add_argument("--output", type=Path, default=Path("runs/bench-distill"))
@@ -126,13 +126,13 @@ def bench(args: argparse.Namespace, plan: Plan) -> dict[str, Any]:
     images = images_of(plan)
     before = args.output / "plan.json"
     same_plan = before.exists() and alike(json.loads(before.read_bytes()), plan_tree(plan), "finetune")
-    if args.tuned is None:
-        args.tuned = tuned_here(args, plan, images, trusted=same_plan)
+    if args.finetuned is None:
+        args.finetuned = finetuned_here(args, plan, images, trusted=same_plan)
     write_atomic(before, msgspec.json.encode(plan_tree(plan)))
-    tuned = load_teacher(args.tuned)
-    right = correct(tuned.vit, Loader(evaluation(images), tuned.pixel, 64, train=False))
+    finetuned = load_teacher(args.finetuned)
+    right = correct(finetuned.vit, Loader(evaluation(images), finetuned.pixel, 64, train=False))
     pixel = student_pixel(load_teacher(args.teacher).pixel, plan)
-    wanted = partial(digest, plan, images, pixel, (args.teacher, args.tuned))
+    wanted = partial(digest, plan, images, pixel, (args.teacher, args.finetuned))
     runs = [(method, seed) for seed in range(args.seeds) for method in args.methods]
     earlier = kept(args.json, plan, images, right_text(right), wanted)
     adopt(args.output, earlier, wanted, trusted=same_plan)
@@ -145,45 +145,46 @@ def bench(args: argparse.Namespace, plan: Plan) -> dict[str, Any]:
         "command": command_of(rows), "plan": plan_tree(plan_for(plan_tree(plan), "relation", plan.seed)),
         "machine": msgspec.to_builtins(fingerprint()),
         "data": counts(images),
-        "teacher": {"top1": float(np.mean(right)), "macs": count_macs(tuned.vit.shape), "right": right_text(right)},
+        "teacher": {"top1": float(np.mean(right)), "macs": count_macs(finetuned.vit.shape), "right": right_text(right)},
         "student": {"macs": count_macs(shape), "params": count_params(ViT(shape))}, "rows": rows,
         "margins": margins(rows),
     }  # fmt: skip
 
 
-def tuned_here(args: argparse.Namespace, plan: Plan, images: Images, *, trusted: bool) -> Path:
+def finetuned_here(args: argparse.Namespace, plan: Plan, images: Images, *, trusted: bool) -> Path:
     """Return the fine-tuned teacher, made again where plan, images or teacher are not those of the one that is there.
 
     One without a mark, of an earlier version, is taken where it is `trusted`.
     """
     file, mark = args.output / "tuned.safetensors", args.output / "tuned.digest"
     assert images.labelled is not None
-    made_from = digest_of({
+    identity = digest_of({
         "finetune": plan_tree(plan.finetune), "seed": plan.seed, "labels": images.labelled.fingerprint,
         "teacher": file_digest(args.teacher),
     })  # fmt: skip
-    if file.exists() and (mark.read_text() == made_from if mark.exists() else trusted):
-        mark.write_text(made_from)
+    if file.exists() and (mark.read_text() == identity if mark.exists() else trusted):
+        mark.write_text(identity)
         return file
-    if not mark.exists() or mark.read_text() != made_from:  # nor can its checkpoint be gone on from
+    if not mark.exists() or mark.read_text() != identity:  # nor can its checkpoint be gone on from
         (args.output / "tuned.ckpt").unlink(missing_ok=True)
-    mark.write_text(made_from)
+    mark.write_text(identity)
     file.unlink(missing_ok=True)
-    tuned, _ = finetune(load_teacher(args.teacher), plan, images, args.output / "tuned.ckpt")
-    tuned.save(file)
+    finetuned, _ = finetune(load_teacher(args.teacher), plan, images, args.output / "tuned.ckpt")
+    finetuned.save(file)
     return file
 
 
-def row_of(args: argparse.Namespace, method: str, seed: int, made_from: str) -> dict[str, Any]:
+def row_of(args: argparse.Namespace, method: str, seed: int, identity: str) -> dict[str, Any]:
     """Return one finished row, running it in a process of its own when there is none that was made from the same."""
     folder = args.output / f"{method}-{seed}"
-    row = finished(folder, made_from)
+    row = finished(folder, identity)
     if row is None:
-        command = [sys.executable, __file__, "--teacher", args.teacher, "--tuned", args.tuned, "--output", args.output,
+        command = [sys.executable, __file__, "--teacher", args.teacher, "--finetuned", args.finetuned,
+                   "--output", args.output,
                    "--data", args.data or args.output, "--one", method, seed]  # fmt: skip
         with open(folder / "log.txt", "a") as log:
             subprocess.run([str(part) for part in command], check=True, stderr=log)
-        row = finish(folder, made_from)
+        row = finish(folder, identity)
     logging.info("%s, seed %d: %.1f %%", method, seed, 100 * row["top1"])
     return row
 
@@ -206,11 +207,11 @@ def one(args: argparse.Namespace, method: str, seed: int) -> None:
     plan = plan_for(json.loads((args.output / "plan.json").read_bytes()), method, seed, str(args.output / "views"))
     torch.set_num_threads(plan.threads)
     images, folder = images_of(plan), args.output / f"{method}-{seed}"
-    teacher, tuned = load_teacher(args.teacher), load_teacher(args.tuned)
-    student = stage_one(method, plan, images, teacher, tuned, folder / "train.ckpt")
+    teacher, finetuned = load_teacher(args.teacher), load_teacher(args.finetuned)
+    student = stage_one(method, plan, images, teacher, finetuned, folder / "train.ckpt")
     frozen = probes(student, images)
-    guide = tuned if method in RECIPES else None
-    student, curve = supervise(student, plan, images, guide, folder / "train-2.ckpt")
+    finetuned = finetuned if method in RECIPES else None
+    student, curve = supervise(student, plan, images, finetuned, folder / "train-2.ckpt")
     student.save(folder / "student.safetensors")
     right = correct(student.vit, Loader(evaluation(images), student.pixel, 64, train=False))
     seen = len(images.unlabelled) // plan.distill.batch * plan.distill.batch * plan.distill.epochs
@@ -224,14 +225,16 @@ def one(args: argparse.Namespace, method: str, seed: int) -> None:
     write_atomic(folder / "row.json", json.dumps(row).encode())
 
 
-def stage_one(method: str, plan: Plan, images: Images, teacher: Teacher, tuned: Teacher, checkpoint: Path) -> Student:
+def stage_one(
+    method: str, plan: Plan, images: Images, teacher: Teacher, finetuned: Teacher, checkpoint: Path
+) -> Student:
     """Return the student after stage 1."""
     pixel = student_pixel(teacher.pixel, plan)
     if method == "scratch":
         torch.manual_seed(plan.seed)
         return Student(ViT(shape_of(plan.student)), pixel)
     if method != "mae":
-        return distill(teacher, plan, replace(images, labelled=None), checkpoint, tuned)[0]
+        return distill(teacher, plan, replace(images, labelled=None), checkpoint, finetuned)[0]
     d, tree = plan.distill, plan_tree(plan)
     tree["teacher"] = tree["student"]
     shared = ("epochs", "batch", "lr", "weight_decay", "warmup_fraction", "mask_ratio", "mask", "mask_ratio_end",

@@ -30,7 +30,7 @@ from typing import Any
 
 import msgspec
 import torch
-from bench_distill import correct, evaluation, images_of, plan_of, right_text, tuned_here
+from bench_distill import correct, evaluation, finetuned_here, images_of, plan_of, right_text
 from support.distill_rows import counts
 from support.distill_tables import over_photos
 
@@ -116,26 +116,28 @@ def bench(args: argparse.Namespace, plan: Plan) -> dict[str, Any]:
     if args.teacher is None:
         args.teacher = args.output / "teacher.safetensors"
         pretrain(plan, images.unlabelled, teacher_pixel(plan))[0].save(args.teacher)
-    tuned = tuned_here(args, plan, images, trusted=False)
-    teacher_right = right_of(load_teacher(tuned), images)
+    finetuned = finetuned_here(args, plan, images, trusted=False)
+    teacher_right = right_of(load_teacher(finetuned), images)
     seeds = [msgspec.structs.replace(plan, seed=plan.seed + i) for i in range(args.seeds)]
     plans = [each for seed in seeds for each in (seed, *(plan_of_shape(seed, shape) for shape in shapes))]
     with ProcessPoolExecutor(args.jobs, multiprocessing.get_context("spawn")) as pool:
-        trained = list(pool.map(partial(kept, args.output, (args.teacher, tuned), shapes), plans))
+        trained = list(pool.map(partial(kept, args.output, (args.teacher, finetuned), shapes), plans))
     runs = [trained[i : i + 1 + count] for i in range(0, len(trained), 1 + count)]
     elastic_s, alone_s = mean(run[0]["seconds"] for run in runs), [[one["seconds"] for one in run[1:]] for run in runs]
     return {
-        "teacher": {"top1": share(teacher_right), "macs": count_macs(load_teacher(tuned).vit.shape)},
+        "teacher": {"top1": share(teacher_right), "macs": count_macs(load_teacher(finetuned).vit.shape)},
         "data": counts(images),
         "shapes": (rows := [row_of(shape, i, runs) for i, shape in enumerate(shapes)]),
         "seeds": args.seeds,
         "worst_loss_pts": max(row["loss_pts"] for row in rows),
         "elastic_seconds": elastic_s,
         "cost_ratio_seconds": mean(run[0]["seconds"] / seconds[-1] for run, seconds in zip(runs, alone_s, strict=True)),
-        "cost_ratio_macs": [part.cost(plan.elastic.samples) for part in (space.whole_pictures, space)],  # of each stage
+        "cost_ratio_macs": [
+            part.cost(plan.elastic.samples) for part in (space.full_size_images, space)
+        ],  # of each stage
         "alone_cost_ratio_seconds": mean(sum(seconds) / seconds[-1] for seconds in alone_s),
         "space": space.as_dict(),
-        "plan": decisive(plan),
+        "plan": checkpoint_identity(plan),
     }
 
 
@@ -151,15 +153,15 @@ def plan_of_shape(plan: Plan, shape: ViTShape) -> Plan:
 def kept(output: Path, teachers: tuple[Path, Path], shapes: list[ViTShape], plan: Plan) -> dict[str, Any]:
     """Return one training's row: the one of `output` that was made from the same, or a new one."""
     images = images_of(plan)
-    made_from = decisive(plan) | {
+    identity = checkpoint_identity(plan) | {
         "teachers": [file_digest(file) for file in teachers], "bf16": bf16_is_fast(torch.device("cpu")),
         "pixels": msgspec.to_builtins(student_pixel(load_teacher(teachers[0]).pixel, plan)),
         "images": [part and part.fingerprint for part in (images.unlabelled, images.labelled, images.evaluation)],
         "shapes": [sizes_of(shape) for shape in shapes],
     }  # fmt: skip
     if not plan.elastic.on:
-        del made_from["elastic"], made_from["shapes"]
-    file = output / f"{'elastic' if plan.elastic.on else 'alone'}-{digest_of(made_from)[:16]}.json"
+        del identity["elastic"], identity["shapes"]
+    file = output / f"{'elastic' if plan.elastic.on else 'alone'}-{digest_of(identity)[:16]}.json"
     if not file.exists():
         logging.basicConfig(filename=file.with_suffix(".log"), level=logging.INFO, format="%(asctime)s %(message)s",
                             force=True)  # fmt: skip
@@ -177,9 +179,9 @@ def train(plan: Plan, images: Images, teachers: tuple[Path, Path], shapes: list[
     Of an elastic one that is said for each of `shapes`, taken out of it.
     """
     torch.set_num_threads(plan.threads)
-    teacher, tuned = map(load_teacher, teachers)
+    teacher, finetuned = map(load_teacher, teachers)
     began = time.process_time()
-    student, _ = distill(teacher, plan, images, None, tuned)
+    student, _ = distill(teacher, plan, images, None, finetuned)
     seconds = time.process_time() - began
     students = [extract(student, sizes_of(shape)) for shape in shapes] if plan.elastic.on else [student]
     return {"seconds": seconds, "right": [right_of(each, images) for each in students]}
@@ -211,7 +213,7 @@ def row_of(shape: ViTShape, number: int, runs: list[list[dict[str, Any]]]) -> di
     }  # fmt: skip
 
 
-def decisive(plan: Plan) -> dict[str, Any]:
+def checkpoint_identity(plan: Plan) -> dict[str, Any]:
     """Return the tables that decide the result, without folders."""
     return {name: plan_tree(plan)[name] for name in ("seed", "student", "distill", "elastic")}
 

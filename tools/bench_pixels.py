@@ -193,7 +193,7 @@ def in_the_graph(rounds: int) -> dict[str, Any]:
 
 def top1(path: Path, data: str) -> Iterator[dict[str, Any]]:
     """Yield accuracy by kernel: on the photos as they are, and shown to a noisy 1080p camera."""
-    from edgemae.evaluation.evaluate import known_classes
+    from edgemae.data.validation import known_classes
 
     with load(path) as model:
         images = known_classes(images_at(data, checked=True), model.labels)

@@ -233,9 +233,9 @@ class Step:
 
     def __call__(self) -> None:
         began = time.process_time_ns()
-        moment = whole(len(self.batch.pixels), self.generator)
+        context = whole(len(self.batch.pixels), self.generator)
         with torch.autocast("cpu", torch.bfloat16, enabled=self.bf16):
-            terms = self.contender.loss(self.batch, moment)
+            terms = self.contender.loss(self.batch, context)
         self.optimizer.zero_grad(set_to_none=True)
         torch.stack([term.float() for term in terms.values()]).sum().backward()
         nn.utils.clip_grad_norm_([p for group in self.optimizer.param_groups for p in group["params"]], 3.0)

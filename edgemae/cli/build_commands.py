@@ -100,17 +100,19 @@ def finetune(flags: TeacherFlags, teacher: TeacherPath, output: Output = Path("r
 @unfold
 def distill(
     flags: TeacherFlags, teacher: TeacherPath, output: Output = Path("runs/distill"), unlabelled: Unlabelled = None,
-    guide: Annotated[Path | None, typer.Option("--tuned-teacher", help="Fine-tuned teacher for stage 2.")] = None,
+    finetuned: Annotated[
+        Path | None, typer.Option("--finetuned-teacher", help="Fine-tuned teacher for stage 2.")
+    ] = None,
     recipe: Annotated[str | None, typer.Option(help="relation, relation-full, feature or logit.")] = None,
     elastic: Elastic = None,
 ) -> None:  # fmt: skip
     """Train a small student to do what the teacher does."""
     start_logging(flags.verbose)
-    require_apart(output / "student.safetensors", teacher, guide)
+    require_apart(output / "student.safetensors", teacher, finetuned)
     plan = flags.resolve(data__unlabelled=unlabelled, distill__recipe=recipe, elastic__on=elastic)
     from edgemae.pipeline import single_stage
 
-    result = single_stage.distill(plan, teacher, guide, **flags.at(output))
+    result = single_stage.distill(plan, teacher, finetuned, **flags.at(output))
     extract_it = "edgemae extract {0} --depth ... --heads ... --mlp ... --px ... -o small.safetensors"
     following = extract_it if plan.elastic.on else f"edgemae compile {{0}} --data {plan.data.train}"
     print_training_result("student", result, output, following, json=flags.json)
@@ -134,17 +136,19 @@ def extract(
 @unfold
 def prune(
     flags: TeacherFlags, student: StudentPath, output: Output = Path("runs/prune"), target: TargetName = None,
-    guide: Annotated[Path | None, typer.Option("--tuned-teacher", help="Fine-tuned teacher that heals.")] = None,
+    finetuned: Annotated[
+        Path | None, typer.Option("--finetuned-teacher", help="Fine-tuned teacher that heals.")
+    ] = None,
     keep_macs: Annotated[float | None, typer.Option(help="Share of the MACs that stays.")] = None,
 ) -> None:  # fmt: skip
     """Take whole heads and MLP units out of a student, and heal it by distillation."""
     start_logging(flags.verbose)
     (device,) = find_targets([target])
-    require_apart(output / "student.safetensors", student, guide)
+    require_apart(output / "student.safetensors", student, finetuned)
     plan = flags.resolve(prune__keep_macs=keep_macs)
     from edgemae.pipeline import single_stage
 
-    result = single_stage.prune(plan, student, guide, device.width_multiple, **flags.at(output))
+    result = single_stage.prune(plan, student, finetuned, device.width_multiple, **flags.at(output))
     following = f"edgemae compile {{0}} --data {plan.data.train} --target {device.name} --set prune.keep_macs=1"
     print_training_result("student", result, output, following, json=flags.json)
 
@@ -154,7 +158,9 @@ def prune(
 def quantize(
     flags: PlanFlags, student: StudentPath, output: Output = Path("runs/quantize"), target: TargetName = None,
     scheme: Schemes = None, calib_data: CalibData = None,
-    guide: Annotated[Path | None, typer.Option("--tuned-teacher", help="Fine-tuned teacher for QAT.")] = None,
+    finetuned: Annotated[
+        Path | None, typer.Option("--finetuned-teacher", help="Fine-tuned teacher for QAT.")
+    ] = None,
     qat: Annotated[bool, typer.Option("--qat", help="Also train for int8 (QAT) where it loses no accuracy.")] = False,
 ) -> None:  # fmt: skip
     """Make int8 graphs of a student, calibrated on images, and score each through its engine."""
@@ -165,7 +171,7 @@ def quantize(
     )
     from edgemae.pipeline import single_stage
 
-    result = single_stage.quantize(plan, student, guide, device, **flags.at(output))
+    result = single_stage.quantize(plan, student, finetuned, device, **flags.at(output))
     print_rows("int8 graphs", result, json=flags.json)
 
 

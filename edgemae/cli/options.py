@@ -204,9 +204,9 @@ class ProfileFlags:
 
 def _count(place: str) -> int:
     from edgemae.data.image_count import count_images
-    from edgemae.train.distributed import Ranks
+    from edgemae.train.distributed import ProcessGroup
 
-    return Ranks().from_first(lambda: count_images(place))
+    return ProcessGroup().from_first(lambda: count_images(place))
 
 
 def unfold(verb: Callable[..., None]) -> Callable[..., None]:

@@ -27,10 +27,10 @@ def print_training_result(kind: str, model: Path, output: Path, following: str, 
     Of several processes the first one does.
     """
     from edgemae.spec.atomic_file import write_atomic
-    from edgemae.train.distributed import Ranks
+    from edgemae.train.distributed import ProcessGroup
 
     final = output / model.name
-    if not Ranks().first:
+    if not ProcessGroup().first:
         return
     write_atomic(final, model.read_bytes())
     said: dict[str, Any] = {kind: str(final)} | _found_beside(model)

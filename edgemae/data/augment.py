@@ -46,21 +46,21 @@ def view(frame_bgr: ImageBGR, pixel: PixelContract, augment: Augment, rng: np.ra
     What is off draws nothing, and distortions draw last: crops and flips of a seed are the same with and without them.
     """
     if augment.crop_min >= 1.0:
-        picture = crop(frame_bgr, pixel)
+        image = crop(frame_bgr, pixel)
     else:
         frame_bgr = rotate(frame_bgr, pixel)
         top, left, h, w = crop_box(frame_bgr.shape[0], frame_bgr.shape[1], augment.crop_min, rng)
         part = resize(frame_bgr[top : top + h, left : left + w], (pixel.image_px, pixel.image_px), pixel)
-        picture = recolor(part, pixel)
+        image = recolor(part, pixel)
     if augment.flip and rng.random() < 0.5:
-        picture = picture[:, ::-1]
-    return distort(picture, augment.randaug, rng) if augment.randaug else picture
+        image = image[:, ::-1]
+    return distort(image, augment.randaug, rng) if augment.randaug else image
 
 
 def crop_box(height: int, width: int, crop_min: float, rng: np.random.Generator) -> tuple[int, int, int, int]:
     """Return (top, left, height, width) of a crop with area in [crop_min, 1] (Szegedy et al. 2015, section 6).
 
-    The central square when ten draws do not fit, which a picture three times as long as high can bring about.
+    The central square when ten draws do not fit, which an image three times as long as high can bring about.
     """
     for _ in range(10):
         area = height * width * rng.uniform(crop_min, 1.0)
@@ -76,106 +76,106 @@ def crop_box(height: int, width: int, crop_min: float, rng: np.random.Generator)
 
 MAGNITUDE_MOST = 10
 OPS_PER_VIEW = 2
-EMPTY = 128  # what a shifted or turned picture shows where it has nothing
+EMPTY = 128  # what a shifted or turned image shows where it has nothing
 Op = Callable[[ImageBGR, float], ImageBGR]
 
 
-def distort(picture: ImageBGR, magnitude: float, rng: np.random.Generator) -> ImageBGR:
-    """Return a (H, W, C) uint8 picture after two random operations of one strength (RandAugment, Cubuk et al. 2020).
+def distort(image: ImageBGR, magnitude: float, rng: np.random.Generator) -> ImageBGR:
+    """Return a (H, W, C) uint8 image after two random operations of one strength (RandAugment, Cubuk et al. 2020).
 
     `magnitude` 0..10 spans the ranges of AutoAugment (Cubuk et al. 2019, table 6). Each operation gets a strength in
     -1..1, whose sign is drawn: darker or brighter, to the left or to the right.
     """
-    ops = GRAY_OPS if picture.shape[2] == 1 else OPS
+    ops = GRAY_OPS if image.shape[2] == 1 else OPS
     names = list(ops)
     for choice, sign in zip(
         rng.integers(len(names), size=OPS_PER_VIEW), rng.choice((-1, 1), OPS_PER_VIEW), strict=True
     ):
-        changed = ops[names[choice]](np.ascontiguousarray(picture), float(sign) * magnitude / MAGNITUDE_MOST)
-        picture = changed.reshape(picture.shape)  # OpenCV drops a last axis of one channel
-    return picture
+        changed = ops[names[choice]](np.ascontiguousarray(image), float(sign) * magnitude / MAGNITUDE_MOST)
+        image = changed.reshape(image.shape)  # OpenCV drops a last axis of one channel
+    return image
 
 
-def _mapped(picture: ImageBGR, curve: NDArray[np.floating]) -> ImageBGR:
-    """Return the picture with each value v replaced by curve[v], (256,)."""
-    return cv2.LUT(picture, np.clip(np.round(curve), 0, 255).astype(np.uint8))  # type: ignore[return-value]
+def _mapped(image: ImageBGR, curve: NDArray[np.floating]) -> ImageBGR:
+    """Return the image with each value v replaced by curve[v], (256,)."""
+    return cv2.LUT(image, np.clip(np.round(curve), 0, 255).astype(np.uint8))  # type: ignore[return-value]
 
 
 _VALUES = np.arange(256, dtype=np.float32)
 
 
-def _auto_contrast(picture: ImageBGR, strength: float) -> ImageBGR:
+def _auto_contrast(image: ImageBGR, strength: float) -> ImageBGR:
     del strength  # it stretches each channel to 0..255, neither more nor less
     # Channel by channel: 0.03 ms at 96 px, where a minimum over the first two axes takes numpy 0.4 ms.
-    low, high = np.array([cv2.minMaxLoc(plane)[:2] for plane in cv2.split(picture)]).T
+    low, high = np.array([cv2.minMaxLoc(plane)[:2] for plane in cv2.split(image)]).T
     scale = 255 / np.maximum(high - low, 1)
-    return cv2.transform(picture, np.column_stack((np.diag(scale), -low * scale)))  # type: ignore[return-value]
+    return cv2.transform(image, np.column_stack((np.diag(scale), -low * scale)))  # type: ignore[return-value]
 
 
-def _equalize(picture: ImageBGR, strength: float) -> ImageBGR:
+def _equalize(image: ImageBGR, strength: float) -> ImageBGR:
     del strength
-    return np.dstack([cv2.equalizeHist(np.ascontiguousarray(picture[:, :, c])) for c in range(picture.shape[2])])
+    return np.dstack([cv2.equalizeHist(np.ascontiguousarray(image[:, :, c])) for c in range(image.shape[2])])
 
 
-def _brightness(picture: ImageBGR, strength: float) -> ImageBGR:
-    return _mapped(picture, _VALUES * (1 + 0.9 * strength))
+def _brightness(image: ImageBGR, strength: float) -> ImageBGR:
+    return _mapped(image, _VALUES * (1 + 0.9 * strength))
 
 
-def _contrast(picture: ImageBGR, strength: float) -> ImageBGR:
-    mean = float(picture.mean())
-    return _mapped(picture, mean + (_VALUES - mean) * (1 + 0.9 * strength))
+def _contrast(image: ImageBGR, strength: float) -> ImageBGR:
+    mean = float(image.mean())
+    return _mapped(image, mean + (_VALUES - mean) * (1 + 0.9 * strength))
 
 
-def _saturation(picture: ImageBGR, strength: float) -> ImageBGR:
+def _saturation(image: ImageBGR, strength: float) -> ImageBGR:
     # The plain mean of the channels serves RGB and BGR alike.
-    gray = cv2.transform(picture, np.full((3, 3), 1 / 3, np.float32))
+    gray = cv2.transform(image, np.full((3, 3), 1 / 3, np.float32))
     factor = 1 + 0.9 * strength
-    return cv2.addWeighted(picture, factor, gray, 1 - factor, 0)  # type: ignore[return-value]
+    return cv2.addWeighted(image, factor, gray, 1 - factor, 0)  # type: ignore[return-value]
 
 
-def _sharpness(picture: ImageBGR, strength: float) -> ImageBGR:
+def _sharpness(image: ImageBGR, strength: float) -> ImageBGR:
     factor = 1 + 0.9 * strength
-    return cv2.addWeighted(picture, factor, cv2.blur(picture, (3, 3)), 1 - factor, 0)  # type: ignore[return-value]
+    return cv2.addWeighted(image, factor, cv2.blur(image, (3, 3)), 1 - factor, 0)  # type: ignore[return-value]
 
 
-def _posterize(picture: ImageBGR, strength: float) -> ImageBGR:
+def _posterize(image: ImageBGR, strength: float) -> ImageBGR:
     dropped = math.ceil(4 * abs(strength))  # of 8 bits
-    return picture & np.uint8(0xFF << dropped & 0xFF)
+    return image & np.uint8(0xFF << dropped & 0xFF)
 
 
-def _solarize(picture: ImageBGR, strength: float) -> ImageBGR:
-    return _mapped(picture, np.where(256 * (1 - abs(strength)) <= _VALUES, 255 - _VALUES, _VALUES))
+def _solarize(image: ImageBGR, strength: float) -> ImageBGR:
+    return _mapped(image, np.where(256 * (1 - abs(strength)) <= _VALUES, 255 - _VALUES, _VALUES))
 
 
-def _moved(picture: ImageBGR, matrix: Sequence[Sequence[float]], shift: tuple[float, float]) -> ImageBGR:
-    """Return the picture under x -> matrix (x - centre) + centre + shift, in pixels."""
-    height, width = picture.shape[:2]
+def _moved(image: ImageBGR, matrix: Sequence[Sequence[float]], shift: tuple[float, float]) -> ImageBGR:
+    """Return the image under x -> matrix (x - centre) + centre + shift, in pixels."""
+    height, width = image.shape[:2]
     centre = np.array(((width - 1) / 2, (height - 1) / 2))
     turn = np.array(matrix)
     affine = np.column_stack((turn, centre - turn @ centre + np.array(shift)))
-    empty = (EMPTY,) * picture.shape[2]
-    return cv2.warpAffine(picture, affine, (width, height), borderValue=empty)  # type: ignore[return-value]
+    empty = (EMPTY,) * image.shape[2]
+    return cv2.warpAffine(image, affine, (width, height), borderValue=empty)  # type: ignore[return-value]
 
 
-def _shear_x(picture: ImageBGR, strength: float) -> ImageBGR:
-    return _moved(picture, ((1, 0.3 * strength), (0, 1)), (0, 0))
+def _shear_x(image: ImageBGR, strength: float) -> ImageBGR:
+    return _moved(image, ((1, 0.3 * strength), (0, 1)), (0, 0))
 
 
-def _shear_y(picture: ImageBGR, strength: float) -> ImageBGR:
-    return _moved(picture, ((1, 0), (0.3 * strength, 1)), (0, 0))
+def _shear_y(image: ImageBGR, strength: float) -> ImageBGR:
+    return _moved(image, ((1, 0), (0.3 * strength, 1)), (0, 0))
 
 
-def _translate_x(picture: ImageBGR, strength: float) -> ImageBGR:
-    return _moved(picture, ((1, 0), (0, 1)), (0.45 * strength * picture.shape[1], 0))
+def _translate_x(image: ImageBGR, strength: float) -> ImageBGR:
+    return _moved(image, ((1, 0), (0, 1)), (0.45 * strength * image.shape[1], 0))
 
 
-def _translate_y(picture: ImageBGR, strength: float) -> ImageBGR:
-    return _moved(picture, ((1, 0), (0, 1)), (0, 0.45 * strength * picture.shape[0]))
+def _translate_y(image: ImageBGR, strength: float) -> ImageBGR:
+    return _moved(image, ((1, 0), (0, 1)), (0, 0.45 * strength * image.shape[0]))
 
 
-def _turn(picture: ImageBGR, strength: float) -> ImageBGR:
+def _turn(image: ImageBGR, strength: float) -> ImageBGR:
     angle = math.radians(30 * strength)
-    return _moved(picture, ((math.cos(angle), math.sin(angle)), (-math.sin(angle), math.cos(angle))), (0, 0))
+    return _moved(image, ((math.cos(angle), math.sin(angle)), (-math.sin(angle), math.cos(angle))), (0, 0))
 
 
 GRAY_OPS: dict[str, Op] = {

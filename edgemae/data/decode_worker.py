@@ -28,7 +28,7 @@ from edgemae.spec.graph import PixelContract
 class Request(msgspec.Struct, frozen=True, kw_only=True):
     """Ask for one batch: `paths`, and for each the `keys` that seed its view.
 
-    `go_on`: leave the rows of broken pictures black and name them, instead of raising an error.
+    `go_on`: leave the rows of corrupt images black and name them, instead of raising an error.
     """
 
     paths: tuple[str, ...]
@@ -47,37 +47,37 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Views(NamedTuple):
-    """Hold views (B, H, W, C) uint8 and the rows whose pictures are broken."""
+    """Hold views (B, H, W, C) uint8 and the rows whose images are corrupt."""
 
-    pictures: NDArray[np.uint8]
-    broken: tuple[int, ...] = ()
+    images: NDArray[np.uint8]
+    corrupt: tuple[int, ...] = ()
 
 
 def joined(parts: list[Views]) -> Views:
     """Return the views of a batch that was decoded in parts."""
     if len(parts) == 1:
         return parts[0]
-    broken, before = list[int](), 0
+    corrupt, before = list[int](), 0
     for part in parts:
-        broken += [before + row for row in part.broken]
-        before += len(part.pictures)
-    return Views(np.concatenate([part.pictures for part in parts]), tuple(broken))
+        corrupt += [before + row for row in part.corrupt]
+        before += len(part.images)
+    return Views(np.concatenate([part.images for part in parts]), tuple(corrupt))
 
 
 def decode(request: Request) -> Views:
     """Return the views of a batch. Raises DataError for a file that cannot be read any more."""
-    pixel, broken = request.pixel, []
-    pictures = np.zeros((len(request.paths), pixel.image_px, pixel.image_px, pixel.channels), np.uint8)
+    pixel, corrupt = request.pixel, []
+    images = np.zeros((len(request.paths), pixel.image_px, pixel.image_px, pixel.channels), np.uint8)
     read_ahead(request.paths)
     for row, (path, key) in enumerate(zip(request.paths, request.keys, strict=True)):
         frame = _frame(path, pixel)
         if frame is not None:
-            pictures[row] = view(frame, pixel, request.augment, np.random.default_rng(key))
+            images[row] = view(frame, pixel, request.augment, np.random.default_rng(key))
         elif request.go_on:
-            broken.append(row)
+            corrupt.append(row)
         else:
             raise _unreadable(path)
-    return Views(pictures, tuple(broken))
+    return Views(images, tuple(corrupt))
 
 
 def read_image(reference: str, pixel: PixelContract) -> ImageBGR:
@@ -89,7 +89,7 @@ def read_image(reference: str, pixel: PixelContract) -> ImageBGR:
 
 
 def _frame(reference: str, pixel: PixelContract) -> ImageBGR | None:
-    """Return an image as a BGR frame; None for one that is broken, also one whose rest OpenCV would make up in gray."""
+    """Return an image as a BGR frame; None for a corrupt one, also one whose rest OpenCV would make up in gray."""
     try:
         data = content(reference)
     except OSError as error:
@@ -104,7 +104,7 @@ def _frame(reference: str, pixel: PixelContract) -> ImageBGR | None:
 def _unreadable(reference: str) -> DataError:
     return DataError(
         f"{shown(reference)} is not a readable image",
-        expected="a whole jpg, png, webp or bmp picture",
+        expected="a whole jpg, png, webp or bmp image",
         fix="remove or replace it",
     )
 

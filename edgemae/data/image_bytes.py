@@ -114,7 +114,7 @@ def shown(reference: str) -> str:
 
 
 def content_key(size: int, head: bytes, tail: bytes) -> int:
-    """Return a 64-bit digest of a picture's size, first and last block: the end of a JPEG is as good as random."""
+    """Return a 64-bit digest of an image's size, first and last block: the end of a JPEG is as good as random."""
     return int.from_bytes(hashlib.blake2b(b"%d:" % size + head + tail, digest_size=8).digest(), "little")
 
 

@@ -1,4 +1,4 @@
-"""Whether a file is a whole picture: asked once for every file while a folder is scanned."""
+"""Whether a file is a whole image: asked once for every file while a folder is scanned."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def check(reference: str) -> Checked:
     if ends_early(data):
         return Checked(digest, "truncated: the end of the JPEG is missing")
     # An eighth of the size decodes several times faster and meets the same headers and streams, but OpenCV makes
-    # nothing of a picture below 8 px that way.
+    # nothing of an image below 8 px that way.
     side_px = 8 * _side(data, cv2.IMREAD_REDUCED_GRAYSCALE_8)
     if side_px <= 128:
         side_px = _side(data, cv2.IMREAD_COLOR) or side_px
@@ -42,7 +42,7 @@ def check(reference: str) -> Checked:
 
 
 def _side(data: bytes, flags: int) -> int:
-    """Return the shorter side of a picture as decoded with OpenCV's flags, 0 when it cannot be."""
+    """Return the shorter side of an image as decoded with OpenCV's flags, 0 when it cannot be."""
     try:
         frame = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
     except cv2.error:

@@ -1,4 +1,4 @@
-"""Image folders: what is in them, what is broken, what each file's content hash is, and how they are split.
+"""Image folders: what is in them, what is corrupt, what each file's content hash is, and how they are split.
 
 A folder is either labelled (one sub-folder a class) or flat. Files are decoded once while scanning, so that a corrupt,
 empty or mislabelled file is named before the first training step and never met later.
@@ -35,8 +35,8 @@ log = logging.getLogger("edgemae.data")
 class ImageSet:
     """List images with labels and content hashes.
 
-    `labels` is None for a flat folder; `skipped` pairs the path of a broken file with the reason; `sides_px` are the
-    shorter sides as far as they are known. `checked` tells whether every picture was decoded once.
+    `labels` is None for a flat folder; `skipped` pairs the path of a corrupt file with the reason; `sides_px` are the
+    shorter sides as far as they are known. `checked` tells whether every image was decoded once.
     """
 
     folder: str
@@ -117,7 +117,7 @@ def only_local(where: str) -> str:
 
 
 def scan(folder: str | Path) -> ImageSet:
-    """Return the images of a folder; broken files are skipped, counted and named in the log.
+    """Return the images of a folder; corrupt files are skipped, counted and named in the log.
 
     Raises DataError when the folder is missing or cannot be read, holds no readable image, or mixes loose images with
     class folders.
@@ -137,15 +137,15 @@ def scan(folder: str | Path) -> ImageSet:
     paths, labels = tuple(path for path, _ in rows), tuple(label for _, label in rows)
     found = _checked(paths)
     images = ImageSet(str(root), paths, tuple(c.digest for c in found), labels if classes else None, classes)
-    return _sound(images, found)
+    return _valid_only(images, found)
 
 
 def sift(images: ImageSet) -> ImageSet:
-    """Decode every picture once and return the set without the broken ones, which are named in the log.
+    """Decode every image once and return the set without the corrupt ones, which are named in the log.
 
     Raises DataError when none is left.
     """
-    return _sound(images, _checked(images.paths))
+    return _valid_only(images, _checked(images.paths))
 
 
 def _checked(paths: Sequence[str]) -> list[Checked]:
@@ -153,7 +153,7 @@ def _checked(paths: Sequence[str]) -> list[Checked]:
         return list(pool.map(check, paths))
 
 
-def _sound(images: ImageSet, found: list[Checked]) -> ImageSet:
+def _valid_only(images: ImageSet, found: list[Checked]) -> ImageSet:
     good = [i for i, c in enumerate(found) if not c.why]
     skipped = tuple((images.paths[i], c.why) for i, c in enumerate(found) if c.why)
     for path, why in skipped[:10]:
@@ -162,7 +162,7 @@ def _sound(images: ImageSet, found: list[Checked]) -> ImageSet:
         log.warning("%d of %d files in %s were skipped", len(skipped), len(found), images.folder)
     if not good:
         raise DataError(
-            f"no readable image in '{images.folder}' ({len(skipped)} broken files)"
+            f"no readable image in '{images.folder}' ({len(skipped)} corrupt files)"
             if skipped else f"no image in '{images.folder}'",
             expected=f"files ending in {', '.join(IMAGE_SUFFIXES)}",
             fix="check the path and the files",

@@ -27,7 +27,7 @@ from edgemae.spec.errors import DataError, MachineError, PlanError
 from edgemae.spec.graph import PixelContract
 
 log = logging.getLogger("edgemae.data.loader")
-LOST_FEW = 10  # broken pictures in shards that are put up with in any case
+CORRUPT_FEW = 10  # corrupt images in shards that are put up with in any case
 AHEAD = 4  # batches that each worker may be ahead: 3.5 MB each at 128 x 96 px
 AHEAD_BYTES = 2 << 30  # and all of them together: 4,096 x 224 px are 616 MB
 
@@ -111,11 +111,11 @@ class Loader:
         A view depends on (seed, epoch, image), not on workers or on where reading began. Raises DataError for an image
         that cannot be read any more, MachineError when a worker process dies.
         """
-        asked, lost = self._asked(first, stop), Lost()
+        asked, corrupt = self._asked(first, stop), CorruptImageCounter()
         kept = None if self.train else decoded_images(self.images, self.pixel)
         found = self._views(asked, stop - first) if kept is None else self._kept_views(list(asked), kept)
         for ask, views in found:
-            yield self._batch(ask, views, lost)
+            yield self._batch(ask, views, corrupt)
 
     def _kept_views(self, asked: list[_Ask], kept: DecodedImages) -> Generator[tuple[_Ask, Views], None, None]:
         """Yield requests with their views, in order; what is not kept yet is decoded and kept."""
@@ -123,7 +123,7 @@ class Loader:
         decoded = self._views(iter(missing), len(missing))
         for ask in asked:
             if not kept.has(ask.indices):
-                kept.put(ask.indices, next(decoded)[1].pictures)
+                kept.put(ask.indices, next(decoded)[1].images)
             yield ask, Views(kept.get(ask.indices))
 
     def _views(self, asked: Iterator[_Ask], count: int) -> Generator[tuple[_Ask, Views], None, None]:
@@ -174,36 +174,36 @@ class Loader:
             go_on=self.train and not self.images.checked,
         )
 
-    def _batch(self, ask: _Ask, views: Views, lost: Lost) -> Batch:
-        lost.served += len(ask.indices)
-        for row in views.broken:
-            ask.indices[row], views.pictures[row] = self._instead(ask, ask.indices[row], lost)
-        pixels = torch.from_numpy(views.pictures if self.raw else self._normalised(views.pictures))
+    def _batch(self, ask: _Ask, views: Views, corrupt: CorruptImageCounter) -> Batch:
+        corrupt.served += len(ask.indices)
+        for row in views.corrupt:
+            ask.indices[row], views.images[row] = self._instead(ask, ask.indices[row], corrupt)
+        pixels = torch.from_numpy(views.images if self.raw else self._normalised(views.images))
         labels = [-1 if self.images.labels is None else self.images.labels[i] for i in ask.indices]
         return Batch(
             pixels, torch.tensor(labels, dtype=torch.int64),
             torch.tensor(ask.indices, dtype=torch.int64), ask.epoch % self.views if self.views else -1,
         )  # fmt: skip
 
-    def _normalised(self, pictures: NDArray[np.uint8]) -> NDArray[np.float32]:
-        pixels = np.empty((len(pictures), self.pixel.channels, *pictures.shape[1:3]), np.float32)
-        for planes, picture in zip(pixels, pictures, strict=True):
-            normalise_into(planes, picture, self.pixel)
+    def _normalised(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        pixels = np.empty((len(images), self.pixel.channels, *images.shape[1:3]), np.float32)
+        for planes, image in zip(pixels, images, strict=True):
+            normalise_into(planes, image, self.pixel)
         return pixels
 
-    def _instead(self, ask: _Ask, index: int, lost: Lost) -> tuple[int, NDArray[np.uint8]]:
-        """Return (position, view) of the next readable image after a broken one, which is its neighbour in the shard.
+    def _instead(self, ask: _Ask, index: int, corrupt: CorruptImageCounter) -> tuple[int, NDArray[np.uint8]]:
+        """Return (position, view) of the next readable image after a corrupt one, which is its neighbour in the shard.
 
-        Shards are not decoded while indexing: 14 million pictures would take hours before the first step. An error
-        here would end a training after days because of one picture, and a black one would teach nonsense under its
+        Shards are not decoded while indexing: 14 million images would take hours before the first step. An error
+        here would end a training after days because of one image, and a black one would teach nonsense under its
         label. The choice depends on the set alone, so the same step gives the same batch again.
         """
         while True:
-            lost.tell(self.images.paths[index])
+            corrupt.log(self.images.paths[index])
             index = (index + 1) % len(self.images)
             views = decode(self._request(ask.epoch, [index]))
-            if not views.broken:
-                return index, views.pictures[0]
+            if not views.corrupt:
+                return index, views.images[0]
 
 
 @dataclass(frozen=True)
@@ -216,24 +216,24 @@ class _Ask:
 
 
 @dataclass
-class Lost:
-    """Count broken pictures that others stood in for."""
+class CorruptImageCounter:
+    """Count corrupt images that others stood in for."""
 
     served: int = 0
-    broken: int = 0
+    corrupt: int = 0
 
-    def tell(self, reference: str) -> None:
-        """Name a broken picture in the log. Raises DataError when they are more than a few and 1 % of all."""
-        self.broken += 1
-        if self.broken <= LOST_FEW or self.broken % 100 == 0:
+    def log(self, reference: str) -> None:
+        """Name a corrupt image in the log. Raises DataError when they are more than a few and 1 % of all."""
+        self.corrupt += 1
+        if self.corrupt <= CORRUPT_FEW or self.corrupt % 100 == 0:
             log.warning(
                 "%s is not a readable image: the next one takes its place (%d of %d so far)",
-                shown(reference), self.broken, self.served,
+                shown(reference), self.corrupt, self.served,
             )  # fmt: skip
-        if self.broken > max(LOST_FEW, self.served // 100):
+        if self.corrupt > max(CORRUPT_FEW, self.served // 100):
             raise DataError(
-                f"{self.broken} of {self.served} pictures are broken, the last {shown(reference)}",
-                expected=f"{LOST_FEW} at most, or 1 % of all",
+                f"{self.corrupt} of {self.served} images are corrupt, the last {shown(reference)}",
+                expected=f"{CORRUPT_FEW} at most, or 1 % of all",
                 fix="the shards are damaged, or were changed after they were indexed: copy or pack them again",
             )
 

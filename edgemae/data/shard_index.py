@@ -1,4 +1,4 @@
-"""The index of tar shards: where each picture lies, how large it is, and its label; kept in edgemae's cache."""
+"""The index of tar shards: where each image lies, how large it is, and its label; kept in edgemae's cache."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ log = logging.getLogger("edgemae.data")
 
 @dataclass(frozen=True)
 class Index:
-    """List the pictures of one shard.
+    """List the images of one shard.
 
-    `starts`, `sizes` in bytes (N,) int64; `keys` (N,) uint64 digests of size, first and last block, which tell pictures
+    `starts`, `sizes` in bytes (N,) int64; `keys` (N,) uint64 digests of size, first and last block, which tell images
     apart without reading them; `labels` (N,) int32 positions in `names`, -1 for none; `digest` over all that.
     """
 
@@ -92,7 +92,7 @@ def _keep(path: Path, index: Index) -> None:
 
 
 def read_index(path: str) -> Index:
-    """Read the headers of a shard. Raises DataError for one that ends early, holds no picture or is no plain tar."""
+    """Read the headers of a shard. Raises DataError for one that ends early, holds no image or is no plain tar."""
     with open(path, "rb", buffering=0) as file:
         return _Samples(path, file.fileno()).index()
 
@@ -153,22 +153,22 @@ class _Samples:
 
     def _close(self, sample: list[Member]) -> None:
         by_ending = {"." + member.name.rpartition("/")[2].partition(".")[2].lower(): member for member in sample}
-        pictures = [member for ending, member in by_ending.items() if ending in IMAGE_SUFFIXES]
+        images = [member for ending, member in by_ending.items() if ending in IMAGE_SUFFIXES]
         self.others.update(ending for ending in by_ending if ending not in (*IMAGE_SUFFIXES, *LABELS))
-        if not pictures:
+        if not images:
             return
-        if len(pictures) > 1:
+        if len(images) > 1:
             raise DataError(
-                f"a sample in '{self.path}' has two pictures, '{pictures[0].name}' and '{pictures[1].name}'",
-                expected="names that are equal up to the first dot only for a picture and its label",
+                f"a sample in '{self.path}' has two images, '{images[0].name}' and '{images[1].name}'",
+                expected="names that are equal up to the first dot only for an image and its label",
                 fix="pack one of them, or give them names of their own",
             )
-        picture = pictures[0]
+        image = images[0]
         label = self._label(by_ending)
         number = -1 if label is None else self.names.setdefault(label, len(self.names))
-        key = content_key(picture.size, picture.head, picture.tail)
-        self.rows.append((picture.start, picture.size, key, number))
-        self.digest.update(repr((picture.name, picture.start, picture.size, key, label)).encode())
+        key = content_key(image.size, image.head, image.tail)
+        self.rows.append((image.start, image.size, key, number))
+        self.digest.update(repr((image.name, image.start, image.size, key, label)).encode())
 
     def _label(self, by_ending: dict[str, Member]) -> str | None:
         ending = next((ending for ending in LABELS if ending in by_ending), None)

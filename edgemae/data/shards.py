@@ -1,6 +1,6 @@
-"""Images in tar shards (WebDataset's layout): millions of pictures without one file access each.
+"""Images in tar shards (WebDataset's layout): millions of images without one file access each.
 
-The headers are read once, into an index in edgemae's cache; after that a picture is one `pread` from an open shard.
+The headers are read once, into an index in edgemae's cache; after that an image is one `pread` from an open shard.
 Any order is computed and none replayed, so a training goes on at step 90,000 without reading what lies before.
 
 Why WebDataset's own pipeline does not feed a training here (as of version 1.0.2): its shuffle is a buffer that fills
@@ -38,7 +38,7 @@ PACKED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 
 @dataclass(frozen=True, eq=False)
 class Parts(Sequence[str]):
-    """Refer to members of shards; a reference is made when it is asked for: 20 bytes a picture, and no strings.
+    """Refer to members of shards; a reference is made when it is asked for: 20 bytes an image, and no strings.
 
     `shard` (N,) int32 are positions in `shards`; `starts` and `sizes` (N,) int64 are bytes.
     """
@@ -68,8 +68,8 @@ class Parts(Sequence[str]):
 class ShardSet(ImageSet):
     """List images in shards. `hashes` are keys of size, first and last block, not of all bytes; `digest` is theirs.
 
-    Pictures were not decoded while indexing, which would read all of 14 million (see `edgemae.data.loader` for what
-    happens to a broken one).
+    Images were not decoded while indexing, which would read all of 14 million (see `edgemae.data.loader` for what
+    happens to a corrupt one).
     """
 
     digest: str = ""
@@ -159,7 +159,7 @@ def _array(kind: str, values: NDArray[Any]) -> array[int]:
 def images_at(where: str, *, checked: bool = False) -> ImageSet:
     """Return the images of a folder, or of shards: a folder of tar files, one, or `train-{000000..000146}.tar`.
 
-    `checked` decodes those of shards too, as a folder's always are, and leaves broken ones out. Raises DataError.
+    `checked` decodes those of shards too, as a folder's always are, and leaves corrupt ones out. Raises DataError.
     """
     paths = shards_at(where)
     if paths is None:
@@ -212,7 +212,7 @@ def _refuse_packed(paths: list[str]) -> None:
         raise DataError(
             f"'{packed[0]}' is compressed",
             expected="plain tar files: a member of a compressed one cannot be reached alone",
-            fix=f"unpack it, for example with `gunzip {packed[0]}`; pictures are compressed already",
+            fix=f"unpack it, for example with `gunzip {packed[0]}`; images are compressed already",
         )
 
 
@@ -245,9 +245,9 @@ def _assemble(where: str, paths: list[str], found: list[Index]) -> ShardSet:
         return images
     if bare.any():
         raise DataError(
-            f"{int(bare.sum())} of {len(bare)} pictures in '{where}' have no label, "
+            f"{int(bare.sum())} of {len(bare)} images in '{where}' have no label, "
             f"for example {shown(parts[int(bare.argmax())])}",
-            expected="a .cls or .json file for every picture, or for none",
+            expected="a .cls or .json file for every image, or for none",
             fix="pack those with labels into shards of their own, and pass the others with --unlabelled",
         )
     number, classes = _numbered(where, paths[0], {name for index in found for name in index.names})

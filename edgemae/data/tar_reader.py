@@ -54,7 +54,7 @@ def _open(path: str, file: object, length: int) -> tarfile.TarFile:
             raise DataError(
                 f"'{path}' is compressed",
                 expected="plain tar files: a member of a compressed one cannot be reached alone",
-                fix=f"unpack it with `{command}`; pictures are compressed already",
+                fix=f"unpack it with `{command}`; images are compressed already",
             )
     if length < BLOCK:
         _refuse_short(path, "before its first member")

@@ -95,7 +95,7 @@ def _digest(reference: str) -> bytes:
 def require_size(images: ImageSet, image_px: int, seed: int, patch_px: int = 1) -> None:
     """Refuse images most of which are smaller than a third of the model's input, or than a patch; warn of a few.
 
-    Enlarged three times, a picture holds a ninth of the values that the model reads: it would learn blur. Of shards, a
+    Enlarged three times, an image holds a ninth of the values that the model reads: it would learn blur. Of shards, a
     sample of 256 is looked at. Raises DataError, also when none of the sample can be read.
     """
     if not images.sides_px:
@@ -152,14 +152,28 @@ def same_classes(train: ImageSet, other: ImageSet) -> ImageSet:
 
     Raises DataError for a class that the training set does not have.
     """
-    if other.labels is None:
-        return other
-    unknown = sorted(set(other.classes) - set(train.classes))
+    return other if other.labels is None else _renumbered(other, train.classes, f"'{train.folder}' has not")
+
+
+def known_classes(images: ImageSet, labels: tuple[str, ...]) -> ImageSet:
+    """Return the set with labels numbered as the model's; without labels for a model that has none.
+
+    Raises DataError for a class that the model does not have.
+    """
+    if images.labels is None or not labels:
+        return images.unlabelled()
+    return _renumbered(images, labels, "the model does not know")
+
+
+def _renumbered(images: ImageSet, classes: tuple[str, ...], who_lacks_it: str) -> ImageSet:
+    """Return a labelled set with the numbers of `classes`. Raises DataError for a class that is not among them."""
+    assert images.labels is not None
+    unknown = sorted(set(images.classes) - set(classes))
     if unknown:
         raise DataError(
-            f"'{other.folder}' has the class '{unknown[0]}', which '{train.folder}' has not",
-            expected=f"classes among {', '.join(train.classes)}",
+            f"'{images.folder}' has the class '{unknown[0]}', which {who_lacks_it}",
+            expected=f"class folders among {', '.join(classes)}",
             fix="rename or remove that folder",
         )
-    number = [train.classes.index(name) for name in other.classes]
-    return replace(other, labels=tuple(number[label] for label in other.labels), classes=train.classes)
+    number = [classes.index(name) for name in images.classes]
+    return replace(images, labels=tuple(number[label] for label in images.labels), classes=classes)

@@ -1,9 +1,9 @@
 """Elastic students: nested sub-networks, any of which is taken out as a plain Student.
 
-A sub-network is a ViTShape: fewer blocks, the first heads and MLP units of each, a smaller picture. Its weights are
+A sub-network is a ViTShape: fewer blocks, the first heads and MLP units of each, a smaller image. Its weights are
 slices of the full network's, so it runs as the plain ViT that it becomes; only the rows of qkv are gathered. Fewer
-tokens come from a smaller picture and not from dropped patches: choosing patches would need code on the device and is
-no gain (on photos, by variance, 62.8 % against 73.3 % for a random half); a smaller picture is another number in the
+tokens come from a smaller image and not from dropped patches: choosing patches would need code on the device and is
+no gain (on photos, by variance, 62.8 % against 73.3 % for a random half); a smaller image is another number in the
 pixel contract, and resizing gets cheaper with it. How they are trained: `edgemae.distill.elastic_training`.
 """
 
@@ -29,7 +29,7 @@ from edgemae.model.vit import ViT, ViTShape, count_macs, count_params, resample_
 from edgemae.spec.errors import CheckpointError, PlanError
 from edgemae.spec.graph import Step
 from edgemae.spec.plan_schema import ElasticPlan
-from edgemae.train.step_context import Moment
+from edgemae.train.step_context import StepContext
 
 STAGE = "elastic"  # the history step of a student whose sub-networks are trained
 SIZES = ("depth", "heads", "mlp", "image_px")
@@ -62,13 +62,13 @@ class Space:
         return {name: list(values) for name, values in zip(SIZES, self.sizes, strict=True)}
 
     @property
-    def whole_pictures(self) -> Space:
-        """The sub-networks that see pictures of the full size."""
+    def full_size_images(self) -> Space:
+        """The sub-networks that see images of the full size."""
         return replace(self, image_px=(self.full.image_px,))
 
-    def draw(self, moment: Moment) -> ViTShape:
+    def draw(self, context: StepContext) -> ViTShape:
         """Return one sub-network, each size drawn evenly and alike for all rows of the step."""
-        return self.at(*(values[int(moment.flip() * len(values))] for values in self.sizes))
+        return self.at(*(values[int(context.flip() * len(values))] for values in self.sizes))
 
     def cost(self, samples: int) -> float:
         """Return the expected MACs of a step, as a multiple of one of the largest alone."""
@@ -160,15 +160,15 @@ def _position(vit: ViT, shape: ViTShape) -> Tensor:
     """Return positions for another grid than the full network's."""
     if shape.learned_pos:
         return resample_position(vit.pos, shape.grid, shape.cls_token)
-    # The same place in the picture has the same position at every size: 1.5 points of top-1 on digits, the
+    # The same place in the image has the same position at every size: 1.5 points of top-1 on digits, the
     # mean of eight sub-networks, against positions counted from 0 at each size.
     return sincos_position(shape.width, shape.grid, shape.cls_token, vit.shape.grid).to(vit.pos)
 
 
 def run_at(vit: ViT, shape: ViTShape, pixels: Tensor) -> tuple[Tensor | None, Tensor]:
     """Return (logits, embedding) of a sub-network for pixels (B, C, H, W) of its own size."""
-    said: tuple[Tensor | None, Tensor] = functional_call(plain(shape), slices(vit, shape), (pixels,))
-    return said
+    outputs: tuple[Tensor | None, Tensor] = functional_call(plain(shape), slices(vit, shape), (pixels,))
+    return outputs
 
 
 @cache  # building one takes as long as running it on a small batch
@@ -179,7 +179,7 @@ def plain(shape: ViTShape) -> ViT:
 
 
 def shrink(pixels: Tensor, image_px: int) -> Tensor:
-    """Return the pictures of a step at a sub-network's size."""
+    """Return the images of a step at a sub-network's size."""
     if pixels.shape[-1] == image_px:
         return pixels
     return F.interpolate(pixels, size=(image_px, image_px), mode="bilinear", antialias=True, align_corners=False)

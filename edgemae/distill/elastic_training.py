@@ -21,7 +21,7 @@ from edgemae.distill.supervised import AGREEMENT, DRAWN, SMALLEST, Inner, Learn
 from edgemae.model.vit import ViT, ViTShape
 from edgemae.spec.plan_schema import ElasticPlan
 from edgemae.train.losses import distillation
-from edgemae.train.step_context import Moment
+from edgemae.train.step_context import StepContext
 
 
 def sub_networks(space: Space, plan: ElasticPlan) -> dict[str, object]:
@@ -29,35 +29,35 @@ def sub_networks(space: Space, plan: ElasticPlan) -> dict[str, object]:
     return space.as_dict() | {"samples": plan.samples}
 
 
-def in_stage_one(recipe: Recipe, space: Space, plan: ElasticPlan) -> Callable[[Batch, Moment], dict[str, Tensor]]:
+def in_stage_one(recipe: Recipe, space: Space, plan: ElasticPlan) -> Callable[[Batch, StepContext], dict[str, Tensor]]:
     """Return the step of a recipe in which sub-networks learn from the teacher what the largest does.
 
-    All see pictures of the full size and the same patches of them, so the teacher is asked once.
+    All see images of the full size and the same patches of them, so the teacher is asked once.
     """
-    whole = space.whole_pictures
+    whole = space.full_size_images
 
-    def step(batch: Batch, moment: Moment) -> dict[str, Tensor]:
-        seen = recipe.see(batch, moment)
-        found = recipe(batch, seen, recipe.drop(moment))
-        for kind, shape in _along(whole, plan.samples, moment):
+    def step(batch: Batch, context: StepContext) -> dict[str, Tensor]:
+        targets = recipe.teacher_targets(batch, context)
+        found = recipe(batch, targets, recipe.drop(context))
+        for kind, shape in _along(whole, plan.samples, context):
             weights = {f"student.{name}": value for name, value in slices(recipe.student, shape).items()}
-            _add(found, kind, functional_call(_holding(recipe, plain(shape)), weights, (batch, seen)))
+            _add(found, kind, functional_call(_holding(recipe, plain(shape)), weights, (batch, targets)))
         return found
 
     return step
 
 
 def in_stage_two(vit: ViT, space: Space, plan: ElasticPlan) -> Inner:
-    """Return what `train_classifier` adds: the terms of sub-networks, at their own size of picture.
+    """Return what `train_classifier` adds: the terms of sub-networks, at their own size of image.
 
     They learn what the largest learns and, to `plan.largest_weight`, what it says. Its word alone holds all of them
     back while it knows little: 58 % in place of 84 % for the largest on digits, in 224 steps.
     """
     share = plan.largest_weight
 
-    def terms(pixels: Tensor, largest: Tensor, learn: Learn, moment: Moment) -> dict[str, Tensor]:
+    def terms(pixels: Tensor, largest: Tensor, learn: Learn, context: StepContext) -> dict[str, Tensor]:
         found: dict[str, Tensor] = {}
-        for kind, shape in _along(space, plan.samples, moment):
+        for kind, shape in _along(space, plan.samples, context):
             logits, _ = run_at(vit, shape, shrink(pixels, shape.image_px))
             assert logits is not None
             learnt = learn(logits) if share < 1 else {}
@@ -69,10 +69,10 @@ def in_stage_two(vit: ViT, space: Space, plan: ElasticPlan) -> Inner:
     return terms
 
 
-def _along(space: Space, samples: int, moment: Moment) -> Iterator[tuple[str, ViTShape]]:
+def _along(space: Space, samples: int, context: StepContext) -> Iterator[tuple[str, ViTShape]]:
     """Yield the sub-networks of a step, each with its kind."""
     for _ in range(samples):
-        yield DRAWN, space.draw(moment)
+        yield DRAWN, space.draw(context)
     yield SMALLEST, space.shapes[0]
 
 

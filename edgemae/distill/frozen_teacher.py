@@ -19,7 +19,7 @@ log = logging.getLogger("edgemae")
 
 
 @dataclass(frozen=True)
-class Depth:
+class TeacherConfig:
     """State how a teacher is run: re-gridded to `grid` patches a side (0: its own), `blocks` deep (0: all)."""
 
     grid: int = 0
@@ -27,8 +27,8 @@ class Depth:
     bf16: bool = False  # its weights too, where the device multiplies bf16 natively
 
 
-class TeacherView(nn.Module):
-    """Run a frozen teacher on a student's pixels, no deeper than `depth` says; the blocks behind are not kept.
+class FrozenTeacher(nn.Module):
+    """Run a frozen teacher on a student's pixels, no deeper than `config` says; the blocks behind are not kept.
 
     Raises PlanError when the two disagree about channels or colour order.
     """
@@ -38,11 +38,11 @@ class TeacherView(nn.Module):
     own_mean: Tensor
     own_std: Tensor
 
-    def __init__(self, teacher: Teacher, pixel: PixelContract, depth: Depth = Depth()) -> None:
+    def __init__(self, teacher: Teacher, pixel: PixelContract, config: TeacherConfig = TeacherConfig()) -> None:
         super().__init__()
         require_colours(teacher, pixel)
-        self.depth = depth
-        self.vit = _frozen(teacher.vit, depth)
+        self.config = config
+        self.vit = _frozen(teacher.vit, config)
         self.shard = False  # spread its blocks over all processes, to be gathered one at a time (FSDP)
         self._ready = False
         for name, values in (
@@ -92,7 +92,7 @@ class TeacherView(nn.Module):
         if self._ready:
             return
         self._ready = True
-        if self.depth.bf16 and bf16_is_fast(device):
+        if self.config.bf16 and bf16_is_fast(device):
             self.vit.to(torch.bfloat16)
         if self.shard:
             _shard(self.vit, device)
@@ -138,9 +138,9 @@ def teacher_block(asked: int, teacher_depth: int, student_depth: int) -> int:
     return asked or (teacher_depth if teacher_depth <= student_depth else max(1, round(0.75 * teacher_depth)))
 
 
-def _frozen(vit: ViT, depth: Depth) -> ViT:
+def _frozen(vit: ViT, config: TeacherConfig) -> ViT:
     """Return a copy that is cut to its depth and re-gridded, and never trained."""
-    grid, blocks = depth.grid or vit.shape.grid, depth.blocks or vit.shape.depth
+    grid, blocks = config.grid or vit.shape.grid, config.blocks or vit.shape.depth
     shape = replace(
         vit.shape, image_px=grid * vit.shape.patch_px, heads=vit.shape.heads[:blocks], mlp=vit.shape.mlp[:blocks]
     )

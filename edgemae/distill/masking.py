@@ -10,10 +10,10 @@ from torch import Tensor
 from edgemae.model.mae import MASKS, keep_count
 from edgemae.spec.errors import PlanError, nearest
 from edgemae.spec.plan_schema import DistillPlan, PretrainPlan
-from edgemae.train.step_context import Moment
+from edgemae.train.step_context import StepContext
 
 ATTENTION = "attention"
-Guide = Callable[[Tensor], Tensor]  # pixels (B, C, H, W) -> attention that every patch receives (B, N)
+AttentionOf = Callable[[Tensor], Tensor]  # pixels (B, C, H, W) -> attention that every patch receives (B, N)
 
 
 @dataclass(frozen=True)
@@ -24,23 +24,23 @@ class Masking:
     first: float
     last: float
 
-    def keep(self, pixels: Tensor, grid: int, moment: Moment, guide: Guide) -> Tensor:
-        """Return sorted indices (B, K) of visible patches; `guide` is asked only by the pattern `attention`."""
-        ratio = self.first + (self.last - self.first) * moment.done
-        pattern = self.patterns[min(int(moment.done * len(self.patterns)), len(self.patterns) - 1)]
+    def keep(self, pixels: Tensor, grid: int, context: StepContext, attention_of: AttentionOf) -> Tensor:
+        """Return sorted indices (B, K) of visible patches; `attention_of` is asked only by the pattern `attention`."""
+        ratio = self.first + (self.last - self.first) * context.done
+        pattern = self.patterns[min(int(context.done * len(self.patterns)), len(self.patterns) - 1)]
         if pattern != ATTENTION:
-            return moment.keep(grid, ratio, pattern)
-        return hide_attended(guide(pixels), keep_count(grid * grid, ratio), moment)
+            return context.keep(grid, ratio, pattern)
+        return hide_attended(attention_of(pixels), keep_count(grid * grid, ratio), context)
 
 
-def hide_attended(attention: Tensor, visible: int, moment: Moment) -> Tensor:
+def hide_attended(attention: Tensor, visible: int, context: StepContext) -> Tensor:
     """Return sorted indices (B, K) of visible patches, those that get much attention being hidden more often.
 
     Patches are drawn to be hidden one after the other, each with a chance in proportion to its attention (B, N): hiding
     what is attended makes the task harder (AttMask, Kakogeorgiou et al. 2022), and chance keeps every patch in play.
     """
     # Gumbel noise on log-weights: the order is that of drawing without replacement (Efraimidis & Spirakis 2006).
-    noise = -(-moment.rand(attention.shape[1]).clamp_min(1e-9).log()).log()
+    noise = -(-context.rand(attention.shape[1]).clamp_min(1e-9).log()).log()
     order = attention.clamp_min(1e-9).log() + noise
     return order.argsort(dim=1)[:, :visible].sort(dim=1).values
 

@@ -99,25 +99,25 @@ class RoundedLinear(nn.Linear):
 
 def train_quantized(
     student: Student, start: Scales, divisors: Mapping[str, NDArray[np.float32]], plan: Plan, images: Images,
-    guide: Teacher | None, checkpoint: Path | None = None,
+    finetuned: Teacher | None, checkpoint: Path | None = None,
 ) -> tuple[Student, Curve]:  # fmt: skip
     """Return the student after the tail, with its scales, and the loss curve. The input is not changed.
 
     `start` and `divisors` come from calibration: ranges, and what moves from a LayerNorm into its linear first. With
-    labels it learns from them and from the logits of `guide`, by default the float student's own; without, it keeps to
-    the float student's embeddings.
+    labels it learns from them and from the logits of `finetuned`, by default the float student's own; without, it keeps
+    to the float student's embeddings.
     """
     vit = copy.deepcopy(student.vit)
     _smooth(vit, divisors)
     begin = replace(student, vit=round_linears(vit, start))
     settings = plan.quantize.qat
     if images.labelled is None:
-        tuned, curve = heal_embedding(begin, student, settings, plan, images.unlabelled, checkpoint, "qat")
+        trained, curve = heal_embedding(begin, student, settings, plan, images.unlabelled, checkpoint, "qat")
     else:
-        guide = guide or Teacher(student.vit, student.pixel, student.labels)
-        tuned, curve = train_further(begin, settings, plan, images, guide, checkpoint, "qat")
-    vit, scales = plain_linears(tuned.vit, start.symmetric)
-    return replace(tuned, vit=vit.eval(), scales=scales), curve
+        finetuned = finetuned or Teacher(student.vit, student.pixel, student.labels)
+        trained, curve = train_further(begin, settings, plan, images, finetuned, checkpoint, "qat")
+    vit, scales = plain_linears(trained.vit, start.symmetric)
+    return replace(trained, vit=vit.eval(), scales=scales), curve
 
 
 def round_linears(vit: ViT, scales: Scales) -> ViT:

@@ -20,7 +20,7 @@ from edgemae.data.validation import require_classes
 from edgemae.distill.elastic import STAGE as ELASTIC
 from edgemae.distill.elastic import Space, space_of
 from edgemae.distill.elastic_training import in_stage_one, in_stage_two, sub_networks
-from edgemae.distill.frozen_teacher import Depth, TeacherView, received, require_colours
+from edgemae.distill.frozen_teacher import FrozenTeacher, TeacherConfig, received, require_colours
 from edgemae.distill.masking import masking
 from edgemae.distill.recipe import Recipe
 from edgemae.distill.recipes import choose_recipe
@@ -34,11 +34,11 @@ from edgemae.spec.errors import DataError, PlanError
 from edgemae.spec.graph import PixelContract, Step
 from edgemae.spec.plan_loading import plan_tree
 from edgemae.spec.plan_schema import FinetunePlan, Plan, ShapePlan
-from edgemae.train.checkpoints import made_from
+from edgemae.train.checkpoints import checkpoint_identity
 from edgemae.train.job import Curve, Job
 from edgemae.train.loop import fit
 from edgemae.train.schedule import param_groups
-from edgemae.train.step_context import Moment
+from edgemae.train.step_context import StepContext
 
 log = logging.getLogger("edgemae")
 
@@ -81,15 +81,16 @@ def pretrain(plan: Plan, images: ImageSet, pixel: PixelContract, start: Teacher 
     def own_attention(pixels: Tensor) -> Tensor:
         return received(encoder, encoder.encode(pixels, blocks=-1))
 
-    def loss(batch: Batch, moment: Moment) -> dict[str, Tensor]:
-        keep = hidden.keep(batch.pixels, encoder.shape.grid, moment, own_attention)
+    def loss(batch: Batch, context: StepContext) -> dict[str, Tensor]:
+        keep = hidden.keep(batch.pixels, encoder.shape.grid, context, own_attention)
         return {"pixel": mae.loss(batch.pixels, keep)}
 
     loader = _loader(plan, images, pixel, p.batch, Augment(crop_min=p.crop_min, flip=p.flip))
     curve = fit(Job(
         name="pretrain", module=mae, groups=param_groups(mae, p.weight_decay), loss=loss, loader=loader,
         epochs=p.epochs, lr=p.lr, warmup_fraction=p.warmup_fraction, seed=plan.seed, bf16=p.bf16, checkpoint=checkpoint,
-        scale=plan.scale, made_from=made_from(checkpoint, plan_tree(p), teacher=start.vit if start else None),
+        scale=plan.scale,
+        checkpoint_identity=checkpoint_identity(checkpoint, plan_tree(p), teacher=start.vit if start else None),
     ))  # fmt: skip
     used = {"loss": kind} | {f"decoder_{name}": getattr(decoder, name) for name in ("width", "depth", "heads")}
     step = _step("pretrain", plan, plan_tree(p) | used, images, curve)
@@ -104,30 +105,30 @@ def finetune(teacher: Teacher, plan: Plan, images: Images, checkpoint: Path | No
     torch.manual_seed(plan.seed)
     vit = with_head(teacher.vit, len(labelled.classes))
     run = Run(labelled, teacher.pixel, plan.seed, plan.workers, plan.scale, checkpoint, images.evaluation,
-              views_root(plan, checkpoint), made_from(checkpoint, plan_tree(plan.finetune), teacher=teacher.vit),
-              )  # fmt: skip
+              views_root(plan, checkpoint),
+              checkpoint_identity(checkpoint, plan_tree(plan.finetune), teacher=teacher.vit))  # fmt: skip
     curve = train_classifier(vit, plan.finetune, run, None, "finetune")
     step = _step("finetune", plan, plan_tree(plan.finetune), labelled, curve)
-    tuned = replace(teacher, vit=vit, labels=labelled.classes, history=(*teacher.history, step), mae=None)
-    return tuned, curve
+    finetuned = replace(teacher, vit=vit, labels=labelled.classes, history=(*teacher.history, step), mae=None)
+    return finetuned, curve
 
 
 def distill(teacher: Teacher, plan: Plan, images: Images, checkpoint: Path | None = None,
-            tuned: Teacher | None = None) -> tuple[Student, dict[str, Curve]]:  # fmt: skip
+            finetuned: Teacher | None = None) -> tuple[Student, dict[str, Curve]]:  # fmt: skip
     """Train a student: stage 1 by the plan's recipe without labels, stage 2 with labels when there are any.
 
-    `tuned` is the fine-tuned teacher whose logits guide stage 2 (and the `logit` recipe); without it `teacher` itself
-    is used when it has a head. A set without labels ends after stage 1 with a student that gives embeddings. With an
-    elastic plan sub-networks are trained along, in both stages.
+    `finetuned` is the teacher whose logits are learnt in stage 2 (and by the `logit` recipe); without it `teacher`
+    itself is used when it has a head. A set without labels ends after stage 1 with a student that gives embeddings.
+    With an elastic plan sub-networks are trained along, in both stages.
     """
     d = plan.distill
-    guide = tuned or (teacher if teacher.vit.head is not None else None)
-    if guide is not None and images.labelled is not None:
-        require_classes("the teacher", guide.labels, images.labelled)
-    recipe, source = choose_recipe(d, teacher, guide)
+    finetuned = finetuned or (teacher if teacher.vit.head is not None else None)
+    if finetuned is not None and images.labelled is not None:
+        require_classes("the teacher", finetuned.labels, images.labelled)
+    recipe, source = choose_recipe(d, teacher, finetuned)
     pixel = student_pixel(teacher.pixel, plan)
-    if guide is not None:
-        require_colours(guide, pixel)  # now, and not after hours of stage 1
+    if finetuned is not None:
+        require_colours(finetuned, pixel)  # now, and not after hours of stage 1
     torch.manual_seed(plan.seed)
     labels = source.labels if recipe.needs_head else ()
     vit = ViT(shape_of(plan.student, classes=source.vit.shape.classes if recipe.needs_head else 0))
@@ -138,13 +139,13 @@ def distill(teacher: Teacher, plan: Plan, images: Images, checkpoint: Path | Non
     student = Student(vit.eval(), pixel, labels, (*teacher.history, step))
     if images.labelled is None:
         return student, curves
-    student, curve = supervise(student, plan, images, guide, _beside(checkpoint, "2"))
+    student, curve = supervise(student, plan, images, finetuned, _beside(checkpoint, "2"))
     return student, curves | {student.history[-1].stage: curve}
 
 
-def supervise(student: Student, plan: Plan, images: Images, guide: Teacher | None,
+def supervise(student: Student, plan: Plan, images: Images, finetuned: Teacher | None,
               checkpoint: Path | None = None) -> tuple[Student, Curve]:  # fmt: skip
-    """Return the student after stage 2: labels, and the logits of `guide`. One without a head gets one.
+    """Return the student after stage 2: labels, and the logits of `finetuned`. One without a head gets one.
 
     With an elastic plan its sub-networks are trained along.
     """
@@ -156,37 +157,37 @@ def supervise(student: Student, plan: Plan, images: Images, guide: Teacher | Non
     if plan.elastic.on:
         space, name = space_of(plan.elastic, student.vit.shape), ELASTIC
         settings = msgspec.structs.replace(settings, lr=settings.lr * plan.elastic.lr_scale)
-    return train_further(student, settings, plan, images, guide, checkpoint, name, space)
+    return train_further(student, settings, plan, images, finetuned, checkpoint, name, space)
 
 
-def train_further(student: Student, settings: FinetunePlan, plan: Plan, images: Images, guide: Teacher | None,
+def train_further(student: Student, settings: FinetunePlan, plan: Plan, images: Images, finetuned: Teacher | None,
                   checkpoint: Path | None = None, name: str = "finetune-student", space: Space | None = None,
                   ) -> tuple[Student, Curve]:  # fmt: skip
-    """Return the student trained on with labels, and with the logits of `guide` when that has a head.
+    """Return the student trained on with labels, and with the logits of `finetuned` when that has a head.
 
     Serves stage 2 and healing; with a `space` the sub-networks in it are trained along. The input is not changed.
-    Raises DataError when student, guide and images do not have the same classes in the same order.
+    Raises DataError when student, finetuned and images do not have the same classes in the same order.
     """
     vit = copy.deepcopy(student.vit)
     labelled = _need_labels(images, "stage 2")
     require_classes("the student", student.labels, labelled)
     view = None
-    if guide is not None and guide.vit.head is not None:
-        require_classes("the teacher", guide.labels, labelled)
-        view = TeacherView(guide, student.pixel, Depth(bf16=settings.bf16))
+    if finetuned is not None and finetuned.vit.head is not None:
+        require_classes("the teacher", finetuned.labels, labelled)
+        view = FrozenTeacher(finetuned, student.pixel, TeacherConfig(bf16=settings.bf16))
         view.shard = plan.scale.shard_teacher
-    decisive = plan_tree(settings)
+    identity = plan_tree(settings)
     if space is not None:
-        decisive |= sub_networks(space, plan.elastic) | {"largest_weight": plan.elastic.largest_weight}
+        identity |= sub_networks(space, plan.elastic) | {"largest_weight": plan.elastic.largest_weight}
     # Its blocks: a new head's random numbers may differ in the last bit on another kind of processor.
-    origin = made_from(
-        checkpoint, decisive, student=student.vit.get_submodule("blocks"), teacher=guide.vit if guide else None
+    checked = checkpoint_identity(
+        checkpoint, identity, student=student.vit.get_submodule("blocks"), teacher=finetuned.vit if finetuned else None
     )
     run = Run(labelled, student.pixel, plan.seed, plan.workers, plan.scale, checkpoint, images.evaluation,
-              views_root(plan, checkpoint), origin)  # fmt: skip
+              views_root(plan, checkpoint), checked)  # fmt: skip
     inner = None if space is None else in_stage_two(vit, space, plan.elastic)
     curve = train_classifier(vit, settings, run, view, name, inner)
-    step = _step(name, plan, decisive, labelled, curve)
+    step = _step(name, plan, identity, labelled, curve)
     return replace(student, vit=vit, history=(*student.history, step), scales=None), curve
 
 
@@ -195,10 +196,10 @@ def heal_embedding(student: Student, original: Student, settings: FinetunePlan, 
     """Return a changed student trained without labels to give the embeddings of the one before the change."""
     vit, reference = copy.deepcopy(student.vit), copy.deepcopy(original.vit).eval().requires_grad_(False)
 
-    def loss(batch: Batch, moment: Moment) -> dict[str, Tensor]:
+    def loss(batch: Batch, context: StepContext) -> dict[str, Tensor]:
         with torch.no_grad():
             wanted = reference.to(batch.pixels.device)(batch.pixels)[1]
-        _, mine = vit(batch.pixels, drop=moment.drop_path(vit.shape.depth, settings.drop_path))
+        _, mine = vit(batch.pixels, drop=context.drop_path(vit.shape.depth, settings.drop_path))
         return {"embedding": F.mse_loss(mine.float(), wanted.float())}
 
     augment = Augment(crop_min=settings.crop_min, flip=settings.flip, randaug=settings.randaug)
@@ -208,7 +209,7 @@ def heal_embedding(student: Student, original: Student, settings: FinetunePlan, 
         epochs=settings.epochs, lr=settings.lr, warmup_fraction=settings.warmup_fraction, seed=plan.seed,
         bf16=settings.bf16, ema=settings.ema, checkpoint=checkpoint, scale=plan.scale,
         all_used=False,  # a head learns nothing here
-        made_from=made_from(
+        checkpoint_identity=checkpoint_identity(
             checkpoint, plan_tree(settings), student=student.vit.get_submodule("blocks"), teacher=original.vit
         ),
     ))  # fmt: skip
@@ -242,21 +243,22 @@ def _stage_one(recipe: type[Recipe], vit: ViT, source: Teacher, pixel: PixelCont
     d = plan.distill
     augment = Augment(crop_min=d.crop_min, flip=d.flip, randaug=d.randaug)
     loader = replace(_loader(plan, images, pixel, d.batch, augment), views=d.views)
-    decisive = plan_tree(d)  # of stage 2 the temperature alone counts here
-    decisive["temperature"] = decisive.pop("finetune")["teacher_temperature"] if recipe.needs_head else 0
-    off = [name.removesuffix("_weight") for name, value in decisive.items() if name.endswith("_weight") and value == 0]
+    identity = plan_tree(d)  # of stage 2 the temperature alone counts here
+    identity["temperature"] = identity.pop("finetune")["teacher_temperature"] if recipe.needs_head else 0
+    off = [name.removesuffix("_weight") for name, value in identity.items() if name.endswith("_weight") and value == 0]
     module = recipe(vit, source, pixel, d)
     module.view.shard = plan.scale.shard_teacher
-    loss: Callable[[Batch, Moment], dict[str, Tensor]] = module.step
+    loss: Callable[[Batch, StepContext], dict[str, Tensor]] = module.step
     if space is not None:
         loss = in_stage_one(module, space, plan.elastic)
-        decisive |= sub_networks(space, plan.elastic)
+        identity |= sub_networks(space, plan.elastic)
     with kept_views(views_root(plan, checkpoint), module.view, loader) as module.cache:
         return fit(Job(
             name=f"distill ({d.recipe})", module=module, groups=param_groups(module, d.weight_decay), loss=loss,
             loader=loader, epochs=d.epochs, lr=d.lr, warmup_fraction=d.warmup_fraction, seed=plan.seed, bf16=d.bf16,
             ema=d.ema, checkpoint=_beside(checkpoint, "1"), scale=plan.scale, all_used=module.all_used,
-            off=(*off, DRAWN, SMALLEST), made_from=made_from(checkpoint, decisive, teacher=source.vit),
+            off=(*off, DRAWN, SMALLEST),
+            checkpoint_identity=checkpoint_identity(checkpoint, identity, teacher=source.vit),
         ))  # fmt: skip
 
 

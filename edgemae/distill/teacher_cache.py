@@ -1,4 +1,4 @@
-"""What a teacher said of fixed views, kept on disk.
+"""What a teacher contents of fixed views, kept on disk.
 
 A file of fp16 rows for each kind of output, one row for every (view, image), and a file of checksums: a row that is not
 there yet, or was torn by a kill, has none that fits and is made again. Rows are written and read one by one, so that a
@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from edgemae.data.loader import Batch, Loader
-from edgemae.distill.frozen_teacher import TeacherView
+from edgemae.distill.frozen_teacher import FrozenTeacher
 from edgemae.spec.atomic_file import write_atomic
 from edgemae.spec.errors import StorageError
 from edgemae.spec.plan_schema import Plan
@@ -39,7 +39,7 @@ class TeacherCache:
         self._files: dict[str, tuple[int, int]] = {}
         self.computed = 0  # rows that the teacher had to be asked for
 
-    def recall(self, name: str, batch: Batch, compute: Callable[[Tensor], Tensor]) -> Tensor:
+    def cached(self, name: str, batch: Batch, compute: Callable[[Tensor], Tensor]) -> Tensor:
         """Return `compute(pixels)` for a batch, from disk where every row is there.
 
         Always as rounded to fp16, so that a training does not depend on what was kept before.
@@ -143,7 +143,7 @@ def views_root(plan: Plan, checkpoint: Path | None) -> Path | None:
 
 
 @contextmanager
-def kept_views(root: Path | None, view: TeacherView | None, loader: Loader) -> Iterator[TeacherCache | None]:
+def kept_views(root: Path | None, view: FrozenTeacher | None, loader: Loader) -> Iterator[TeacherCache | None]:
     """Lend a cache for a teacher and a loader with fixed views; None when views do not repeat.
 
     It lies in `root`, under a name that stands for teacher, images and views, and stays there; without a root it is
@@ -160,11 +160,11 @@ def kept_views(root: Path | None, view: TeacherView | None, loader: Loader) -> I
             cache.close()
 
 
-def _name(view: TeacherView, loader: Loader) -> str:
+def _name(view: FrozenTeacher, loader: Loader) -> str:
     """Return a digest of all that decides a teacher's outputs: its weights and shape, the images and their views."""
-    said = (view.vit.shape.as_dict(), view.depth, msgspec.to_builtins(loader.pixel),
+    contents = (view.vit.shape.as_dict(), view.config, msgspec.to_builtins(loader.pixel),
             msgspec.to_builtins(loader.augment), loader.seed, loader.views, loader.images.sequence)  # fmt: skip
-    digest = hashlib.sha256(repr(said).encode())
+    digest = hashlib.sha256(repr(contents).encode())
     state = view.vit.state_dict() | {"mean": view.own_mean, "std": view.own_std}
     for name, value in sorted(state.items()):
         digest.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())

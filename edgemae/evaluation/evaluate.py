@@ -7,7 +7,6 @@ worker processes decode.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +16,11 @@ from numpy.typing import NDArray
 from edgemae.data.decode_worker import read_image
 from edgemae.data.image_set import ImageSet
 from edgemae.data.shards import images_at
+from edgemae.data.validation import known_classes
 from edgemae.device.model import load
 from edgemae.device.preprocess import preprocess
 from edgemae.evaluation.accuracy import Predictions, Run, predict, score
 from edgemae.spec.bundle import is_bundle
-from edgemae.spec.errors import DataError
 from edgemae.spec.graph import PixelContract
 from edgemae.spec.report import StageScore
 from edgemae.terminal.progress import progress
@@ -84,24 +83,6 @@ def evaluate_path(path: Path, eval_data: str, loading: Mapping[str, Any], heads:
     about: dict[str, Any] = {"model": str(path), "engine": "torch", "precision": "fp32"}
     about |= {"params": count_params(teacher.vit), "macs": count_macs(teacher.vit.shape)}
     return _answer(about, found, images, labels=teacher.labels, size_bytes=_size(path))
-
-
-def known_classes(images: ImageSet, labels: tuple[str, ...]) -> ImageSet:
-    """Return the set with labels numbered as the model's; without labels for a model that has none.
-
-    Raises DataError for a class that the model does not have.
-    """
-    if images.labels is None or not labels:
-        return images.unlabelled()
-    unknown = sorted(set(images.classes) - set(labels))
-    if unknown:
-        raise DataError(
-            f"'{images.folder}' has the class '{unknown[0]}', which the model does not know",
-            expected=f"class folders among {', '.join(labels)}",
-            fix="rename or remove that folder",
-        )
-    number = [labels.index(name) for name in images.classes]
-    return replace(images, labels=tuple(number[i] for i in images.labels), classes=labels)
 
 
 def _answer(

@@ -20,11 +20,11 @@ from torch import Tensor
 
 from edgemae.model.known_models import check_config, known_heads, labels_of, licence_of, pixel_of, source_of
 from edgemae.model.mae import DecoderShape
-from edgemae.model.model_file import FORMAT, broken
+from edgemae.model.model_file import FORMAT, corrupt
 from edgemae.model.name_mapping import refuse_relatives, translate
 from edgemae.model.teacher import Teacher, teacher_from
 from edgemae.model.vit import LAYER_NORM_EPS, ViTShape, sincos_position
-from edgemae.model.weight_files import Found, read_weights
+from edgemae.model.weight_files import WeightFile, read_weights
 from edgemae.spec.errors import CheckpointError
 from edgemae.spec.graph import PixelContract, Step
 
@@ -38,7 +38,7 @@ class _Import:
     """Collect what is known while a file is translated; becomes a header of edgemae's own format."""
 
     path: Path
-    found: Found
+    file: WeightFile
     tensors: dict[str, Tensor]
     notes: dict[str, Any]
     assumed: list[str] = field(default_factory=list)
@@ -70,28 +70,29 @@ def load_teacher(
 
     `heads`, `decoder_heads`, `pixel`, `loss_kind` (norm-pixel, pixel or bce) and `licence` say what the file cannot;
     `hashes` are the sha256 of files that were hashed already.
-    A decoder whose heads stay unknown is left out, and the history says so. Raises CheckpointError.
+    A decoder whose heads stay unknown is left out, and the history says so. Raises CheckpointError, also for a path
+    that does not exist.
     """
     path = Path(path)
     if loss_kind is not None and loss_kind not in LOSSES:
         raise CheckpointError(f"unknown MAE loss '{loss_kind}'", expected=", ".join(LOSSES), fix="pass one of those")
-    found = read_weights(path, hashes)
-    if found.header is not None:
-        return _own(path, found, heads, pixel, licence, loss_kind)
-    refuse_relatives(list(found.tensors), path)
-    check_config(found, path)
-    tensors, ignored = translate(found.tensors, path)
-    notes = {"file": path.resolve().name, "sha256": found.sha256(), "ignored": [*found.ignored, *ignored]}
-    job = _Import(path, found, tensors, notes)
+    file = read_weights(path, hashes)
+    if file.header is not None:
+        return _own(path, file, heads, pixel, licence, loss_kind)
+    refuse_relatives(list(file.tensors), path)
+    check_config(file, path)
+    tensors, ignored = translate(file.tensors, path)
+    notes = {"file": path.resolve().name, "sha256": file.sha256(), "ignored": [*file.ignored, *ignored]}
+    job = _Import(path, file, tensors, notes)
     shape = _shape(job, heads)
     decoder = _decoder(job, shape, decoder_heads)
-    pixel = pixel_of(found, shape, pixel, path, job.assumed)
-    known = licence or licence_of(found, shape)
+    pixel = pixel_of(file, shape, pixel, path, job.assumed)
+    known = licence or licence_of(file, shape)
     header = {
         "kind": "teacher", "format": FORMAT, "shape": shape.as_dict(), "pixel": msgspec.to_builtins(pixel),
-        "labels": labels_of(found, shape, path, job.assumed), "history": [], "licence": known,
+        "labels": labels_of(file, shape, path, job.assumed), "history": [], "licence": known,
         "decoder": decoder.as_dict() if decoder else None, "loss": _loss(job, loss_kind) if decoder else "",
-        "source": source_of(found),
+        "source": source_of(file),
     }  # fmt: skip
     teacher = teacher_from(job.tensors, header, path)
     return replace(teacher, history=(_step(job.notes | {"assumed": job.assumed}, known),))
@@ -102,10 +103,10 @@ def _step(plan: dict[str, Any], licence: str) -> Step:
 
 
 def _own(
-    path: Path, found: Found, heads: int, pixel: PixelContract | None, licence: str | None, loss_kind: str | None
+    path: Path, file: WeightFile, heads: int, pixel: PixelContract | None, licence: str | None, loss_kind: str | None
 ) -> Teacher:
     """Return edgemae's own file as a teacher; a student file serves as one too."""
-    header = dict(found.header or {})
+    header = dict(file.header or {})
     try:
         shape = ViTShape(**header["shape"])
         if heads and set(shape.heads) != {heads}:
@@ -118,15 +119,15 @@ def _own(
             past = [s.get("licence") for s in header["history"] if s.get("licence")]
             header |= {"decoder": None, "licence": past[-1] if past else "unknown", "source": "edgemae student"}
         if pixel is not None:
-            header["pixel"] = msgspec.to_builtins(pixel_of(found, shape, pixel, path, []))
+            header["pixel"] = msgspec.to_builtins(pixel_of(file, shape, pixel, path, []))
         if loss_kind is not None and header["decoder"]:
             header["loss"] = loss_kind
-        teacher = teacher_from(found.tensors, header, path)
+        teacher = teacher_from(file.tensors, header, path)
     except (KeyError, TypeError, ValueError, AttributeError, msgspec.ValidationError) as error:
-        raise broken(path, error) from error
+        raise corrupt(path, error) from error
     if licence is None:
         return teacher
-    step = _step({"file": path.resolve().name, "sha256": found.sha256()}, licence)
+    step = _step({"file": path.resolve().name, "sha256": file.sha256()}, licence)
     return replace(teacher, licence=licence, history=(*teacher.history, step))
 
 
@@ -158,20 +159,20 @@ def _shape(job: _Import, heads: int) -> ViTShape:
     shape = ViTShape(
         image_px=grid * patch_px, patch_px=patch_px, width=width, heads=(heads,) * depth, head_dim=inner // heads,
         mlp=tuple(job.size(f"encoder.blocks.{i}.mlp.fc1.weight", 2)[0] for i in range(depth)), channels=channels,
-        classes=classes, cls_token=cls_token, pool=_pool(job.found, cls_token, bool(classes), fc_norm),
+        classes=classes, cls_token=cls_token, pool=_pool(job.file, cls_token, bool(classes), fc_norm),
         norm_after_pool=fc_norm, learned_pos=not sincos,
     )  # fmt: skip
-    if job.found.config.get("layer_norm_eps", LAYER_NORM_EPS) != LAYER_NORM_EPS:
-        job.notes["layer_norm_eps"] = f"{job.found.config['layer_norm_eps']} written as {LAYER_NORM_EPS}"
+    if job.file.config.get("layer_norm_eps", LAYER_NORM_EPS) != LAYER_NORM_EPS:
+        job.notes["layer_norm_eps"] = f"{job.file.config['layer_norm_eps']} written as {LAYER_NORM_EPS}"
     return shape
 
 
 def _check_image_px(job: _Import, image_px: int) -> None:
-    size = job.found.config.get("image_size")
+    size = job.file.config.get("image_size")
     if size not in (None, image_px, [image_px, image_px]):
         raise job.error(
             f"says image_size {size} in config.json, its positions are for {image_px} px",
-            expected="square pictures, of one size in both",
+            expected="square images, of one size in both",
             fix="use the config.json that belongs to these weights",
         )
 
@@ -188,7 +189,7 @@ def _positions(job: _Import, stack: str, cls_token: bool) -> int:
     else:
         raise job.error(
             f"has {rows} positions, which is no square grid{' and a class token' if cls_token else ''}",
-            expected="a model for square pictures",
+            expected="a model for square images",
             fix="resample the positions to a square grid where it was trained, or use another teacher",
         )
     if not pos.any():
@@ -225,25 +226,25 @@ def _final_norm(job: _Import) -> bool:
     return True
 
 
-def _pool(found: Found, cls_token: bool, has_head: bool, fc_norm: bool) -> str:
+def _pool(file: WeightFile, cls_token: bool, has_head: bool, fc_norm: bool) -> str:
     """Return how tokens become one embedding: a head was trained on it, an MAE's tokens are averaged."""
-    if fc_norm or not cls_token or found.config.get("model_type") == "vit_mae":
+    if fc_norm or not cls_token or file.config.get("model_type") == "vit_mae":
         return "mean"
     if has_head:
-        return "mean" if found.config.get("global_pool") == "avg" else "cls"
-    return "cls" if found.config.get("model_type") == "vit" else "mean"
+        return "mean" if file.config.get("global_pool") == "avg" else "cls"
+    return "cls" if file.config.get("model_type") == "vit" else "mean"
 
 
 def _heads(job: _Import, inner: int, width: int, given: int) -> int:
     """Return the number of heads. They are in no tensor's shape: 3, 6 and 12 heads of a ViT-Tiny look the same."""
-    config = job.found.config.get("num_attention_heads")
+    config = job.file.config.get("num_attention_heads")
     if given and config and given != config:
         raise job.error(
             f"says in config.json that it has {config} heads, not {given}",
             expected="one truth",
             fix="leave --teacher-heads out",
         )
-    by_name, _, name = known_heads(job.found, width)
+    by_name, _, name = known_heads(job.file, width)
     heads = given or config or by_name
     divisors = [h for h in range(1, inner + 1) if inner % h == 0 and 8 <= inner // h <= 128]
     if not isinstance(heads, int) or heads < 1 or inner % heads:
@@ -251,7 +252,7 @@ def _heads(job: _Import, inner: int, width: int, given: int) -> int:
             f"cannot have {heads} heads" if heads else "does not say how many attention heads it has",
             expected=f"--teacher-heads with a divisor of {inner}: {', '.join(map(str, divisors))}",
             fix="look it up where the weights come from (ViT-B has 12, ViT-L and ViT-H 16)"
-            + ("" if job.found.config else ", or pass the folder that holds config.json"),
+            + ("" if job.file.config else ", or pass the folder that holds config.json"),
         )
     job.notes["heads"] = "given" if given else "config.json" if config else f"model name '{name}'"
     return heads
@@ -263,7 +264,7 @@ def _decoder(job: _Import, shape: ViTShape, given: int) -> DecoderShape | None:
     if not names:
         return None
     width, depth = job.size("decoder.embed.weight", 2)[0], job.blocks("decoder")
-    stated = job.found.config.get("decoder_num_attention_heads") or known_heads(job.found, shape.width)[1]
+    stated = job.file.config.get("decoder_num_attention_heads") or known_heads(job.file, shape.width)[1]
     heads = given or stated
     if not heads:
         job.tensors = {k: v for k, v in job.tensors.items() if not k.startswith("decoder.")}
@@ -283,7 +284,7 @@ def _decoder(job: _Import, shape: ViTShape, given: int) -> DecoderShape | None:
 
 def _loss(job: _Import, given: str | None) -> str:
     """Return what the decoder predicts; weights look the same, only a config or the training's options tell."""
-    stated = job.found.config.get("norm_pix_loss", job.found.args.get("norm_pix_loss"))
+    stated = job.file.config.get("norm_pix_loss", job.file.args.get("norm_pix_loss"))
     if given is None and stated is None:
         job.assumed.append("loss norm-pixel (Meta's *_visualize_* files were trained on plain pixels)")
     return given or ("norm-pixel" if stated in (None, True) else "pixel")

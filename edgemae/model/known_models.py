@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from edgemae.model.vit import ViTShape
-from edgemae.model.weight_files import Found
+from edgemae.model.weight_files import WeightFile
 from edgemae.spec.errors import CheckpointError
 from edgemae.spec.graph import IMAGENET_MEAN, IMAGENET_STD, PixelContract
 
@@ -37,29 +37,27 @@ KNOWN_LICENCES = {
 META_SIZES = ((768, 12, 16), (1024, 24, 16), (1280, 32, 14))
 
 
-def known_heads(found: Found, width: int) -> tuple[int, int, str]:
+def known_heads(file: WeightFile, width: int) -> tuple[int, int, str]:
     """Return (heads, heads of the decoder, name) when the file names a known model of this width, else (0, 0, "")."""
-    name = str(found.args.get("model") or found.config.get("architecture") or "").removeprefix("timm/")
+    name = str(file.args.get("model") or file.config.get("architecture") or "").removeprefix("timm/")
     for start, (of_width, heads, decoder_heads) in KNOWN_HEADS.items():
         if name.startswith(start) and of_width == width:
             return heads, decoder_heads, name
     return 0, 0, ""
 
 
-def source_of(found: Found) -> str:
+def source_of(file: WeightFile) -> str:
     """Return in words what kind of file this is."""
-    if "model_type" in found.config:
-        return f"huggingface {found.config['model_type']}"
+    if "model_type" in file.config:
+        return f"huggingface {file.config['model_type']}"
     return (
-        f"timm {found.config['architecture']}"
-        if "architecture" in found.config
-        else "weights in Meta's or timm's naming"
+        f"timm {file.config['architecture']}" if "architecture" in file.config else "weights in Meta's or timm's naming"
     )
 
 
-def check_config(found: Found, path: Path) -> None:
+def check_config(file: WeightFile, path: Path) -> None:
     """Refuse a config.json of another network."""
-    config = found.config
+    config = file.config
     if config.get("model_type", "vit") not in ("vit", "vit_mae"):
         raise CheckpointError(
             f"'{path}' is a '{config['model_type']}'",
@@ -74,30 +72,30 @@ def check_config(found: Found, path: Path) -> None:
         )
 
 
-def licence_of(found: Found, shape: ViTShape) -> str:
+def licence_of(file: WeightFile, shape: ViTShape) -> str:
     """Return what is known of the weights' licence and how it is known, or "unknown".
 
     Meta's release is non-commercial whoever copied it, so it outranks a model card that says otherwise. Its layout is
     told by sizes and fixed positions; fine-tuned weights that started from it have both too.
     """
-    config = found.config
+    config = file.config
     tag = config.get("pretrained_cfg", {}).get("tag") if isinstance(config.get("pretrained_cfg"), dict) else None
     names = [str(config.get("_name_or_path", "")), f"{config.get('architecture', '')}.{tag}".removeprefix("timm/")]
-    card = f"the model card says {found.card_licence}" if found.card_licence else ""
+    card = f"the model card says {file.card_licence}" if file.card_licence else ""
     for start, licence in KNOWN_LICENCES.items():
         name = next((n for n in names if n.startswith(start)), None)
-        if name is not None and licence.lower() != found.card_licence.lower():
+        if name is not None and licence.lower() != file.card_licence.lower():
             return f"{licence} (known for {name}{'; ' + card if card else ''})"
     sizes = (shape.width, shape.depth, shape.patch_px)
     is_meta = sizes in META_SIZES and shape.image_px == 224 and shape.cls_token and not shape.learned_pos
-    if is_meta and found.card_licence.lower() != "cc-by-nc-4.0":
+    if is_meta and file.card_licence.lower() != "cc-by-nc-4.0":
         return f"CC-BY-NC-4.0 (assumed: sizes and positions of Meta's MAE weights{'; ' + card if card else ''})"
-    return f"{found.card_licence} (model card)" if card else "unknown"
+    return f"{file.card_licence} (model card)" if card else "unknown"
 
 
-def labels_of(found: Found, shape: ViTShape, path: Path, assumed: list[str]) -> list[str]:
+def labels_of(file: WeightFile, shape: ViTShape, path: Path, assumed: list[str]) -> list[str]:
     """Return the class names in order; numbers, said to be assumed, where the file has none."""
-    names = found.config.get("id2label") or found.config.get("label_names")
+    names = file.config.get("id2label") or file.config.get("label_names")
     if not shape.classes:
         return []
     if isinstance(names, dict):
@@ -115,7 +113,7 @@ def labels_of(found: Found, shape: ViTShape, path: Path, assumed: list[str]) -> 
 
 
 def pixel_of(
-    found: Found, shape: ViTShape, given: PixelContract | None, path: Path, assumed: list[str]
+    file: WeightFile, shape: ViTShape, given: PixelContract | None, path: Path, assumed: list[str]
 ) -> PixelContract:
     """Return the pixel contract: given, or the file's, or the usual one, which is then said to be assumed."""
     if given is not None:
@@ -127,22 +125,22 @@ def pixel_of(
                 fix=f"use image_px={shape.image_px} and channels={shape.channels}",
             )
         return given
-    if found.processor:
-        return _contract(shape, path, **_from_processor(found.processor, shape, path))
-    timm = found.config.get("pretrained_cfg") or {}
+    if file.processor:
+        return _contract(shape, path, **_from_processor(file.processor, shape, path))
+    timm = file.config.get("pretrained_cfg") or {}
     if "mean" in timm and "std" in timm:
         return _contract(
             shape, path, mean=timm["mean"], std=timm["std"], crop_fraction=timm.get("crop_pct") or 1.0,
             resize="stretch" if timm.get("crop_mode") == "squash" else "short-side",
         )  # fmt: skip
-    return _contract(shape, path, **_usual(found, shape, assumed))
+    return _contract(shape, path, **_usual(file, shape, assumed))
 
 
-def _usual(found: Found, shape: ViTShape, assumed: list[str]) -> dict[str, Any]:
+def _usual(file: WeightFile, shape: ViTShape, assumed: list[str]) -> dict[str, Any]:
     if shape.channels == 1:
         assumed.append("pixels: mean 0.5, std 0.5 (grayscale)")
         return {"mean": (0.5,), "std": (0.5,)}
-    if found.config.get("model_type") == "vit":
+    if file.config.get("model_type") == "vit":
         assumed.append(
             "pixels: mean 0.5, std 0.5 (no preprocessor_config.json; these are ViTImageProcessor's defaults)"
         )
@@ -154,7 +152,7 @@ def _usual(found: Found, shape: ViTShape, assumed: list[str]) -> dict[str, Any]:
 
 def _from_processor(processor: dict[str, Any], shape: ViTShape, path: Path) -> dict[str, Any]:
     """Read a Hugging Face image processor. Its interpolation is not taken over: Pillow smooths when it shrinks a
-    picture whatever the kernel, and OpenCV does so only with INTER_AREA, which is our default."""
+    image whatever the kernel, and OpenCV does so only with INTER_AREA, which is our default."""
     size = processor.get("size", shape.image_px)
     crop = processor.get("crop_size") if processor.get("do_center_crop") else None
     short = size.get("shortest_edge") if isinstance(size, dict) else size if crop else None
@@ -164,7 +162,7 @@ def _from_processor(processor: dict[str, Any], shape: ViTShape, path: Path) -> d
     fits = final_hw == [shape.image_px] * 2 and all(isinstance(s, int) and s >= shape.image_px for s in first_hw)
     if not fits or abs(factor * 255 - 1) > 1e-3:
         raise CheckpointError(
-            f"'{path}' prepares pictures with size {size}, crop {crop} and factor {factor:.6f}",
+            f"'{path}' prepares images with size {size}, crop {crop} and factor {factor:.6f}",
             expected=f"{shape.image_px} px in the end, and values in 0..1 before the mean is subtracted",
             fix="correct preprocessor_config.json, or pass a pixel contract",
         )

@@ -1,4 +1,4 @@
-"""Masked autoencoder (He et al. 2022): masking, decoder, loss, and pictures of what it reconstructs."""
+"""Masked autoencoder (He et al. 2022): masking, decoder, loss, and images of what it reconstructs."""
 
 from __future__ import annotations
 
@@ -45,12 +45,12 @@ def _random(batch: int, grid: int, ratio: float, generator: torch.Generator) -> 
 
 
 def _block(batch: int, grid: int, ratio: float, generator: torch.Generator) -> Tensor:
-    """Hide rectangles, each 1/16 of the picture or more, until `ratio` is hidden (BEiT, 2022, algorithm 1)."""
+    """Hide rectangles, each 1/16 of the image or more, until `ratio` is hidden (BEiT, 2022, algorithm 1)."""
     scores = torch.rand(batch, grid * grid, generator=generator)
     goal = grid * grid - keep_count(grid * grid, ratio)
     hidden = torch.zeros(batch, grid, grid, dtype=torch.bool)
     place = torch.arange(grid)
-    # A rectangle in every picture that needs one, together: one after the other, 4,096 pictures took seconds a step.
+    # A rectangle in every image that needs one, together: one after the other, 4,096 images took seconds a step.
     while len(short := (hidden.sum(dim=(1, 2)) < goal).nonzero()[:, 0]):
         left = goal - hidden[short].sum(dim=(1, 2))
         size, shape, down, right = torch.rand(4, len(short), generator=generator)
@@ -97,7 +97,7 @@ def patchify(pixels: Tensor, patch_px: int) -> Tensor:
 
 
 def unpatchify(patches: Tensor, patch_px: int, channels: int) -> Tensor:
-    """Invert `patchify` for a square picture."""
+    """Invert `patchify` for a square image."""
     b, n, _ = patches.shape
     g, p = round(n**0.5), patch_px
     return patches.reshape(b, g, g, p, p, channels).permute(0, 5, 1, 3, 2, 4).reshape(b, channels, g * p, g * p)
@@ -208,7 +208,7 @@ class MAE(nn.Module):
 
     @torch.no_grad()
     def reconstruct(self, pixels: Tensor, keep: Tensor) -> tuple[Tensor, Tensor]:
-        """Return (masked, reconstructed) pictures (B, C, H, W) in 0..1; visible patches are the originals.
+        """Return (masked, reconstructed) images (B, C, H, W) in 0..1; visible patches are the originals.
 
         Norm-pixel predictions are per-patch normalised: each is scaled back by its own patch's mean and deviation.
         """

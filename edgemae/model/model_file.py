@@ -49,14 +49,14 @@ def read_model(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
     """Return (fp32 tensors, header) of an edgemae model file, or None when the file is another kind of safetensors."""
     try:
         with safe_open(path, framework="pt") as file:
-            said = file.metadata() or {}
-            raw = said.get(HEADER_KEY)
+            metadata = file.metadata() or {}
+            raw = metadata.get(HEADER_KEY)
             if raw is None:
                 return None
             tensors = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118 - not a dict
     except (SafetensorError, OSError) as error:
         raise _unreadable(path, error) from error
-    if DIGEST_KEY in said and said[DIGEST_KEY] != tensors_digest(tensors, raw):  # the first files had none
+    if DIGEST_KEY in metadata and metadata[DIGEST_KEY] != tensors_digest(tensors, raw):  # the first files had none
         raise CheckpointError(
             f"'{path}' is damaged: its contents do not match the sha256 in it",
             expected="the file as edgemae wrote it",
@@ -94,7 +94,7 @@ def _header(raw: str, path: Path) -> dict[str, Any]:
                 fix="use the version of edgemae that wrote it, or newer",
             )
     except (ValueError, TypeError, KeyError) as error:
-        raise broken(path, error) from error
+        raise corrupt(path, error) from error
     return header
 
 
@@ -106,7 +106,7 @@ def _unreadable(path: Path, error: Exception) -> CheckpointError:
     )
 
 
-def broken(path: Path, error: Exception) -> CheckpointError:
+def corrupt(path: Path, error: Exception) -> CheckpointError:
     """Return the error for an edgemae model file whose header does not make sense."""
     return CheckpointError(
         f"'{path}' has a damaged header: {type(error).__name__}: {error}",

@@ -11,7 +11,7 @@ import msgspec
 import torch
 from torch import Tensor
 
-from edgemae.model.model_file import FORMAT, broken, load_exactly, read_model, write_model
+from edgemae.model.model_file import FORMAT, corrupt, load_exactly, read_model, write_model
 from edgemae.model.vit import ViT, ViTShape
 from edgemae.spec.errors import CheckpointError
 from edgemae.spec.graph import PixelContract, Scales, Step
@@ -53,7 +53,7 @@ def load_student(path: Path) -> Student:
         scales = msgspec.convert(header["scales"], Scales) if "scales" in header else None
         return Student(vit_from(tensors, header, path), *common_fields(header), scales)
     except (KeyError, TypeError, ValueError, msgspec.ValidationError) as error:
-        raise broken(path, error) from error
+        raise corrupt(path, error) from error
 
 
 def vit_from(tensors: dict[str, Tensor], header: dict[str, Any], path: str | Path = "") -> ViT:

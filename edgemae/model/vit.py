@@ -79,7 +79,7 @@ def sincos_position(width: int, grid: int, cls_token: bool, span: int = 0) -> Te
     """Return fixed 2-D sine-cosine positions (1, N, D), laid out [sin_w | cos_w | sin_h | cos_h]; the cls row is zero.
 
     The horizontal half comes first, as in the MAE reference weights (He et al. 2022). With a `span` the `grid` patches
-    lie evenly over a picture of `span` finer ones, in whose units they are counted.
+    lie evenly over an image of `span` finer ones, in whose units they are counted.
     """
     quarter = width // 4
     omega = 1.0 / 10000 ** (torch.arange(quarter, dtype=torch.float64) / quarter)

@@ -33,7 +33,7 @@ WEIGHT_FILES = (
 
 
 @dataclass(frozen=True)
-class Found:
+class WeightFile:
     """Hold what a file or folder says. `header` is set for edgemae's own files only.
 
     `config` is config.json, `processor` preprocessor_config.json, `args` the options of the training script.
@@ -61,20 +61,22 @@ class Found:
         return digest.hexdigest()
 
 
-def read_weights(path: Path, hashes: Mapping[Path, str] | None = None) -> Found:
+def read_weights(path: Path, hashes: Mapping[Path, str] | None = None) -> WeightFile:
     """Open a weight file or a model folder. Raises CheckpointError for anything that is not one.
 
     `hashes` are the sha256 of files that were hashed already: large ones are not read again for it.
     """
     if not path.exists():
         raise CheckpointError(
-            f"'{path}' does not exist", expected="a weight file or a model folder", fix="check the path of the teacher"
+            f"checkpoint '{path}' does not exist",
+            expected="a .pth, .safetensors or .bin file, or a Hugging Face folder",
+            fix="check the path",
         )
     found = _read_folder(path) if path.is_dir() else _read_file(path)
     return replace(found, hashes=hashes or {})
 
 
-def _read_file(path: Path) -> Found:
+def _read_file(path: Path) -> WeightFile:
     try:
         with open(path, "rb") as file:
             start = file.read(9)
@@ -85,8 +87,8 @@ def _read_file(path: Path) -> Found:
     if start[8:9] == b"{":
         own = read_model(path)
         if own is not None:
-            return Found(own[0], (path,), header=own[1])
-        return Found(strip_prefixes(_safetensors(path)), (path,))
+            return WeightFile(own[0], (path,), header=own[1])
+        return WeightFile(strip_prefixes(_safetensors(path)), (path,))
     if start[:2] == b"PK" or start[:1] == b"\x80":
         return _unwrap(_torch(path), path)
     raise CheckpointError(
@@ -134,7 +136,7 @@ def _refusal(path: Path, message: str) -> CheckpointError:
     )
 
 
-def _unwrap(content: Any, path: Path) -> Found:
+def _unwrap(content: Any, path: Path) -> WeightFile:
     """Find the state dict in what a training script saved; everything left aside is named in `ignored`."""
     if not isinstance(content, dict):
         raise CheckpointError(
@@ -155,14 +157,14 @@ def _unwrap(content: Any, path: Path) -> Found:
     if name and isinstance(content.get("arch"), str):  # how timm notes the model's name
         args["model"] = content["arch"]
     tensors = {str(k): v for k, v in state.items() if isinstance(v, Tensor)}
-    return Found(strip_prefixes(tensors), (path,), args=args, ignored=tuple(beside))
+    return WeightFile(strip_prefixes(tensors), (path,), args=args, ignored=tuple(beside))
 
 
 def _is_state(value: Any) -> bool:
     return isinstance(value, dict) and any(isinstance(v, Tensor) for v in value.values())
 
 
-def _read_folder(folder: Path) -> Found:
+def _read_folder(folder: Path) -> WeightFile:
     """Open a Hugging Face model folder: config.json, weights (perhaps in shards), preprocessor and model card."""
     if not (folder / "config.json").is_file():
         inside = sorted(p.name for p in folder.iterdir() if p.suffix in (".pth", ".pt", ".bin", ".safetensors"))

@@ -27,7 +27,7 @@ from edgemae.spec.errors import CheckpointError, DataError, EngineMissingError, 
 from edgemae.spec.graph import PixelContract
 from edgemae.spec.plan_schema import Plan, ShapePlan
 from edgemae.spec.target import Target
-from edgemae.train.distributed import Ranks
+from edgemae.train.distributed import ProcessGroup
 
 log = logging.getLogger("edgemae")
 
@@ -141,13 +141,13 @@ def check_batches(plan: Plan, inputs: Inputs, *tables: str) -> None:
 
     A batch of more images than there are is one of all that divide.
     """
-    ranks, found = Ranks(), training_tables(plan)
+    processes, found = ProcessGroup(), training_tables(plan)
     for name in tables:
         if not found[name].epochs:
             continue
         images = inputs.unlabelled if name in ("pretrain", "distill") else inputs.labelled or inputs.unlabelled
-        batch = ranks.fitting(found[name].batch, len(images), plan.scale.accumulate)
-        ranks.rows(batch, plan.scale.accumulate, f"{name}.batch")
+        batch = processes.fitting(found[name].batch, len(images), plan.scale.accumulate)
+        processes.rows(batch, plan.scale.accumulate, f"{name}.batch")
 
 
 def check_benchmark(benchmark: Benchmark, targets: list[Target]) -> None:
@@ -169,7 +169,7 @@ def check_elastic(plan: Plan, inputs: Inputs) -> None:
 
 def check_guided(inputs: Inputs, purpose: str) -> None:
     """Raise DataError without labels, for a fine-tuned teacher from which nothing would be learnt then."""
-    _check_labelled(inputs, "--tuned-teacher", f"guides {purpose}, which learns from labels")
+    _check_labelled(inputs, "--finetuned-teacher", f"guides {purpose}, which learns from labels")
 
 
 def _check_labelled(inputs: Inputs, option: str, does: str) -> None:

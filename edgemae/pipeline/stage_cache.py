@@ -27,7 +27,7 @@ from edgemae.spec.atomic_file import write_atomic
 from edgemae.spec.errors import InputError, StorageError
 from edgemae.spec.plan_loading import plan_tree
 from edgemae.spec.plan_schema import Plan
-from edgemae.train.distributed import Ranks
+from edgemae.train.distributed import ProcessGroup
 
 log = logging.getLogger("edgemae")
 KEY_LENGTH = 16
@@ -72,9 +72,9 @@ class StageCache:
     """Keep the stages of one output folder. Raises InputError for a folder that holds something else."""
 
     def __init__(self, folder: Path, *, overwrite: bool = False, resume: bool = False) -> None:
-        self.folder, self.ranks = folder, Ranks()
+        self.folder, self.processes = folder, ProcessGroup()
         check_output(folder, overwrite=overwrite, resume=resume)
-        self.ranks.wait()
+        self.processes.wait()
         try:
             (folder / "stages").mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -83,30 +83,30 @@ class StageCache:
                 expected="a writable folder",
                 fix="choose another --output",
             ) from error
-        if self.ranks.first:
+        if self.processes.first:
             self._held = _hold(folder)
             for stage in (folder / "stages").iterdir() if overwrite else ():
                 if stage.is_dir():
                     shutil.rmtree(stage, ignore_errors=True)
-        self.ranks.wait()
+        self.processes.wait()
 
     def run(self, name: str, inputs: dict[str, Any], make: Callable[[Path], None]) -> Path:
         """Return the folder of a finished stage, making it with `make(folder)` unless its key is done already."""
         key = digest_of({"stage": name, **inputs})[:KEY_LENGTH]
         folder = self.folder / "stages" / f"{name}-{key}"
-        state = self.ranks.agree(_state(folder))
+        state = self.processes.agree(_state(folder))
         if state == "done":
             log.info("%s: done before, kept", name)
             return folder
         log.info("%s: %s", name, state)
         folder.mkdir(parents=True, exist_ok=True)
-        for left in folder.glob(".*.tmp") if self.ranks.first else ():  # of a write that was killed
+        for left in folder.glob(".*.tmp") if self.processes.first else ():  # of a write that was killed
             left.unlink()
         began = time.monotonic()
         make(folder)
-        if self.ranks.first:
+        if self.processes.first:
             _finish(folder, inputs, time.monotonic() - began)
-        self.ranks.wait()
+        self.processes.wait()
         return folder
 
     def digests(self, folder: Path) -> dict[str, str]:
@@ -116,12 +116,12 @@ class StageCache:
 
     def forget(self, folder: Path) -> None:
         """Let a stage be made again by the next run; its files stay."""
-        if self.ranks.first:
+        if self.processes.first:
             (folder / "done.json").unlink(missing_ok=True)
 
     def keep_plan(self, plan: Plan) -> None:
         """Write the resolved plan beside the stages."""
-        if self.ranks.first:
+        if self.processes.first:
             write_atomic(self.folder / "plan.toml", to_toml(plan))
 
 

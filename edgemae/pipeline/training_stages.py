@@ -14,19 +14,16 @@ from typing import Any
 
 import msgspec
 import torch
-from torch import Tensor
 
-from edgemae.data.augment import Augment
-from edgemae.data.loader import Loader
 from edgemae.distill.elastic import curve as elastic_curve
 from edgemae.distill.elastic import extract
-from edgemae.distill.frozen_teacher import TeacherView
+from edgemae.distill.pruning_loss import pruning_batches, pruning_loss
 from edgemae.distill.recipes import choose_recipe
 from edgemae.distill.stages import Images, distill, finetune, heal_embedding, pretrain, supervise, train_further
 from edgemae.distill.teacher_cache import require_folder
 from edgemae.model.student import Student
 from edgemae.model.teacher import Teacher
-from edgemae.model.vit import ViT, ViTShape
+from edgemae.model.vit import ViTShape
 from edgemae.pipeline.datasets import Inputs, gather
 from edgemae.pipeline.stage_cache import StageCache, check_output
 from edgemae.pipeline.stage_files import ModelFile
@@ -36,9 +33,8 @@ from edgemae.spec.errors import InputError
 from edgemae.spec.graph import IMAGENET_MEAN, IMAGENET_STD, KERNELS, PixelContract
 from edgemae.spec.plan_loading import plan_tree
 from edgemae.spec.plan_schema import Plan
-from edgemae.train.distributed import Ranks
+from edgemae.train.distributed import ProcessGroup
 from edgemae.train.job import Curve
-from edgemae.train.losses import distillation
 from edgemae.version import __version__
 
 log = logging.getLogger("edgemae")
@@ -74,7 +70,7 @@ class Flow:
 
     def keep(self, path: Path, model: Teacher | Student, curves: dict[str, Curve]) -> None:
         """Write a model with its loss curves beside it; of several processes only the first does."""
-        if self.work.ranks.first:
+        if self.work.processes.first:
             model.save(path)
             write_atomic(path.parent / "curves.json", json.dumps(curves, indent=1).encode())
 
@@ -88,16 +84,16 @@ def open_flow(
     `together` allows several processes; without `labels` class folders are not looked at; `reads` is the shape of the
     model that is trained, by default the plan's student. Raises InputError for more processes than allowed.
     """
-    ranks = Ranks()
-    if ranks.world > 1 and not together:
+    processes = ProcessGroup()
+    if processes.world > 1 and not together:
         raise InputError(
-            f"{ranks.world} processes were started, and this verb works alone",
+            f"{processes.world} processes were started, and this verb works alone",
             expected="pretrain, finetune or distill under torchrun or accelerate launch",
             fix="distill in many processes, then run this verb on the result in one",
         )
     torch.set_num_threads(plan.threads)
     check_output(output, overwrite=overwrite, resume=resume)
-    inputs = ranks.from_first(lambda: gather(plan, labels=labels, reads=reads))  # every picture is decoded once
+    inputs = processes.from_first(lambda: gather(plan, labels=labels, reads=reads))  # every picture is decoded once
     require_folder(plan.scale.views_folder)
     work = StageCache(output, overwrite=overwrite, resume=resume)
     work.keep_plan(plan)
@@ -146,7 +142,7 @@ def distill_stages(flow: Flow, source: ModelFile, finetuned: ModelFile | None) -
         teacher = finetuned.teacher if finetuned else None
         student, curve = supervise(first.student, plan, flow.images, teacher, folder / "train.ckpt")
         flow.keep(folder / STUDENT, student, read_curves(first) | {student.history[-1].stage: curve})
-        if plan.elastic.on and flow.work.ranks.first:
+        if plan.elastic.on and flow.work.processes.first:
             rows = elastic_curve(student, flow.inputs.evaluation, plan.workers)
             write_atomic(folder / ELASTIC_CURVE, json.dumps(rows, indent=1).encode())
 
@@ -204,6 +200,7 @@ def prune_stage(flow: Flow, source: ModelFile, finetuned: ModelFile | None, widt
         student = source.student
         teacher = finetuned.teacher if finetuned else None
         curves: dict[str, Curve] = {}
+        images = flow.inputs.labelled or flow.inputs.unlabelled
 
         def heal(cut: Student, step: int) -> Student:
             checkpoint = folder / f"heal-{step}.ckpt"
@@ -215,8 +212,8 @@ def prune_stage(flow: Flow, source: ModelFile, finetuned: ModelFile | None, widt
             return healed
 
         small = prune(
-            student, plan.prune, width_multiple=width_multiple, batches=lambda: _score_batches(flow, student),
-            loss=_score_loss(student, teacher), heal=heal if plan.prune.heal.epochs else None,
+            student, plan.prune, width_multiple=width_multiple, batches=lambda: pruning_batches(images, student, plan),
+            loss=pruning_loss(student, teacher), heal=heal if plan.prune.heal.epochs else None,
         )  # fmt: skip
         flow.keep(folder / STUDENT, small, curves)
 
@@ -240,32 +237,3 @@ def read_curves(*models: ModelFile) -> dict[str, Curve]:
     """Return the loss curves that lie beside model files, in order."""
     files = [model.path.parent / "curves.json" for model in models]
     return {name: curve for file in files if file.exists() for name, curve in json.loads(file.read_bytes()).items()}
-
-
-def _score_batches(flow: Flow, student: Student) -> Any:
-    """Yield (pixels, labels or None) for scoring what to prune."""
-    images = flow.inputs.labelled or flow.inputs.unlabelled
-    loader = Loader(images, student.pixel, min(64, len(images)), Augment(), flow.plan.seed, flow.plan.workers)
-    for number, batch in enumerate(loader.epoch()):
-        if number == flow.plan.prune.score_batches:
-            return
-        yield batch.pixels, batch.labels if images.labels is not None else None
-
-
-def _score_loss(student: Student, teacher: Teacher | None) -> Any:
-    """Return the loss whose gradient says what matters: labels and teacher logits, or a direction of the embedding.
-
-    Without labels what moves the embedding along one fixed random direction is kept. Its size would say nothing: the
-    final LayerNorm holds it nearly constant.
-    """
-    view = TeacherView(teacher, student.pixel) if teacher is not None and teacher.vit.head is not None else None
-    direction = torch.randn(student.vit.shape.width, generator=torch.Generator().manual_seed(0))
-
-    def loss(vit: ViT, pixels: Tensor, labels: Tensor | None) -> Tensor:
-        logits, embedding = vit(pixels)
-        if labels is None or logits is None:
-            return (embedding * direction).mean()
-        value = torch.nn.functional.cross_entropy(logits, labels)
-        return value if view is None else value + distillation(logits, view.logits(pixels), 1.0)
-
-    return loss

@@ -47,7 +47,7 @@ def _columns(heads: list[int], head_dim: int) -> list[int]:
 
 
 def _trace(vit: ViT) -> Any:
-    """Return the dependency graph of a ViT, traced by autograd on one black picture."""
+    """Return the dependency graph of a ViT, traced by autograd on one black image."""
     import torch_pruning as tp
 
     shape, like = vit.shape, vit.patch_embed.weight

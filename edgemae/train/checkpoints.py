@@ -62,7 +62,7 @@ class Checkpoints:
         self._older = self._newest
 
     def restore(self) -> dict[str, Any] | None:
-        """Return the state of the newest sound checkpoint, None when there is none; a damaged one is said aloud.
+        """Return the state of the newest valid checkpoint, None when there is none; a corrupt one is logged.
 
         Raises CheckpointError for the checkpoint of another training.
         """
@@ -75,7 +75,7 @@ class Checkpoints:
         if state is None and self.older.exists():
             state = older = _read(self.older)
         if state is None:
-            log.warning("no checkpoint at '%s' is sound: this training starts anew", self.path)
+            log.warning("no checkpoint at '%s' is valid: this training starts anew", self.path)
             return None
         theirs = state.get("job", {})
         wrong = [
@@ -110,7 +110,9 @@ class Checkpoints:
             self.older.unlink(missing_ok=True)
 
 
-def made_from(checkpoint: Path | None, settings: dict[str, Any], **models: nn.Module | None) -> dict[str, Any]:
+def checkpoint_identity(
+    checkpoint: Path | None, settings: dict[str, Any], **models: nn.Module | None
+) -> dict[str, Any]:
     """Return what else a checkpoint must have been made with to go on from it: settings, and models as digests.
 
     Without a checkpoint nothing is asked of it, and large models are not read for nothing.
@@ -123,7 +125,7 @@ def made_from(checkpoint: Path | None, settings: dict[str, Any], **models: nn.Mo
 
 
 def _read(path: Path) -> dict[str, Any] | None:
-    """Return the content of a checkpoint; None, said aloud, when it is damaged."""
+    """Return the content of a checkpoint; None when it is corrupt, which is logged."""
     data = path.read_bytes()
     try:
         # torch does not look at the checksums that it writes: of 150 flipped bits it found 15.

@@ -21,7 +21,7 @@ log = logging.getLogger("edgemae")
 T = TypeVar("T")
 
 
-class Ranks:
+class ProcessGroup:
     """Know which of how many processes this is, and exchange what they must agree on.
 
     Every process goes through the same code with the same seed; the first one writes files and talks.
@@ -42,7 +42,7 @@ class Ranks:
         self.rank: int = self._accelerator.process_index
         self.world: int = self._accelerator.num_processes
         if self.world == 1 and asked_for_more(os.environ):
-            _tell_alone()
+            _log_alone()
 
     @property
     def first(self) -> bool:
@@ -83,17 +83,17 @@ class Ranks:
         """Return in all processes what the first one makes; what it refuses is raised in all."""
         if self.world == 1:
             return make()
-        made: T | None = None
+        result: T | None = None
         refused: EdgemaeError | None = None
         if self.first:
             try:
-                made = make()
+                result = make()
             except EdgemaeError as error:
                 refused = error
-        made, refused = self.agree((made, refused))
+        result, refused = self.agree((result, refused))
         if refused is not None:
             raise refused
-        return cast(T, made)
+        return cast(T, result)
 
     def wait(self) -> None:
         """Wait until all processes are here."""
@@ -134,7 +134,7 @@ def asked_for_more(environment: Mapping[str, str]) -> bool:
 
 
 @cache
-def _tell_alone() -> None:
+def _log_alone() -> None:
     log.warning("the launcher was asked for several processes, and this one is alone: on CPUs start them with "
                 "torchrun --nproc_per_node N -m edgemae ...")  # fmt: skip
 

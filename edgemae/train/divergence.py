@@ -29,7 +29,7 @@ class Divergence:
         }  # fmt: skip
         self._quiet = max(4, math.ceil(steps / 5 / WINDOW))
 
-    def seen(self, loss: float) -> str:
+    def check(self, loss: float) -> str:
         """Take in the loss of a step; return what is wrong, or ""."""
         state = self.state
         state["window"].append(loss)
@@ -45,7 +45,7 @@ class Divergence:
         if state["means"] <= self._quiet:
             state["first"] = max(state["first"], mean)
         elif self._left(mean):
-            return self._told(mean)
+            return self._message(mean)
         state["proved"] = state["means"] * WINDOW
         return ""
 
@@ -77,7 +77,7 @@ class Divergence:
         best = self.state["best"]
         return bool(best > 0 and mean > max(GROWN * best, FIRST * self.state["first"]))
 
-    def _told(self, mean: float) -> str:
+    def _message(self, mean: float) -> str:
         state = self.state
         return (
             f"the loss has diverged: {mean:.4g} over the last {WINDOW} steps, {state['best']:.4g} at its best, "
@@ -91,7 +91,7 @@ def small_terms(row: dict[str, float], terms: list[str]) -> dict[str, float]:
     return {name: abs(row[name]) / (total or 1.0) for name in terms if row[name] == 0 or abs(row[name]) < SMALL * total}
 
 
-def tell_small(job: str, epoch: int, small: dict[str, float]) -> None:
+def log_small_terms(job: str, epoch: int, small: dict[str, float]) -> None:
     """Warn of terms that hardly count."""
     for name, share in small.items():
         log.warning(

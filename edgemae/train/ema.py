@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 
-class Average:
+class ExponentialMovingAverage:
     """Keep an exponential moving average of what a module trains (Polyak & Juditsky 1992).
 
     The decay begins low, min(decay, (1 + t) / (10 + t)) at step t, so that the random start is soon forgotten.

@@ -90,7 +90,7 @@ def _opened(path: Path, done: int) -> TextIO:
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
-    """Return the sound lines of an events file; the last one may be torn."""
+    """Return the valid lines of an events file; the last one may be torn."""
     found = []
     for text in path.read_text().splitlines() if path.exists() else ():
         try:

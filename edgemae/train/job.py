@@ -13,19 +13,19 @@ from torch import Tensor, nn
 from edgemae.data.loader import Batch, Loader
 from edgemae.model.vit import Block, ViT
 from edgemae.spec.plan_schema import ScalePlan
-from edgemae.train.step_context import Moment
+from edgemae.train.step_context import StepContext
 
 Curve = list[dict[str, float]]
 
 
 @dataclass(frozen=True)
 class Job:
-    """State one training run. `loss(batch, moment)` returns named, weighted terms whose sum is minimised."""
+    """State one training run. `loss(batch, context)` returns named, weighted terms whose sum is minimised."""
 
     name: str
     module: nn.Module
     groups: list[dict[str, Any]]  # AdamW groups, each with a `scale` of the rate
-    loss: Callable[[Batch, Moment], dict[str, Tensor]]
+    loss: Callable[[Batch, StepContext], dict[str, Tensor]]
     loader: Loader
     epochs: int
     lr: float  # per 256 images
@@ -40,7 +40,7 @@ class Job:
     scale: ScalePlan = ScalePlan()
     all_used: bool = True  # False: a step leaves some of the module's parameters without a gradient
     off: tuple[str, ...] = ()  # first words of terms that may be small: weight 0, of sub-networks, or of agreement
-    made_from: dict[str, Any] = field(default_factory=dict)  # what else a checkpoint must have been made with
+    checkpoint_identity: dict[str, Any] = field(default_factory=dict)  # what else a checkpoint must have been made with
 
     @property
     def steps(self) -> int:
@@ -51,7 +51,7 @@ class Job:
         """What must be the same for a checkpoint to go on from."""
         images = self.loader.images
         shapes = [part.shape.as_dict() for part in self.module.modules() if isinstance(part, ViT)]
-        return self.made_from | {
+        return self.checkpoint_identity | {
             "name": self.name, "epochs": self.epochs, "batch": self.loader.batch, "seed": self.seed, "lr": self.lr,
             "ema": self.ema, "values": sum(p.numel() for p in self.module.parameters()),
             "images": images.fingerprint, "order of images": images.sequence,

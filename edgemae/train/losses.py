@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from edgemae.train.step_context import Moment
+from edgemae.train.step_context import StepContext
 
 
 def soft_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
@@ -27,7 +27,7 @@ def distillation(student: Tensor, teacher: Tensor, temperature: float) -> Tensor
     return F.kl_div(log_probability, target, reduction="batchmean") * temperature**2
 
 
-def mix(pixels: Tensor, target: Tensor, mixup: float, cutmix: float, moment: Moment) -> tuple[Tensor, Tensor]:
+def mix(pixels: Tensor, target: Tensor, mixup: float, cutmix: float, context: StepContext) -> tuple[Tensor, Tensor]:
     """Return a batch mixed with its neighbours: mixup (Zhang et al. 2018) or cutmix (Yun et al. 2019).
 
     `mixup` and `cutmix` are the alphas of Beta(alpha, alpha), 0 is off; with both on, a fair coin takes one for the
@@ -36,8 +36,8 @@ def mix(pixels: Tensor, target: Tensor, mixup: float, cutmix: float, moment: Mom
     """
     if mixup <= 0 and cutmix <= 0:
         return pixels, target
-    cut = cutmix > 0 and (mixup <= 0 or moment.flip() < 0.5)
-    rng = np.random.default_rng(int(moment.flip() * 2**32))  # torch's Beta knows no generator of its own
+    cut = cutmix > 0 and (mixup <= 0 or context.flip() < 0.5)
+    rng = np.random.default_rng(int(context.flip() * 2**32))  # torch's Beta knows no generator of its own
     alpha = cutmix if cut else mixup
     share = float(rng.beta(alpha, alpha))
     order = torch.arange(len(pixels), device=pixels.device) ^ 1
@@ -53,6 +53,6 @@ def mix(pixels: Tensor, target: Tensor, mixup: float, cutmix: float, moment: Mom
 
 
 def _box(height: int, width: int, area: float, rng: np.random.Generator) -> tuple[int, int, int, int]:
-    """Return (top, left, height, width) of a box of the picture's aspect that lies inside it."""
+    """Return (top, left, height, width) of a box of the image's aspect that lies inside it."""
     h, w = round(height * area**0.5), round(width * area**0.5)
     return int(rng.integers(0, height - h + 1)), int(rng.integers(0, width - w + 1)), h, w

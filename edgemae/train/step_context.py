@@ -11,7 +11,7 @@ from torch import Tensor
 from edgemae.model.mae import make_keep
 
 
-class Draws:
+class StepRandom:
     """Hold the random numbers of one step, in the order in which they are asked for.
 
     They are drawn once, and every accumulated part reads them from the start: masks of 4,096 images are not made for
@@ -21,7 +21,7 @@ class Draws:
     def __init__(self, generator: torch.Generator) -> None:
         self._generator, self._made, self._read = generator, list[Tensor](), 0
 
-    def again(self) -> Draws:
+    def again(self) -> StepRandom:
         """Begin from the first one."""
         self._read = 0
         return self
@@ -35,7 +35,7 @@ class Draws:
 
 
 @dataclass(frozen=True)
-class Moment:
+class StepContext:
     """State one training step as one process sees it.
 
     `batch` counts the images of the whole step, over all processes and accumulated parts; `rows` are those of this
@@ -45,7 +45,7 @@ class Moment:
 
     batch: int
     rows: slice
-    draws: Draws
+    random: StepRandom
     step: int = 0
     steps: int = 1
     device: torch.device = field(default=torch.device("cpu"))
@@ -57,15 +57,15 @@ class Moment:
 
     def rand(self, *shape: int) -> Tensor:
         """Return uniform noise (rows, *shape) in 0..1."""
-        return self.draws.take(lambda g: torch.rand(self.batch, *shape, generator=g))[self.rows].to(self.device)
+        return self.random.take(lambda g: torch.rand(self.batch, *shape, generator=g))[self.rows].to(self.device)
 
     def flip(self) -> float:
         """Return one uniform number in 0..1 that all rows of the step share."""
-        return float(self.draws.take(lambda g: torch.rand((), generator=g)))
+        return float(self.random.take(lambda g: torch.rand((), generator=g)))
 
     def keep(self, grid: int, ratio: float, pattern: str) -> Tensor:
         """Return sorted indices (rows, K) of visible patches."""
-        return self.draws.take(lambda g: make_keep(self.batch, grid, ratio, pattern, g))[self.rows].to(self.device)
+        return self.random.take(lambda g: make_keep(self.batch, grid, ratio, pattern, g))[self.rows].to(self.device)
 
     def drop_path(self, depth: int, rate: float) -> Tensor | None:
         """Return factors (rows, depth, 2) of stochastic depth for `ViT.encode`; None when it is off.
@@ -78,6 +78,6 @@ class Moment:
         return (self.rand(depth, 2) < keep[:, None]) / keep[:, None]
 
 
-def whole(batch: int, generator: torch.Generator) -> Moment:
-    """Return a moment in which one process sees the whole step."""
-    return Moment(batch, slice(0, batch), Draws(generator))
+def whole(batch: int, generator: torch.Generator) -> StepContext:
+    """Return a context in which one process sees the whole step."""
+    return StepContext(batch, slice(0, batch), StepRandom(generator))

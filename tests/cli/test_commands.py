@@ -241,8 +241,8 @@ def test_every_arrow_on_its_own(job: Job, tmp_path: Path) -> None:
     mae = made("pretrain", "-o", tmp_path / "mae")
     further = made("pretrain", "--from", mae, "-o", tmp_path / "further", "--unlabelled", job.flat)
     tuned = made("finetune", further, "-o", tmp_path / "tuned")
-    student = made("distill", mae, "--tuned-teacher", tuned, "-o", tmp_path / "student", "--recipe", "logit")
-    small = made("prune", student, "--tuned-teacher", tuned, "--keep-macs", 0.9, "-o", tmp_path / "small",
+    student = made("distill", mae, "--finetuned-teacher", tuned, "-o", tmp_path / "student", "--recipe", "logit")
+    small = made("prune", student, "--finetuned-teacher", tuned, "--keep-macs", 0.9, "-o", tmp_path / "small",
                  "--target", job.target)  # fmt: skip
     for path, decoder, stages in (
         (mae, True, ["pretrain"]),
@@ -276,12 +276,12 @@ def test_the_next_command_is_printed_ready_to_use(job: Job, compiled: Ran, tmp_p
 @pytest.mark.parametrize(
     ("words", "code", "said"),
     [
-        (("distill", "{pretrained}", "--tuned-teacher", "{pretrained}"), 2, "has no classification head"),
+        (("distill", "{pretrained}", "--finetuned-teacher", "{pretrained}"), 2, "has no classification head"),
         (("finetune", "{pretrained}", "--data", "{flat}"), 2, "needs labels"),
         (("distill", "{pretrained}", "--data", "{flat}", "--recipe", "logit"), 2, "learns from a teacher with a"),
         (("prune", "{pretrained}"), 2, "is not an edgemae student"),
-        (("distill", "{pretrained}", "--tuned-teacher", "{tuned}", "--data", "{flat}"), 2, "guides stage 2"),
-        (("prune", "{student}", "--tuned-teacher", "{tuned}", "--data", "{flat}"), 2, "guides prune.heal"),
+        (("distill", "{pretrained}", "--finetuned-teacher", "{tuned}", "--data", "{flat}"), 2, "guides stage 2"),
+        (("prune", "{student}", "--finetuned-teacher", "{tuned}", "--data", "{flat}"), 2, "guides prune.heal"),
         (("finetune", "{above}/teacher.safetensors"), 2, "is read here"),
         (("pretrain", "--from", "{above}/teacher.safetensors"), 2, "is read here"),
         (("quantize", "{student}", "--scheme", "tensorrt-qdq"), 2, "no engine of target 'box'"),

@@ -113,7 +113,9 @@ def test_a_folder_of_splits_is_refused(image_folder: Make) -> None:
         pytest.param(lambda root: root.rmdir(), "does not exist", id="missing"),
         pytest.param(lambda root: (root.rmdir(), root.write_text("x")), "is a file, not a folder", id="file"),
         pytest.param(lambda root: None, "no image in", id="empty"),
-        pytest.param(lambda root: (root / "a.jpg").write_text("x"), r"no readable image in .* \(1 broken", id="broken"),
+        pytest.param(
+            lambda root: (root / "a.jpg").write_text("x"), r"no readable image in .* \(1 corrupt", id="corrupt"
+        ),
     ],
 )
 def test_folders_without_images(tmp_path: Path, prepare: Callable[[Path], object], message: str) -> None:
@@ -154,7 +156,7 @@ def test_what_may_not_be_read(ordinary_user: Path, caplog: pytest.LogCaptureFixt
             scan(folder)
 
 
-# ---------------------------------------------------------------- broken files
+# ---------------------------------------------------------------- corrupt files
 
 
 @pytest.mark.parametrize(

@@ -76,10 +76,10 @@ def test_batches_that_wait_have_bounded_memory(
 
 
 def test_a_part_keeps_its_broken_rows() -> None:
-    parts = [Views(np.full((n, 2, 2, 3), n, np.uint8), broken) for n, broken in ((2, (1,)), (3, ()), (1, (0,)))]
+    parts = [Views(np.full((n, 2, 2, 3), n, np.uint8), corrupt) for n, corrupt in ((2, (1,)), (3, ()), (1, (0,)))]
     together = joined(parts)
-    assert together.broken == (1, 5)
-    assert together.pictures[:, 0, 0, 0].tolist() == [2, 2, 3, 3, 3, 1]
+    assert together.corrupt == (1, 5)
+    assert together.images[:, 0, 0, 0].tolist() == [2, 2, 3, 3, 3, 1]
 
 
 def test_epochs_and_seeds_differ_and_repeat(images: ImageSet) -> None:

@@ -188,12 +188,12 @@ def test_numbers_count_as_numbers(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        pytest.param([{"cls": "ant"}, {}], r"1 of 2 pictures in .* have no label, .*'000001.jpg' in", id="missing"),
+        pytest.param([{"cls": "ant"}, {}], r"1 of 2 images in .* have no label, .*'000001.jpg' in", id="missing"),
         pytest.param([{"cls": "ant"}, {"cls": "7"}], r"partly numbers \('7'\) and partly names \('ant'\)", id="mixed"),
         pytest.param([{"cls": " "}], "'000000.cls' in .* holds no label", id="empty"),
         pytest.param([{"json": b"[1]"}], "'000000.json' in .* holds no label", id="no object"),
         pytest.param([{"json": b'{"label": 1.5}'}], "'000000.json' in .* holds no label", id="fraction"),
-        pytest.param([{"png": b"x"}], "two pictures, '000000.jpg' and '000000.png'", id="two pictures"),
+        pytest.param([{"png": b"x"}], "two images, '000000.jpg' and '000000.png'", id="two pictures"),
     ],
 )
 def test_labels_that_cannot_be_used(tmp_path: Path, rows: list[dict[str, Any]], message: str) -> None:
@@ -374,7 +374,7 @@ def test_mixtures_are_refused(shards: Path, image_folder: Make) -> None:
         scan(loose).joined(images_at(str(shards / "train-000000.tar")).unlabelled())
 
 
-# ---------------------------------------------------------------- broken pictures
+# ---------------------------------------------------------------- corrupt pictures
 
 
 def break_pictures(images: ImageSet, rows: list[int], data: bytes = b"no picture at all") -> None:
@@ -392,12 +392,12 @@ def test_a_broken_picture_is_named_and_its_neighbour_takes_its_place(
     shards: Path, caplog: pytest.LogCaptureFixture, workers: int
 ) -> None:
     images = images_at(str(shards))
-    sound = list(training(images).batches(0, 6))
+    valid = list(training(images).batches(0, 6))
     break_pictures(images, [20, 21, 37], content(images.paths[0])[:400])  # OpenCV would fill the rest with gray
     found = list(training(images, workers=workers).batches(0, 6))
     assert f"'000007.jpg' in '{shards / 'train-000001.tar'}' is not a readable image" in caplog.text
     served = 0
-    for before, after in zip(sound, found, strict=True):
+    for before, after in zip(valid, found, strict=True):
         for row, index in enumerate(before.indices.tolist()):
             instead = {20: 22, 21: 22, 37: 0}.get(index, index)
             assert int(after.indices[row]) == instead
@@ -413,7 +413,7 @@ def test_a_broken_picture_is_named_and_its_neighbour_takes_its_place(
 def test_many_broken_pictures_end_the_training(shards: Path) -> None:
     images = images_at(str(shards))
     break_pictures(images, list(range(12)))
-    with pytest.raises(DataError, match=r"11 of \d+ pictures are broken, the last '0000\d\d.jpg' in"):
+    with pytest.raises(DataError, match=r"11 of \d+ images are corrupt, the last '0000\d\d.jpg' in"):
         list(training(images).batches(0, 6))
 
 
@@ -428,7 +428,7 @@ def test_evaluation_leaves_broken_pictures_out_beforehand_and_never_replaces_the
     assert sum(len(batch.indices) for batch in Loader(checked, PIXEL, 6, train=False).epoch()) == 37
     assert set(checked.sides_px) == {20}
     break_pictures(images, list(range(38)))
-    with pytest.raises(DataError, match=r"no readable image in .* \(38 broken files\)"):
+    with pytest.raises(DataError, match=r"no readable image in .* \(38 corrupt files\)"):
         sift(images)
 
 

@@ -32,7 +32,7 @@ from edgemae.spec.errors import CheckpointError, PlanError
 from edgemae.spec.graph import PixelContract
 from edgemae.spec.plan_schema import ElasticPlan, Plan
 from edgemae.train import loop
-from edgemae.train.step_context import Draws, Moment, whole
+from edgemae.train.step_context import StepContext, StepRandom, whole
 from tests.support.tiny_job import Job, Ran, edgemae, stage
 
 PIXEL = PixelContract(image_px=32)
@@ -181,8 +181,8 @@ def test_stage_one_teaches_a_sub_network_what_its_shape_alone_would_learn(
     recipe = RECIPES[name](tiny_vit(depth=3, classes=3), teacher_with(labels=tuple("abc")), PIXEL, plan)
     batch = Batch(pictures_of(4), torch.full((4,), -1), torch.arange(4))
     space = space_of(SIZES, recipe.student.shape)
-    asked, see = [], recipe.see
-    recipe.see = lambda *args: asked.append(see(*args)) or asked[-1]  # type: ignore[method-assign,func-returns-value]
+    asked, teacher_targets = [], recipe.teacher_targets
+    recipe.teacher_targets = lambda *args: asked.append(teacher_targets(*args)) or asked[-1]  # type: ignore[method-assign,func-returns-value]
     step = in_stage_one(recipe, space, msgspec.structs.replace(SIZES, samples=2))
     terms = step(batch, whole(4, torch.Generator().manual_seed(5)))
     own = {term for term in terms if " " not in term}
@@ -192,7 +192,7 @@ def test_stage_one_teaches_a_sub_network_what_its_shape_alone_would_learn(
 
     alone = RECIPES[name](tiny_vit(depth=3, classes=3), teacher_with(labels=tuple("abc")), PIXEL, plan)
     alone.load_state_dict(recipe.state_dict())
-    alone.student = extract(trained(recipe.student, space.whole_pictures), (1, 1, 32, 32)).vit
+    alone.student = extract(trained(recipe.student, space.full_size_images), (1, 1, 32, 32)).vit
     expected = alone(batch, asked[0])
     for term, value in expected.items():
         torch.testing.assert_close(terms[f"smallest {term}"], value, rtol=1e-5, atol=1e-6)
@@ -216,8 +216,8 @@ def test_a_divided_step_of_stage_one_is_the_same_step(
     step = in_stage_one(recipe, space_of(SIZES, recipe.student.shape), SIZES)
 
     def at(rows: slice) -> dict[str, torch.Tensor]:
-        moment = Moment(8, rows, Draws(torch.Generator().manual_seed(5)))
-        return step(batch.part(rows, torch.device("cpu")), moment)
+        context = StepContext(8, rows, StepRandom(torch.Generator().manual_seed(5)))
+        return step(batch.part(rows, torch.device("cpu")), context)
 
     one, first, second = at(slice(0, 8)), at(slice(0, 4)), at(slice(4, 8))
     for term, value in one.items():
@@ -235,7 +235,9 @@ def test_draws_are_even_and_do_not_depend_on_how_a_step_is_divided(tiny_vit: Mak
         def learn(logits: torch.Tensor) -> dict[str, torch.Tensor]:
             return {"label": logits.square().mean(), "teacher": logits.abs().mean()}
 
-        return terms(pixels[rows], says[rows], learn, Moment(8, rows, Draws(torch.Generator().manual_seed(5))))
+        return terms(
+            pixels[rows], says[rows], learn, StepContext(8, rows, StepRandom(torch.Generator().manual_seed(5)))
+        )
 
     one, first, second = at(slice(0, 8)), at(slice(0, 4)), at(slice(4, 8))
     assert set(one) == {"drawn label", "drawn teacher", "smallest label", "smallest teacher", "in-place"}
@@ -296,7 +298,7 @@ def test_an_elastic_distillation(
 def test_distill_elastic_then_extract(job: Job, compiled: Ran, tmp_path: Path) -> None:
     teacher, tuned = (stage(job.output, name) / "teacher.safetensors" for name in ("pretrain", "finetune"))
     ran = edgemae(
-        "distill", teacher, "--tuned-teacher", tuned, *job.work, "--elastic", "-o", tmp_path / "out", "--json"
+        "distill", teacher, "--finetuned-teacher", tuned, *job.work, "--elastic", "-o", tmp_path / "out", "--json"
     )
     assert ran.code == 0, ran.err
     rows = json.loads((stage(tmp_path / "out", "student") / "curve.json").read_bytes())

@@ -9,7 +9,7 @@ import msgspec
 import pytest
 import torch
 
-from edgemae.distill.frozen_teacher import Depth, TeacherView, received, teacher_block
+from edgemae.distill.frozen_teacher import FrozenTeacher, TeacherConfig, received, teacher_block
 from edgemae.model.teacher import Teacher
 from edgemae.model.vit import sincos_position
 from edgemae.spec.errors import PlanError
@@ -21,14 +21,14 @@ Make = Callable[..., Teacher]
 
 def test_the_same_pixels_pass_untouched(teacher_with: Make) -> None:
     teacher = teacher_with(labels=("a", "b"))
-    view, pixels = TeacherView(teacher, PIXEL), torch.randn(3, 3, 32, 32)
+    view, pixels = FrozenTeacher(teacher, PIXEL), torch.randn(3, 3, 32, 32)
     assert view.pixels(pixels) is pixels
     torch.testing.assert_close(view.logits(pixels), teacher.vit(pixels)[0], rtol=0, atol=0)
 
 
 def test_the_teacher_gets_its_own_normalisation(teacher_with: Make) -> None:
     own = PixelContract(image_px=32, mean=(0.5, 0.5, 0.5), std=(0.5, 0.25, 1.0))
-    view = TeacherView(teacher_with(pixel=own), PIXEL)
+    view = FrozenTeacher(teacher_with(pixel=own), PIXEL)
     raw = torch.rand(2, 3, 32, 32)
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in (PIXEL.mean, PIXEL.std))
     own_mean, own_std = (torch.tensor(v).view(3, 1, 1) for v in (own.mean, own.std))
@@ -37,7 +37,7 @@ def test_the_teacher_gets_its_own_normalisation(teacher_with: Make) -> None:
 
 def test_the_teacher_gets_its_own_resolution(teacher_with: Make) -> None:
     teacher = teacher_with(pixel=PixelContract(image_px=64), labels=("a", "b"))
-    view = TeacherView(teacher, PIXEL)
+    view = FrozenTeacher(teacher, PIXEL)
     flat = torch.full((1, 3, 32, 32), 0.25)
     torch.testing.assert_close(view.pixels(flat), torch.full((1, 3, 64, 64), 0.25))
     assert view.logits(torch.randn(2, 3, 32, 32)).shape == (2, 2)
@@ -49,7 +49,7 @@ def test_another_patch_is_brought_to_the_students_grid(teacher_with: Make, cls_t
     teacher = teacher_with(
         pixel=PixelContract(image_px=64), patch_px=16, cls_token=cls_token, learned_pos=learned_pos, heads=4, head_dim=8
     )
-    view = TeacherView(teacher, PIXEL, Depth(grid=8))  # a student of 32 px with patch 4
+    view = FrozenTeacher(teacher, PIXEL, TeacherConfig(grid=8))  # a student of 32 px with patch 4
     assert view.vit.shape.image_px == 128
     if not learned_pos:  # recomputed, not stretched
         torch.testing.assert_close(view.vit.pos, sincos_position(32, 8, cls_token), rtol=0, atol=0)
@@ -66,13 +66,13 @@ def test_relations_are_the_attention_logits_of_that_block(teacher_with: Make) ->
     hook.remove()
     q, k, _ = teacher.vit.blocks[1].attn.split(seen[0])
     expected = (q @ k.transpose(-2, -1) / 4.0)[:, :, 1:, 1:]  # head_dim 16; without the cls token
-    found = TeacherView(teacher, PIXEL, Depth(grid=4, blocks=2)).relations(pixels, keep)
+    found = FrozenTeacher(teacher, PIXEL, TeacherConfig(grid=4, blocks=2)).relations(pixels, keep)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("block", [1, 2, 3])
 def test_it_runs_no_deeper_than_it_must(teacher_with: Make, block: int) -> None:
-    view = TeacherView(teacher_with(depth=3), PIXEL, Depth(blocks=block))
+    view = FrozenTeacher(teacher_with(depth=3), PIXEL, TeacherConfig(blocks=block))
     ran: list[int] = []
     for i, part in enumerate(view.vit.blocks):
         part.register_forward_hook(lambda *_, i=i: ran.append(i))
@@ -83,7 +83,7 @@ def test_it_runs_no_deeper_than_it_must(teacher_with: Make, block: int) -> None:
 
 def test_it_is_frozen_and_a_copy(teacher_with: Make) -> None:
     teacher = teacher_with(labels=("a", "b"))
-    view = TeacherView(teacher, PIXEL, Depth(grid=4))
+    view = FrozenTeacher(teacher, PIXEL, TeacherConfig(grid=4))
     assert not view.vit.training
     assert not any(p.requires_grad for p in view.vit.parameters())
     assert teacher.vit.patch_embed.weight.requires_grad
@@ -105,7 +105,7 @@ def test_other_channels_are_refused(teacher_with: Make, changes: dict[str, objec
     teacher = teacher_with()
     teacher = replace(teacher, pixel=msgspec.structs.replace(PIXEL, **changes))
     with pytest.raises(PlanError, match=message):
-        TeacherView(teacher, PIXEL)
+        FrozenTeacher(teacher, PIXEL)
 
 
 @pytest.mark.parametrize(
@@ -135,7 +135,7 @@ def test_attention_that_patches_receive(teacher_with: Make, cls_token: bool) -> 
 def test_a_teacher_is_bf16_where_that_is_fast(teacher_with: Make, monkeypatch: pytest.MonkeyPatch, fast: bool) -> None:
     monkeypatch.setattr("edgemae.distill.frozen_teacher.bf16_is_fast", lambda _: fast)
     teacher, pixels = teacher_with(labels=("a", "b")), torch.randn(2, 3, 32, 32)
-    view = TeacherView(teacher, PIXEL, Depth(bf16=True))
+    view = FrozenTeacher(teacher, PIXEL, TeacherConfig(bf16=True))
     logits = view.logits(pixels)
     assert view.vit.patch_embed.weight.dtype == (torch.bfloat16 if fast else torch.float32)
     assert logits.dtype == torch.float32

@@ -12,12 +12,12 @@ from torch import Tensor
 from edgemae.distill.masking import hide_attended, masking
 from edgemae.spec.errors import PlanError
 from edgemae.spec.plan_schema import Plan
-from edgemae.train.step_context import Moment, whole
+from edgemae.train.step_context import StepContext, whole
 
 PIXELS = torch.zeros(4, 3, 32, 32)
 
 
-def moment(step: int = 0, steps: int = 101, rows: int = 4) -> Moment:
+def context(step: int = 0, steps: int = 101, rows: int = 4) -> StepContext:
     return replace(whole(rows, torch.Generator().manual_seed(1)), step=step, steps=steps)
 
 
@@ -27,20 +27,20 @@ def never(_: Tensor) -> Tensor:
 
 def test_the_ratio_moves_in_a_straight_line(plan_with: Callable[..., Plan]) -> None:
     hidden = masking(plan_with(pretrain__mask_ratio=0.5, pretrain__mask_ratio_end=0.9).pretrain, "pretrain")
-    counts = [hidden.keep(PIXELS, 10, moment(step), never).shape[1] for step in (0, 25, 50, 75, 100)]
+    counts = [hidden.keep(PIXELS, 10, context(step), never).shape[1] for step in (0, 25, 50, 75, 100)]
     assert counts == [50, 40, 30, 20, 10] or counts == [50, 40, 30, 19, 9]  # int() of 100 x (1 - ratio)
 
 
 def test_without_an_end_it_stays(plan_with: Callable[..., Plan]) -> None:
     hidden = masking(plan_with(distill__mask_ratio=0.75).distill, "distill")
-    assert {hidden.keep(PIXELS, 4, moment(step), never).shape for step in (0, 50, 100)} == {(4, 4)}
+    assert {hidden.keep(PIXELS, 4, context(step), never).shape for step in (0, 50, 100)} == {(4, 4)}
 
 
 def test_patterns_take_equal_parts(plan_with: Callable[..., Plan]) -> None:
     hidden = masking(plan_with(distill__mask="grid > random").distill, "distill")
 
     def is_lattice(step: int) -> bool:
-        keep = hidden.keep(PIXELS, 8, moment(step), never)
+        keep = hidden.keep(PIXELS, 8, context(step), never)
         rows, columns = keep // 8, keep % 8
         return bool(((rows % 2 == rows[:, :1] % 2) & (columns % 2 == columns[:, :1] % 2)).all())
 
@@ -51,7 +51,7 @@ def test_attended_patches_are_hidden_in_proportion() -> None:
     """A patch with four times the attention of the fifteen others is hardly ever visible, and sometimes is."""
     attention = torch.ones(4000, 16)
     attention[:, 5] = 4.0
-    keep = hide_attended(attention, 4, moment(rows=4000))
+    keep = hide_attended(attention, 4, context(rows=4000))
     seen = torch.zeros(16).scatter_add(0, keep.flatten(), torch.ones(keep.numel())) / 4000
     assert torch.equal(keep, keep.sort(dim=1).values)
     assert 0.002 < seen[5] < 0.03
@@ -68,9 +68,9 @@ def test_the_pattern_attention_asks_its_guide(plan_with: Callable[..., Plan]) ->
         asked.append(pixels)
         return torch.ones(4, 16)
 
-    hidden.keep(PIXELS, 4, moment(0), guide)
+    hidden.keep(PIXELS, 4, context(0), guide)
     assert not asked
-    assert hidden.keep(PIXELS, 4, moment(100), guide).shape == (4, 4)
+    assert hidden.keep(PIXELS, 4, context(100), guide).shape == (4, 4)
     assert asked[0] is PIXELS
 
 

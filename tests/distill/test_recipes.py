@@ -24,7 +24,7 @@ from edgemae.spec.errors import PlanError
 from edgemae.spec.graph import PixelContract
 from edgemae.spec.plan_schema import Plan
 from edgemae.train.losses import distillation
-from edgemae.train.step_context import Moment, whole
+from edgemae.train.step_context import StepContext, whole
 
 PIXEL = PixelContract(image_px=32)
 MakeTeacher, MakePlan, MakeViT = Callable[..., Teacher], Callable[..., Plan], Callable[..., ViT]
@@ -36,7 +36,7 @@ def batch() -> Batch:
     return Batch(pixels, torch.full((6,), -1), torch.arange(6))
 
 
-def draw() -> Moment:
+def draw() -> StepContext:
     return whole(6, torch.Generator().manual_seed(5))
 
 
@@ -141,11 +141,11 @@ def test_the_terms_are_what_they_say(
     plan = plan_with(distill__pixel_weight=0.5, distill__relation_weight=3.0).distill
     recipe = Relation(tiny_vit(classes=0), teacher_with(), PIXEL, plan)
     keep = torch.tensor([[0, 5, 10, 15]]).repeat(6, 1)
-    seen = {"keep": keep, "relations": recipe.view.relations(batch.pixels, keep)}
+    targets = {"keep": keep, "relations": recipe.view.relations(batch.pixels, keep)}
     student = recipe.student_taps(batch.pixels, keep)
-    terms = recipe.loss(student, seen, batch.pixels)
+    terms = recipe.loss(student, targets, batch.pixels)
     assert set(terms) == {"pixel", "relation"}
-    mine, theirs = (side["relations"] - side["relations"].mean(-1, keepdim=True) for side in (student, seen))
+    mine, theirs = (side["relations"] - side["relations"].mean(-1, keepdim=True) for side in (student, targets))
     spread = theirs.square().mean(dim=(2, 3), keepdim=True)
     torch.testing.assert_close(terms["relation"], 3.0 * ((mine - theirs).square() / spread).mean(), rtol=1e-3, atol=0)
     target = patchify(batch.pixels, 8)
@@ -194,9 +194,9 @@ def test_teachers_of_other_shapes(
     terms = recipe.step(batch, draw())
     assert all(torch.isfinite(term) and term > 0 for term in terms.values())
     heads = teacher_with(**changes).vit.shape.heads[0]
-    seen = recipe.see(batch, draw())
-    student = recipe.student_taps(batch.pixels, seen["keep"])
-    assert {side["relations"].shape for side in (student, seen)} == {(6, heads, 4, 4)}
+    targets = recipe.teacher_targets(batch, draw())
+    student = recipe.student_taps(batch.pixels, targets["keep"])
+    assert {side["relations"].shape for side in (student, targets)} == {(6, heads, 4, 4)}
 
 
 def test_a_pruned_student_can_learn(

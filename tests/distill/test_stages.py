@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from edgemae.data.image_set import ImageSet
-from edgemae.distill.frozen_teacher import TeacherView
+from edgemae.distill.frozen_teacher import FrozenTeacher
 from edgemae.distill.recipes import choose_recipe
 from edgemae.distill.stages import (
     Images,
@@ -154,16 +154,16 @@ def test_finetune(plan_with: MakePlan, teacher_with: MakeTeacher, images: Images
     teacher, plan = teacher_with(decoder=True), plan_with(finetune__epochs=6, finetune__lr=0.03)
     judged = replace(images, evaluation=images.labelled)
     with unchanged(teacher.vit, *([teacher.mae] if teacher.mae else [])):
-        tuned, curve = finetune(teacher, plan, judged)
-    assert tuned.labels == ("blue", "red")
-    assert tuned.vit.shape.classes == 2
-    assert tuned.mae is None  # its encoder has moved on
-    assert (tuned.licence, tuned.pixel) == (teacher.licence, teacher.pixel)
+        finetuned, curve = finetune(teacher, plan, judged)
+    assert finetuned.labels == ("blue", "red")
+    assert finetuned.vit.shape.classes == 2
+    assert finetuned.mae is None  # its encoder has moved on
+    assert (finetuned.licence, finetuned.pixel) == (teacher.licence, teacher.pixel)
     assert curve[-1]["validation"] == 1.0
-    assert tuned.history[-1].stage == "finetune"
-    assert tuned.history[-1].scores["validation"] == 1.0
+    assert finetuned.history[-1].stage == "finetune"
+    assert finetuned.history[-1].scores["validation"] == 1.0
     assert images.labelled is not None
-    assert tuned.history[-1].data == images.labelled.fingerprint
+    assert finetuned.history[-1].data == images.labelled.fingerprint
 
 
 def test_finetune_needs_labels(plan_with: MakePlan, teacher_with: MakeTeacher, unlabelled: Images) -> None:
@@ -176,9 +176,9 @@ def test_finetune_needs_labels(plan_with: MakePlan, teacher_with: MakeTeacher, u
 
 def test_distill_with_labels(plan_with: MakePlan, teacher_with: MakeTeacher, images: Images) -> None:
     teacher = teacher_with(cls_token=True, width=64, heads=4)
-    tuned, _ = finetune(teacher, plan_with(), images)
-    with unchanged(teacher.vit, tuned.vit):
-        student, curves = distill(teacher, plan_with(), images, tuned=tuned)
+    finetuned, _ = finetune(teacher, plan_with(), images)
+    with unchanged(teacher.vit, finetuned.vit):
+        student, curves = distill(teacher, plan_with(), images, finetuned=finetuned)
     assert list(curves) == ["distill", "finetune-student"]
     assert {"pixel", "relation", "loss"} < set(curves["distill"][0])
     assert {"label", "teacher", "loss"} < set(curves["finetune-student"][0])
@@ -242,7 +242,7 @@ def test_a_guide_for_other_classes_is_refused(
 ) -> None:
     """Its logits would be taken for those of other classes, without a word where the numbers agree."""
     with pytest.raises(DataError, match=r"the teacher knows \d classes"):
-        distill(teacher_with(), plan_with(), images, tuned=teacher_with(labels=labels))
+        distill(teacher_with(), plan_with(), images, finetuned=teacher_with(labels=labels))
     student = Student(teacher_with(labels=("blue", "red")).vit, PIXEL, ("blue", "red"))
     with pytest.raises(DataError, match=r"the teacher knows \d classes"):
         train_further(student, plan_with().prune.heal, plan_with(), images, teacher_with(labels=labels))
@@ -353,8 +353,8 @@ def test_the_same_seed_gives_the_same_weights(
         torch.rand(7)  # what happened before must not matter
         plan = plan_with(seed=seed, **random)
         first, _ = pretrain(plan, images.unlabelled, PIXEL)
-        tuned, _ = finetune(first, plan, images)
-        return tuned, distill(first, plan, images, checkpoint, tuned)[0]
+        finetuned, _ = finetune(first, plan, images)
+        return finetuned, distill(first, plan, images, checkpoint, finetuned)[0]
 
     (teacher, student), (teacher_2, student_2), (_, other) = run(3, None), run(3, tmp_path / "a.ckpt"), run(4, None)
     assert equal(teacher.vit, teacher_2.vit)
@@ -369,23 +369,23 @@ def test_another_plan_or_teacher_finds_no_checkpoint_to_go_on_from(
 ) -> None:
     """A finished checkpoint would give back its weights untrained, under the name of the other plan."""
     first, other = teacher_with(), teacher_with(seed=2)
-    tuned, _ = finetune(first, plan_with(), images, tmp_path / "tuned.ckpt")
+    finetuned, _ = finetune(first, plan_with(), images, tmp_path / "tuned.ckpt")
     again, _ = finetune(first, plan_with(finetune__epochs=2, distill__crop_min=0.9), images, tmp_path / "tuned.ckpt")
-    assert equal(tuned.vit, again.vit)
+    assert equal(finetuned.vit, again.vit)
     with pytest.raises(CheckpointError, match=r"mixup 0.0, not 0.8; weight_decay 0.05, not 1.0|weight_decay .*mixup"):
         finetune(first, plan_with(finetune__mixup=0.8, finetune__weight_decay=1.0), images, tmp_path / "tuned.ckpt")
     with pytest.raises(CheckpointError, match="teacher '"):
         finetune(other, plan_with(), images, tmp_path / "tuned.ckpt")
-    distill(first, plan_with(), images, tmp_path / "student.ckpt", tuned)
+    distill(first, plan_with(), images, tmp_path / "student.ckpt", finetuned)
     with pytest.raises(CheckpointError, match=r"relation_weight 1\.0, not 0\.5"):
-        distill(first, plan_with(distill__relation_weight=0.5), images, tmp_path / "student.ckpt", tuned)
+        distill(first, plan_with(distill__relation_weight=0.5), images, tmp_path / "student.ckpt", finetuned)
     narrow = {"student__heads": 4, "student__head_dim": 8}  # as many values
     for changes, named in ((narrow, "heads of the model"), ({"data__kernel": "cubic"}, "kernel of pixels")):
         with pytest.raises(CheckpointError, match=named):
-            distill(first, plan_with(**changes), images, tmp_path / "student.ckpt", tuned)
+            distill(first, plan_with(**changes), images, tmp_path / "student.ckpt", finetuned)
     (tmp_path / "student-1.ckpt").unlink()  # stage 1 begins anew; what stage 2 has learnt is of the student before
     with pytest.raises(CheckpointError, match="student '"):
-        distill(other, plan_with(), images, tmp_path / "student.ckpt", tuned)
+        distill(other, plan_with(), images, tmp_path / "student.ckpt", finetuned)
 
 
 @pytest.mark.parametrize(
@@ -422,8 +422,10 @@ def test_a_teacher_is_asked_once_for_each_fixed_view(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     asked: list[int] = []
-    plain = TeacherView.pixels
-    monkeypatch.setattr(TeacherView, "pixels", lambda self, pixels: (asked.append(len(pixels)), plain(self, pixels))[1])
+    plain = FrozenTeacher.pixels
+    monkeypatch.setattr(
+        FrozenTeacher, "pixels", lambda self, pixels: (asked.append(len(pixels)), plain(self, pixels))[1]
+    )
     plan = plan_with(
         distill__recipe=recipe, distill__views=2, distill__epochs=6, distill__finetune__views=2,
         distill__finetune__epochs=4, scale__views_folder=str(tmp_path / "kept"),

@@ -11,7 +11,7 @@ from torch import Tensor
 
 import edgemae.distill.supervised as classify
 from edgemae.data.image_set import ImageSet
-from edgemae.distill.frozen_teacher import TeacherView
+from edgemae.distill.frozen_teacher import FrozenTeacher
 from edgemae.distill.supervised import Run, top1, train_classifier
 from edgemae.model.teacher import Teacher
 from edgemae.model.vit import ViT
@@ -47,7 +47,7 @@ def test_top1_counts_what_is_right(tiny_vit: MakeViT, pictures: ImageSet) -> Non
 def test_half_of_the_loss_is_the_teachers(
     tiny_vit: MakeViT, teacher_with: MakeTeacher, settings: Callable[..., FinetunePlan], pictures: ImageSet
 ) -> None:
-    view = TeacherView(teacher_with(labels=pictures.classes), PIXEL)
+    view = FrozenTeacher(teacher_with(labels=pictures.classes), PIXEL)
     alone = train_classifier(tiny_vit(classes=2), settings(epochs=1, lr=0.0), Run(pictures, PIXEL), None, "a")
     both = train_classifier(
         tiny_vit(classes=2), settings(epochs=1, lr=0.0, teacher_weight=0.25), Run(pictures, PIXEL), view, "b"
@@ -62,7 +62,7 @@ def test_the_teacher_sees_the_mixed_pixels(
     tiny_vit: MakeViT, teacher_with: MakeTeacher, settings: Callable[..., FinetunePlan], pictures: ImageSet,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    vit, view = tiny_vit(classes=2), TeacherView(teacher_with(labels=pictures.classes), PIXEL)
+    vit, view = tiny_vit(classes=2), FrozenTeacher(teacher_with(labels=pictures.classes), PIXEL)
     mine: list[Tensor] = []
     theirs: list[Tensor] = []
     plain: list[Tensor] = []

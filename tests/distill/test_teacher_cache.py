@@ -29,7 +29,7 @@ def answer(pixels: Tensor) -> Tensor:
 def asked(cache: TeacherCache, indices: list[int], view: int) -> int:
     """Return how many images the teacher was asked for, after checking what came back."""
     before, given = cache.computed, batch(indices, view)
-    torch.testing.assert_close(cache.recall("tokens", given, answer), answer(given.pixels), rtol=1e-3, atol=0)
+    torch.testing.assert_close(cache.cached("tokens", given, answer), answer(given.pixels), rtol=1e-3, atol=0)
     return cache.computed - before
 
 
@@ -46,8 +46,8 @@ def test_each_view_of_each_image_is_asked_for_once(tmp_path: Path) -> None:
 
 def test_what_comes_back_does_not_depend_on_what_was_kept(tmp_path: Path) -> None:
     cache, given = TeacherCache(tmp_path / "kept", 6, 1), batch([1, 2], 0)
-    first = cache.recall("x", given, lambda pixels: answer(pixels) / 3)
-    assert torch.equal(first, cache.recall("x", given, lambda _: pytest.fail("asked again")))
+    first = cache.cached("x", given, lambda pixels: answer(pixels) / 3)
+    assert torch.equal(first, cache.cached("x", given, lambda _: pytest.fail("asked again")))
     assert torch.equal(first, (answer(given.pixels) / 3).half().float())
 
 
@@ -70,7 +70,7 @@ def test_a_torn_row_is_asked_for_again(tmp_path: Path, end: str) -> None:
 def test_zeros_are_an_answer_too(tmp_path: Path) -> None:
     cache, given = TeacherCache(tmp_path / "kept", 6, 1), batch([4], 0)
     for _ in range(2):
-        assert not cache.recall("logits", given, lambda pixels: torch.zeros(len(pixels), 3)).any()
+        assert not cache.cached("logits", given, lambda pixels: torch.zeros(len(pixels), 3)).any()
     assert cache.computed == 1
 
 

@@ -59,7 +59,7 @@ def test_a_student_of_two_processes_is_that_of_one(job: Job, teacher: Path, tmp_
 
 def test_other_verbs_work_alone(job: Job, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """That a process sees how many there are is shown above; here it is told so, which starts no process."""
-    monkeypatch.setattr(training_stages, "Ranks", lambda: SimpleNamespace(world=2))
+    monkeypatch.setattr(training_stages, "ProcessGroup", lambda: SimpleNamespace(world=2))
     ran = run("compile", teacher, *HEADS, *job.work, "--target", job.target, "-o", tmp_path / "out")
     assert ran.code == 2
     assert "2 processes were started, and this verb works alone" in ran.err

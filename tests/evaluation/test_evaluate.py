@@ -10,7 +10,8 @@ import pytest
 
 from edgemae import load
 from edgemae.data.image_set import scan
-from edgemae.evaluation.evaluate import evaluate_path, known_classes
+from edgemae.data.validation import known_classes
+from edgemae.evaluation.evaluate import evaluate_path
 from edgemae.spec.bundle import is_bundle
 from edgemae.spec.errors import DataError, InputError
 from tests.support.tiny_job import CLASSES, Job, Ran, stage, write_shapes

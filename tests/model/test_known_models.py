@@ -11,7 +11,7 @@ import torch
 from edgemae.model.import_teacher import load_teacher
 from edgemae.model.known_models import KNOWN_HEADS, KNOWN_LICENCES, known_heads, labels_of, licence_of, pixel_of
 from edgemae.model.vit import ViTShape
-from edgemae.model.weight_files import Found
+from edgemae.model.weight_files import WeightFile
 from edgemae.spec.errors import CheckpointError
 from edgemae.spec.graph import IMAGENET_MEAN, IMAGENET_STD, PixelContract
 
@@ -19,8 +19,8 @@ BASE = ViTShape.uniform(image_px=224, patch_px=16, width=768, depth=12, heads=12
 SMALL = ViTShape.uniform(image_px=32, patch_px=8, width=32, depth=2, heads=4)
 
 
-def found(**facts) -> Found:
-    return Found({}, (), **facts)
+def weight_file(**facts) -> WeightFile:
+    return WeightFile({}, (), **facts)
 
 
 @pytest.mark.parametrize(
@@ -38,7 +38,7 @@ def found(**facts) -> Found:
     ],
 )
 def test_heads_by_name(facts: dict, width: int, expected: tuple) -> None:
-    assert known_heads(found(**facts), width)[:2] == expected
+    assert known_heads(weight_file(**facts), width)[:2] == expected
 
 
 def test_known_heads_divide_their_width_into_64() -> None:
@@ -83,12 +83,12 @@ def test_a_meta_file_with_its_options_needs_no_flags(hf, tmp_path, monkeypatch) 
     ],
 )
 def test_licences_say_how_they_are_known(facts: dict, shape: ViTShape, expected: str) -> None:
-    assert licence_of(found(**facts), shape) == expected
+    assert licence_of(weight_file(**facts), shape) == expected
 
 
 def test_learned_positions_are_not_metas() -> None:
     learned = ViTShape(**(BASE.as_dict() | {"learned_pos": True}))
-    assert licence_of(found(), learned) == "unknown"
+    assert licence_of(weight_file(), learned) == "unknown"
     assert all(v for v in KNOWN_LICENCES.values())
 
 
@@ -110,13 +110,13 @@ PROCESSOR = {"image_mean": [0.1, 0.2, 0.3], "image_std": [0.4, 0.5, 0.6]}
     ],
 )
 def test_preprocessor_config(processor: dict, resize: str, crop_fraction: float) -> None:
-    pixel = pixel_of(found(processor=PROCESSOR | processor), SMALL, None, Path("x"), assumed := [])
+    pixel = pixel_of(weight_file(processor=PROCESSOR | processor), SMALL, None, Path("x"), assumed := [])
     assert (pixel.mean, pixel.std) == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
     assert (pixel.resize, pixel.crop_fraction, pixel.image_px, assumed) == (resize, crop_fraction, 32, [])
 
 
 def test_no_normalisation_is_mean_zero_std_one() -> None:
-    pixel = pixel_of(found(processor=PROCESSOR | {"do_normalize": False}), SMALL, None, Path("x"), [])
+    pixel = pixel_of(weight_file(processor=PROCESSOR | {"do_normalize": False}), SMALL, None, Path("x"), [])
     assert (pixel.mean, pixel.std) == ((0.0,) * 3, (1.0,) * 3)
 
 
@@ -135,7 +135,7 @@ def test_no_normalisation_is_mean_zero_std_one() -> None:
 )
 def test_a_preprocessor_that_does_not_fit(wrong: dict) -> None:
     with pytest.raises(CheckpointError):
-        pixel_of(found(processor=PROCESSOR | wrong), SMALL, None, Path("x"), [])
+        pixel_of(weight_file(processor=PROCESSOR | wrong), SMALL, None, Path("x"), [])
 
 
 def test_timm_config(hf, tmp_path) -> None:
@@ -154,7 +154,7 @@ def test_timm_config(hf, tmp_path) -> None:
 
 def test_usual_pixels_are_said_to_be_assumed() -> None:
     def usual(shape: ViTShape, **config) -> tuple[PixelContract, str]:
-        pixel = pixel_of(found(config=config), shape, None, Path("x"), assumed := [])
+        pixel = pixel_of(weight_file(config=config), shape, None, Path("x"), assumed := [])
         return pixel, assumed[0]
 
     pixel, text = usual(BASE)
@@ -167,17 +167,17 @@ def test_usual_pixels_are_said_to_be_assumed() -> None:
 
 def test_a_given_contract_must_fit() -> None:
     given = PixelContract(image_px=32, mean=(0, 0, 0), std=(1, 1, 1))
-    assert pixel_of(found(processor=PROCESSOR), SMALL, given, Path("x"), []) is given
+    assert pixel_of(weight_file(processor=PROCESSOR), SMALL, given, Path("x"), []) is given
     with pytest.raises(CheckpointError, match="takes 224 px"):
-        pixel_of(found(), BASE, given, Path("x"), [])
+        pixel_of(weight_file(), BASE, given, Path("x"), [])
 
 
 def test_labels_keep_their_numbers() -> None:
     shape = ViTShape(**(SMALL.as_dict() | {"classes": 11}))
     names = {str(i): f"n{i}" for i in reversed(range(11))}
-    assert labels_of(found(config={"id2label": names}), shape, Path("x"), []) == [f"n{i}" for i in range(11)]
-    assert labels_of(found(config={"id2label": names}), SMALL, Path("x"), []) == []
-    assert labels_of(found(), shape, Path("x"), assumed := []) == [str(i) for i in range(11)]
+    assert labels_of(weight_file(config={"id2label": names}), shape, Path("x"), []) == [f"n{i}" for i in range(11)]
+    assert labels_of(weight_file(config={"id2label": names}), SMALL, Path("x"), []) == []
+    assert labels_of(weight_file(), shape, Path("x"), assumed := []) == [str(i) for i in range(11)]
     assert "labels" in assumed[0]
     with pytest.raises(CheckpointError, match="names 11 classes"):
-        labels_of(found(config={"id2label": {str(i + 1): "x" for i in range(11)}}), shape, Path("x"), [])
+        labels_of(weight_file(config={"id2label": {str(i + 1): "x" for i in range(11)}}), shape, Path("x"), [])

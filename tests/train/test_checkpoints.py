@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from edgemae.train.checkpoints import Checkpoints, made_from
+from edgemae.train.checkpoints import Checkpoints, checkpoint_identity
 
 JOB = {"name": "toy"}
 
@@ -78,7 +78,9 @@ def test_a_training_that_ends_well_leaves_one(path: Path) -> None:
 
 def test_what_a_checkpoint_was_made_from(path: Path) -> None:
     models = [torch.nn.Linear(2, 2) for _ in range(2)]
-    said = [made_from(path, {"lr": 1.0}, teacher=model, guide=None) for model in (*models, models[0])]
-    assert said[0] == said[2] != said[1]
-    assert said[0] == {"lr": 1.0, "teacher": said[0]["teacher"], "guide": ""}
-    assert made_from(None, {"lr": 1.0}, teacher=models[0]) == {}
+    identities = [
+        checkpoint_identity(path, {"lr": 1.0}, teacher=model, finetuned=None) for model in (*models, models[0])
+    ]
+    assert identities[0] == identities[2] != identities[1]
+    assert identities[0] == {"lr": 1.0, "teacher": identities[0]["teacher"], "finetuned": ""}
+    assert checkpoint_identity(None, {"lr": 1.0}, teacher=models[0]) == {}

@@ -21,7 +21,7 @@ from torch import Tensor
 import edgemae
 from edgemae.spec.errors import DataError, MachineError, PlanError
 from edgemae.train import distributed
-from edgemae.train.distributed import Ranks, lost_process
+from edgemae.train.distributed import ProcessGroup, lost_process
 
 SCRIPT = '''
 """All three trainings of a student with everything on that is random; may be told to die at a step.
@@ -39,7 +39,7 @@ from torch.distributed.tensor import DTensor
 from edgemae.data.image_set import scan
 from edgemae.distill import frozen_teacher
 from edgemae.train import loop
-from edgemae.train.distributed import Ranks
+from edgemae.train.distributed import ProcessGroup
 from edgemae.distill.stages import Images, distill, finetune, pretrain
 from edgemae.spec.graph import PixelContract
 from edgemae.spec.plan_loading import load_plan
@@ -53,7 +53,7 @@ def run(folder, out, parts, shard, more, die_rank, die_step):
 
     def counted(run, batch, number):
         nonlocal taken
-        if run.ranks.rank == die_rank and taken == die_step:
+        if run.processes.rank == die_rank and taken == die_step:
             os.kill(os.getpid(), signal.SIGKILL)
         taken += 1
         return step(run, batch, number)
@@ -72,17 +72,17 @@ def run(folder, out, parts, shard, more, die_rank, die_step):
     exact = {f"{part}.bf16": False for part in ("pretrain", "finetune", "distill", "distill.finetune")}
     plan = load_plan(None, (), {"workers": 0, **scale, **sizes, **epochs, **light, **noisy, **exact, **more})
     scanned = []
-    found = Ranks().from_first(lambda: scanned.append(1) or scan(folder))
+    found = ProcessGroup().from_first(lambda: scanned.append(1) or scan(folder))
     assert len(scanned) == (os.environ.get("RANK", "0") == "0")
     images = Images(found.unlabelled(), found, found)
     teacher, _ = pretrain(plan, images.unlabelled, PixelContract(image_px=32), checkpoint=out / "teacher.ckpt")
-    tuned, _ = finetune(teacher, plan, images, out / "tuned.ckpt")
-    student, curves = distill(teacher, plan, images, out / "student.ckpt", tuned)
+    finetuned, _ = finetune(teacher, plan, images, out / "tuned.ckpt")
+    student, curves = distill(teacher, plan, images, out / "student.ckpt", finetuned)
     rank = os.environ.get("RANK", "0")
     local = lambda p: p.to_local() if isinstance(p, DTensor) else p
     held = [sum(local(p).numel() for p in vit.blocks.parameters()) for vit in seen]
     (out / f"held-{rank}.json").write_text(json.dumps(held))
-    models = {"teacher": teacher.vit, "tuned": tuned.vit, "student": student.vit}
+    models = {"teacher": teacher.vit, "tuned": finetuned.vit, "student": student.vit}
     torch.save({name: vit.state_dict() for name, vit in models.items()}, out / f"weights-{rank}.pt")
 
 
@@ -262,30 +262,30 @@ def test_a_launcher_that_starts_fewer_than_it_was_asked_for_is_told_of(
 ) -> None:
     assert distributed.asked_for_more(environment) is told
     monkeypatch.setattr(distributed, "asked_for_more", lambda _: told)
-    distributed._tell_alone.cache_clear()
+    distributed._log_alone.cache_clear()
     for _ in range(2):
-        Ranks()
+        ProcessGroup()
     assert caplog.text.count("this one is alone") == told
 
 
 @pytest.mark.parametrize(("batch", "parts", "rows"), [(8, 1, [(0, 8)]), (8, 2, [(0, 4), (4, 8)]), (7, 1, [(0, 7)])])
 def test_rows_of_one_process(batch: int, parts: int, rows: list[tuple[int, int]]) -> None:
-    assert [(part.start, part.stop) for part in Ranks().rows(batch, parts)] == rows
+    assert [(part.start, part.stop) for part in ProcessGroup().rows(batch, parts)] == rows
 
 
 @pytest.mark.parametrize(("rank", "rows"), [(0, [(0, 4), (4, 8)]), (1, [(8, 12), (12, 16)])])
 def test_rows_of_two_processes(rank: int, rows: list[tuple[int, int]]) -> None:
-    ranks = Ranks()
-    ranks.rank, ranks.world = rank, 2
-    assert [(part.start, part.stop) for part in ranks.rows(16, 2)] == rows
+    processes = ProcessGroup()
+    processes.rank, processes.world = rank, 2
+    assert [(part.start, part.stop) for part in processes.rows(16, 2)] == rows
 
 
 def test_a_batch_that_does_not_divide_is_refused() -> None:
-    ranks = Ranks()
-    ranks.world = 3
+    processes = ProcessGroup()
+    processes.world = 3
     said = r"a batch of 64 images does not divide among 3 process\(es\) with scale.accumulate=2"
     with pytest.raises(PlanError, match=said) as caught:
-        ranks.rows(64, 2)
+        processes.rows(64, 2)
     assert caught.value.expected == "a multiple of 12"
     assert "set the batch to 60" in caught.value.fix
 
@@ -295,13 +295,13 @@ def test_a_batch_that_does_not_divide_is_refused() -> None:
     [(100, 2, 64), (64, 2, 64), (14, 1, 14), (15, 1, 15), (14, 2, 12), (15, 3, 12), (3, 2, 0)],
 )
 def test_a_batch_of_all_images_divides_too(images: int, parts: int, batch: int) -> None:
-    ranks = Ranks()
-    assert ranks.fitting(64, images, parts) == batch
+    processes = ProcessGroup()
+    assert processes.fitting(64, images, parts) == batch
     if batch:
-        assert ranks.rows(batch, parts)
+        assert processes.rows(batch, parts)
     else:
         with pytest.raises(PlanError, match="a batch of 0 images"):
-            ranks.rows(batch, parts)
+            processes.rows(batch, parts)
 
 
 @pytest.mark.parametrize("rank", [0, 1])
@@ -313,11 +313,11 @@ def test_what_the_first_process_refuses_is_refused_by_all(rank: int, monkeypatch
         assert (value[1] is not None) == (rank == 0)
         return None, value[1] or DataError("no images", expected="some", fix="add some")
 
-    ranks = Ranks()
-    ranks.rank, ranks.world = rank, 2
-    monkeypatch.setattr(ranks, "agree", agree)
+    processes = ProcessGroup()
+    processes.rank, processes.world = rank, 2
+    monkeypatch.setattr(processes, "agree", agree)
     with pytest.raises(DataError, match="no images"):
-        ranks.from_first(refuse)
+        processes.from_first(refuse)
 
 
 def test_a_lost_process_is_said_in_words() -> None:

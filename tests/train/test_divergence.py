@@ -7,41 +7,41 @@ import math
 
 import pytest
 
-from edgemae.train.divergence import Divergence, small_terms, tell_small
+from edgemae.train.divergence import Divergence, log_small_terms, small_terms
 
 
 def verdicts(losses: list[float]) -> list[str]:
     watch = Divergence(len(losses))
-    return [said for said in map(watch.seen, losses) if said]
+    return [messages for messages in map(watch.check, losses) if messages]
 
 
-def test_a_loss_that_leaves_is_told() -> None:
+def test_a_loss_that_leaves_is_message() -> None:
     falling = [2.3 - 0.01 * i for i in range(200)]
     assert not verdicts(falling)
-    (said,) = verdicts([*falling, *[9.0] * 50])
-    assert "diverged: 9 over the last 50 steps, 0.555 at its best, 2.055 in the beginning" in said
+    (messages,) = verdicts([*falling, *[9.0] * 50])
+    assert "diverged: 9 over the last 50 steps, 0.555 at its best, 2.055 in the beginning" in messages
 
 
 def test_what_is_known_goes_into_a_checkpoint() -> None:
     losses = [*[2.0] * 230, *[0.1] * 70, *[0.5] * 100, *[9.0] * 60]
     whole, first = Divergence(460), Divergence(460)
-    said = [whole.seen(loss) for loss in losses]
+    messages = [whole.check(loss) for loss in losses]
     for loss in losses[:260]:
-        first.seen(loss)
+        first.check(loss)
     again = Divergence(460)
     again.state = first.state
-    assert [again.seen(loss) for loss in losses[260:]] == said[260:]
-    assert "diverged" in said[449]
+    assert [again.check(loss) for loss in losses[260:]] == messages[260:]
+    assert "diverged" in messages[449]
 
 
 def test_steps_are_in_order_until_the_last_ones_have_grown() -> None:
     watch = Divergence(1000)  # the first 200 only say where it began
     for loss in [2.0] * 320:
-        assert not watch.seen(loss)
+        assert not watch.check(loss)
     assert watch.state["proved"] == 300
     assert watch.proved(320) == 320
     for loss in [30.0] * 20:
-        assert not watch.seen(loss)
+        assert not watch.check(loss)
     assert watch.proved(340) == 300
 
 
@@ -74,10 +74,10 @@ def test_what_is_no_divergence(losses: list[float]) -> None:
 def test_a_loss_that_is_back_where_it_began_is_told_of_once(losses: list[float], told: list[int]) -> None:
     watch, found = Divergence(len(losses)), []
     for step, loss in enumerate(losses):
-        assert not watch.seen(loss)
-        if said := watch.forgotten():
+        assert not watch.check(loss)
+        if messages := watch.forgotten():
             found.append(step)
-            assert "has not been below 0.9 times where it began, 2.3, after 0.3 at its best" in said
+            assert "has not been below 0.9 times where it began, 2.3, after 0.3 at its best" in messages
     assert found == told
 
 
@@ -90,6 +90,6 @@ def test_terms_under_one_percent() -> None:
 
 
 def test_a_term_that_hardly_counts_is_named(caplog: pytest.LogCaptureFixture) -> None:
-    tell_small("distill (relation)", 3, {"relation": 0.0042})
+    log_small_terms("distill (relation)", 3, {"relation": 0.0042})
     assert "term 'relation' was 0.42 % of the loss in epoch 3" in caplog.text
     assert caplog.records[0].levelno == logging.WARNING

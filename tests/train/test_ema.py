@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from edgemae.train.ema import Average
+from edgemae.train.ema import ExponentialMovingAverage
 
 
 def module(value: float) -> nn.Module:
@@ -17,7 +17,7 @@ def module(value: float) -> nn.Module:
 
 def test_the_decay_begins_low_and_ends_as_asked() -> None:
     linear = module(0.0)
-    average, expected = Average(linear, 0.5), 0.0
+    average, expected = ExponentialMovingAverage(linear, 0.5), 0.0
     for step in range(12):
         with torch.no_grad():
             linear.weight.fill_(step + 1.0)
@@ -30,12 +30,12 @@ def test_the_decay_begins_low_and_ends_as_asked() -> None:
 def test_only_what_is_trained_is_averaged() -> None:
     linear = module(1.0)
     linear.bias.requires_grad_(False)
-    assert set(Average(linear, 0.9).values) == {"weight"}
+    assert set(ExponentialMovingAverage(linear, 0.9).values) == {"weight"}
 
 
 def test_swapping_is_for_a_while_and_settling_for_good() -> None:
     linear = module(4.0)
-    average = Average(linear, 0.9)
+    average = ExponentialMovingAverage(linear, 0.9)
     with torch.no_grad():
         linear.weight.fill_(8.0)
     with average.swapped():

@@ -38,7 +38,7 @@ from edgemae.train.distributed import bf16_is_fast
 from edgemae.train.job import Job
 from edgemae.train.loop import fit
 from edgemae.train.schedule import param_groups
-from edgemae.train.step_context import Moment
+from edgemae.train.step_context import StepContext
 
 PIXEL = PixelContract(image_px=8)
 
@@ -62,9 +62,9 @@ def job_with(pictures: ImageSet) -> Callable[..., Job]:
     def make(**changes: Any) -> Job:
         toy = changes.pop("module", None) or Toy()
 
-        def loss(batch: Batch, moment: Moment) -> dict[str, Tensor]:
+        def loss(batch: Batch, context: StepContext) -> dict[str, Tensor]:
             out = toy(batch.pixels)
-            return {"near": out.square().mean(), "noise": 0.1 * moment.flip() + 0 * out.sum()}
+            return {"near": out.square().mean(), "noise": 0.1 * context.flip() + 0 * out.sum()}
 
         settings: dict[str, Any] = {
             "name": "toy", "module": toy, "groups": [{"params": list(toy.parameters()), "scale": 1.0}], "loss": loss,
@@ -92,8 +92,8 @@ def test_each_term_is_logged_by_itself(job_with: Callable[..., Job]) -> None:
     job = job_with()
     inner = job.loss
 
-    def loss(batch: Batch, moment: Moment) -> dict[str, Tensor]:
-        terms = inner(batch, moment)
+    def loss(batch: Batch, context: StepContext) -> dict[str, Tensor]:
+        terms = inner(batch, context)
         steps.append({name: value.item() for name, value in terms.items()})
         return terms
 
@@ -201,9 +201,9 @@ def test_a_loss_that_is_not_finite_stops(job_with: Callable[..., Job], tmp_path:
     job = job_with(checkpoint=path)
     seen: list[list[int]] = []
 
-    def loss(batch: Batch, moment: Moment) -> dict[str, Tensor]:
+    def loss(batch: Batch, context: StepContext) -> dict[str, Tensor]:
         seen.append(batch.indices.tolist())
-        terms = job.loss(batch, moment)
+        terms = job.loss(batch, context)
         return terms | {"noise": terms["noise"] * (poison if len(seen) == 5 else 1.0)}
 
     with pytest.raises(InputError, match=r"toy: the loss became (nan|inf) at step 4") as caught:
@@ -223,7 +223,7 @@ def test_a_gradient_that_is_not_finite_stops_before_the_weights_take_it_in(job_w
     job = job_with()
     before = weights(job)
 
-    def loss(batch: Batch, _: Moment) -> dict[str, Tensor]:
+    def loss(batch: Batch, _: StepContext) -> dict[str, Tensor]:
         return {"root": (0 * job.module(batch.pixels)).sum().abs().sqrt()}  # 0, but its slope is not finite
 
     with pytest.raises(InputError, match="the gradient's norm became nan at step 0") as caught:
@@ -239,8 +239,8 @@ def test_a_loss_that_diverges_stops(
     monkeypatch.setattr(divergence, "WINDOW", 4)
     job = job_with(epochs=10, checkpoint=tmp_path / "train.ckpt")
 
-    def loss(batch: Batch, moment: Moment) -> dict[str, Tensor]:
-        return {"near": 0 * job.module(batch.pixels).sum() + (1.0 if moment.step < bad else 9.0)}
+    def loss(batch: Batch, context: StepContext) -> dict[str, Tensor]:
+        return {"near": 0 * job.module(batch.pixels).sum() + (1.0 if context.step < bad else 9.0)}
 
     bad = 17
     for _ in range(2):  # the second time it goes on from there, and comes to the same end
@@ -262,9 +262,9 @@ def test_a_term_that_hardly_counts_is_told_once_and_kept(
 ) -> None:
     job = job_with()
 
-    def loss(batch: Batch, moment: Moment) -> dict[str, Tensor]:
+    def loss(batch: Batch, context: StepContext) -> dict[str, Tensor]:
         total = job.module(batch.pixels).square().mean() + 1.0
-        return {"large": total, "tiny": total * (0.001 if moment.step < 6 else 0.1)}
+        return {"large": total, "tiny": total * (0.001 if context.step < 6 else 0.1)}
 
     curve = fit(replace(job, loss=loss))
     assert caplog.text.count("term 'tiny' was 0.1 % of the loss") == 1
@@ -277,7 +277,7 @@ def test_a_term_of_nothing_is_told_unless_it_was_switched_off(
     """Terms of sub-networks are not looked at, nor do they make the largest one's own terms a smaller share."""
     job = job_with(off=("silent", "drawn"), epochs=2)
 
-    def loss(batch: Batch, moment: Moment) -> dict[str, Tensor]:
+    def loss(batch: Batch, context: StepContext) -> dict[str, Tensor]:
         total = job.module(batch.pixels).square().mean() + 1.0
         terms = {"large": total, "two percent": 0.02 * total, "empty": 0 * total, "silent": 0 * total}
         return terms | {"drawn large": 3 * total, "drawn empty": 0 * total}
@@ -297,7 +297,7 @@ def test_parts_of_a_batch_share_their_draws(job_with: Callable[..., Job], monkey
     for parts, rows in seen.items():
         job = job_with(scale=ScalePlan(accumulate=parts), epochs=1)
 
-        def loss(batch: Batch, at: Moment, job: Job = job, rows: list[Tensor] = rows) -> dict[str, Tensor]:
+        def loss(batch: Batch, at: StepContext, job: Job = job, rows: list[Tensor] = rows) -> dict[str, Tensor]:
             rows.append(torch.cat([at.keep(4, 0.5, "block"), at.keep(4, 0.5, "random")], 1))
             return {"near": job.module(batch.pixels).square().mean() + at.flip()}
 
@@ -353,7 +353,7 @@ def test_events_lie_beside_the_checkpoint(job_with: Callable[..., Job], tmp_path
 
 
 def test_a_lost_process_is_an_event_in_words(job_with: Callable[..., Job], tmp_path: Path) -> None:
-    def loss(batch: Batch, now: Moment) -> dict[str, Tensor]:
+    def loss(batch: Batch, now: StepContext) -> dict[str, Tensor]:
         raise RuntimeError("[gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:7")
 
     with pytest.raises(MachineError):
@@ -378,11 +378,11 @@ def interrupted(job: Job, after: int) -> None:
     """Run a job that is stopped after some steps."""
     steps: list[int] = []
 
-    def loss(batch: Batch, moment: Moment) -> dict[str, Tensor]:
+    def loss(batch: Batch, context: StepContext) -> dict[str, Tensor]:
         if len(steps) == after:
             raise KeyboardInterrupt
         steps.append(1)
-        return job.loss(batch, moment)
+        return job.loss(batch, context)
 
     with pytest.raises(KeyboardInterrupt):
         fit(replace(job, loss=loss))
@@ -411,10 +411,10 @@ def test_asked_to_end_it_saves_the_step_first(
     before = signal.getsignal(number)
     job = job_with(checkpoint=path)
 
-    def loss(batch: Batch, moment: Moment) -> dict[str, Tensor]:
-        if moment.step == 1:  # in the middle of the first epoch, whose end would be the first checkpoint
+    def loss(batch: Batch, context: StepContext) -> dict[str, Tensor]:
+        if context.step == 1:  # in the middle of the first epoch, whose end would be the first checkpoint
             signal.raise_signal(number)
-        return job.loss(batch, moment)
+        return job.loss(batch, context)
 
     with pytest.raises(KeyboardInterrupt):
         fit(replace(job, loss=loss))
@@ -433,15 +433,15 @@ def test_it_ends_with_another_process_that_was_asked(
     job_with: Callable[..., Job], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int
 ) -> None:
     """The other one's word comes along with the losses, so that both leave at the same step."""
-    job, mean, steps = job_with(checkpoint=tmp_path / "train.ckpt"), loop.Ranks.mean, [0]
+    job, mean, steps = job_with(checkpoint=tmp_path / "train.ckpt"), loop.ProcessGroup.mean, [0]
 
-    def shared(ranks: loop.Ranks, values: Tensor) -> Tensor:
+    def shared(processes: loop.ProcessGroup, values: Tensor) -> Tensor:
         if values.dim():  # the losses of a step
             steps[0] += 1
-            return mean(ranks, values) + (torch.arange(len(values)) == len(values) - 1) * 0.5 * (steps[0] > at)
-        return mean(ranks, values)
+            return mean(processes, values) + (torch.arange(len(values)) == len(values) - 1) * 0.5 * (steps[0] > at)
+        return mean(processes, values)
 
-    monkeypatch.setattr(loop.Ranks, "mean", shared)
+    monkeypatch.setattr(loop.ProcessGroup, "mean", shared)
     with pytest.raises(KeyboardInterrupt):
         fit(job)
     assert torch.load(tmp_path / "train.ckpt", weights_only=True)["done"] == at + 1
@@ -506,7 +506,7 @@ def test_where_another_process_has_no_images_all_end_with_the_step_saved(
     job_with: Callable[..., Job], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = iter([False, False, True])  # before each of the first three steps
-    monkeypatch.setattr(loop.Ranks, "any", lambda *_: next(asked, False))
+    monkeypatch.setattr(loop.ProcessGroup, "any", lambda *_: next(asked, False))
     with pytest.raises(MachineError, match="another process could not read its images"):
         fit(job_with(checkpoint=tmp_path / "train.ckpt"))
     assert torch.load(tmp_path / "train.ckpt", weights_only=True)["done"] == 2
@@ -515,7 +515,7 @@ def test_where_another_process_has_no_images_all_end_with_the_step_saved(
 def test_asked_twice_it_ends_at_once(job_with: Callable[..., Job], tmp_path: Path) -> None:
     job = job_with(checkpoint=tmp_path / "train.ckpt")
 
-    def loss(batch: Batch, moment: Moment) -> dict[str, Tensor]:
+    def loss(batch: Batch, context: StepContext) -> dict[str, Tensor]:
         signal.raise_signal(signal.SIGTERM)
         signal.raise_signal(signal.SIGTERM)
         pytest.fail("it went on")
@@ -584,7 +584,7 @@ def test_a_loss_that_goes_wrong_behind_a_damaged_checkpoint_leaves_the_older_one
     path.write_bytes(b"")
     nothing = job_with(checkpoint=path)
     with pytest.raises(InputError, match="became nan") as caught:
-        fit(replace(nothing, loss=lambda batch, moment: {"near": math.nan * nothing.module(batch.pixels).sum()}))
+        fit(replace(nothing, loss=lambda batch, context: {"near": math.nan * nothing.module(batch.pixels).sum()}))
     assert f"the last good checkpoint, of step 6, is kept at {path}" in caught.value.fix
     assert torch.load(path, weights_only=True)["done"] == 6
 
@@ -595,7 +595,7 @@ def test_a_loss_that_goes_wrong_behind_a_damaged_checkpoint_leaves_the_older_one
         ({"epochs": 5}, "epochs 4, not 5"),
         ({"seed": 3}, "seed 0, not 3"),
         ({"name": "other"}, "name 'toy', not 'other'"),
-        ({"made_from": {"mixup": 0.8}}, "mixup None, not 0.8"),
+        ({"checkpoint_identity": {"mixup": 0.8}}, "mixup None, not 0.8"),
     ],
 )
 def test_the_checkpoint_of_another_training_is_refused(
@@ -655,8 +655,8 @@ def test_compiled_blocks_train_as_others(pictures: ImageSet, monkeypatch: pytest
         torch.manual_seed(0)
         vit = ViT(ViTShape.uniform(image_px=16, patch_px=8, width=16, depth=2, heads=2))
 
-        def loss(batch: Batch, moment: Moment, vit: ViT = vit) -> dict[str, Tensor]:
-            return {"near": vit(batch.pixels, drop=moment.drop_path(2, 0.1))[1].square().mean()}
+        def loss(batch: Batch, context: StepContext, vit: ViT = vit) -> dict[str, Tensor]:
+            return {"near": vit(batch.pixels, drop=context.drop_path(2, 0.1))[1].square().mean()}
 
         fit(Job(
             name="compiled", module=vit, groups=param_groups(vit, 0.05), loss=loss, epochs=2, lr=0.01, seed=0,

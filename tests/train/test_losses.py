@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from edgemae.train.losses import distillation, mix, smooth_targets, soft_cross_entropy
-from edgemae.train.step_context import Moment, whole
+from edgemae.train.step_context import StepContext, whole
 
 
-def moment(batch: int, seed: int = 0) -> Moment:
+def context(batch: int, seed: int = 0) -> StepContext:
     return whole(batch, torch.Generator().manual_seed(seed))
 
 
@@ -52,7 +52,7 @@ def test_the_gradient_pulls_towards_the_teacher() -> None:
 
 def test_mix_uses_one_share_for_pixels_and_targets() -> None:
     pixels, target = torch.arange(5.0).view(5, 1, 1, 1).expand(5, 3, 2, 2), torch.eye(5)
-    mixed, mixed_target = mix(pixels, target, 0.4, 0.0, moment(5))
+    mixed, mixed_target = mix(pixels, target, 0.4, 0.0, context(5))
     share = mixed_target[0, 0].item()
     beside = torch.tensor([1, 0, 3, 2, 4])  # the last of an odd number is left as it is
     assert 0 < share < 1
@@ -63,7 +63,7 @@ def test_mix_uses_one_share_for_pixels_and_targets() -> None:
 
 def test_cutmix_pastes_one_box_and_weighs_targets_by_its_area() -> None:
     pixels, target = torch.arange(4.0).view(4, 1, 1, 1).expand(4, 3, 16, 16), torch.eye(4)
-    mixed, mixed_target = mix(pixels, target, 0.0, 1.0, moment(4))
+    mixed, mixed_target = mix(pixels, target, 0.0, 1.0, context(4))
     assert torch.equal(pixels, torch.arange(4.0).view(4, 1, 1, 1).expand(4, 3, 16, 16))  # a copy was changed
     for row, beside in enumerate((1, 0, 3, 2)):
         pasted = mixed[row, 0] == beside
@@ -75,21 +75,21 @@ def test_cutmix_pastes_one_box_and_weighs_targets_by_its_area() -> None:
 
 def test_with_both_on_each_step_takes_one_of_them() -> None:
     pixels, target = torch.randn(2, 3, 8, 8), torch.eye(2)
-    cut = [bool((mix(pixels, target, 0.8, 1.0, moment(2, seed))[0] == pixels).any()) for seed in range(40)]
+    cut = [bool((mix(pixels, target, 0.8, 1.0, context(2, seed))[0] == pixels).any()) for seed in range(40)]
     assert 8 < sum(cut) < 32
 
 
 def test_halves_of_a_step_are_mixed_as_the_whole() -> None:
     pixels, target = torch.randn(8, 3, 8, 8), torch.eye(8)
     for alphas in ((0.8, 0.0), (0.0, 1.0)):
-        together = mix(pixels, target, *alphas, moment(8))[0]
+        together = mix(pixels, target, *alphas, context(8))[0]
         for rows in (slice(0, 4), slice(4, 8)):
-            part = mix(pixels[rows], target[rows], *alphas, replace(moment(8), rows=rows))[0]
+            part = mix(pixels[rows], target[rows], *alphas, replace(context(8), rows=rows))[0]
             assert torch.equal(part, together[rows])
 
 
 def test_mix_off_changes_nothing() -> None:
     pixels, target = torch.randn(2, 3, 4, 4), torch.eye(2)
-    mixed, mixed_target = mix(pixels, target, 0.0, 0.0, moment(2))
+    mixed, mixed_target = mix(pixels, target, 0.0, 0.0, context(2))
     assert mixed is pixels
     assert mixed_target is target

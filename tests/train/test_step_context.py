@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from edgemae.train.step_context import Moment, whole
+from edgemae.train.step_context import StepContext, whole
 
 
-def moment(rows: slice = slice(0, 8)) -> Moment:
+def context(rows: slice = slice(0, 8)) -> StepContext:
     return replace(whole(8, torch.Generator().manual_seed(3)), rows=rows)
 
 
@@ -27,20 +27,20 @@ def moment(rows: slice = slice(0, 8)) -> Moment:
     ],
     ids=["noise", "random", "block", "grid", "drop-path"],
 )
-def test_parts_of_a_step_draw_what_the_whole_draws(draw: Callable[[Moment], Tensor]) -> None:
-    together = draw(moment())
+def test_parts_of_a_step_draw_what_the_whole_draws(draw: Callable[[StepContext], Tensor]) -> None:
+    together = draw(context())
     assert len(together) == 8
-    parts = [draw(moment(slice(first, first + 2))) for first in range(0, 8, 2)]
+    parts = [draw(context(slice(first, first + 2))) for first in range(0, 8, 2)]
     assert torch.equal(torch.cat(parts), together)
 
 
 def test_one_draw_for_all_rows_is_the_same_in_every_part() -> None:
-    assert moment(slice(0, 4)).flip() == moment(slice(4, 8)).flip()
+    assert context(slice(0, 4)).flip() == context(slice(4, 8)).flip()
 
 
 def test_the_share_that_is_done_runs_from_0_to_1() -> None:
-    assert [replace(moment(), step=i, steps=5).done for i in range(5)] == [0, 0.25, 0.5, 0.75, 1]
-    assert replace(moment(), step=0, steps=1).done == 0
+    assert [replace(context(), step=i, steps=5).done for i in range(5)] == [0, 0.25, 0.5, 0.75, 1]
+    assert replace(context(), step=0, steps=1).done == 0
 
 
 def test_stochastic_depth_keeps_the_mean_and_grows_with_depth() -> None:

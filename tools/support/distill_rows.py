@@ -74,9 +74,9 @@ def kept(
     same = old["teacher"]["right"] == teacher and old["data"] == counts(images) and alike(old["plan"], plan_tree(plan))
     rows = []
     for row in old["rows"]:
-        made_from = wanted(row["method"], row["seed"])
-        if row.get("digest", made_from if same else "") == made_from:
-            rows.append(row | {"digest": made_from})
+        identity = wanted(row["method"], row["seed"])
+        if row.get("digest", identity if same else "") == identity:
+            rows.append(row | {"digest": identity})
     return rows
 
 
@@ -92,24 +92,24 @@ def adopt(output: Path, rows: list[dict[str, Any]], wanted: Callable[[str, int],
             write_atomic(file, json.dumps(row | {"digest": wanted(row["method"], row["seed"])}).encode())
 
 
-def finished(folder: Path, made_from: str) -> dict[str, Any] | None:
+def finished(folder: Path, identity: str) -> dict[str, Any] | None:
     """Return the row of a folder, where it was made from that; else make the folder ready for it and return None."""
     file, mark = folder / "row.json", folder / "digest.txt"
     row: dict[str, Any] = json.loads(file.read_bytes()) if file.exists() else {}
-    if row.get("digest") == made_from:
+    if row.get("digest") == identity:
         return row
     folder.mkdir(exist_ok=True)
-    if row or (mark.exists() and mark.read_text() != made_from):
+    if row or (mark.exists() and mark.read_text() != identity):
         logging.info("%s was made from another plan, images or teacher: it is made again", folder.name)
         for old in (file, *folder.glob("*.ckpt")):
             old.unlink(missing_ok=True)
-    mark.write_text(made_from)
+    mark.write_text(identity)
     return None
 
 
-def finish(folder: Path, made_from: str) -> dict[str, Any]:
+def finish(folder: Path, identity: str) -> dict[str, Any]:
     """Mark the row that a run has left, and return it."""
-    row: dict[str, Any] = json.loads((folder / "row.json").read_bytes()) | {"digest": made_from}
+    row: dict[str, Any] = json.loads((folder / "row.json").read_bytes()) | {"digest": identity}
     write_atomic(folder / "row.json", json.dumps(row).encode())
     return row
 

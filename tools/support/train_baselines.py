@@ -19,7 +19,7 @@ from edgemae.model.vit import ViT, ViTShape
 from edgemae.spec.errors import InternalError
 from edgemae.spec.graph import PixelContract
 from edgemae.spec.plan_schema import DistillPlan
-from edgemae.train.step_context import Moment
+from edgemae.train.step_context import StepContext
 
 OURS, THEIRS = "edgemae", "transformers"
 SHORT = {torch.float32: "fp32", torch.bfloat16: "bf16"}
@@ -66,15 +66,15 @@ class Contender:
     """Hold what a step trains. `loss(batch)` returns a scalar; `macs` are of one image, forward and backward."""
 
     module: nn.Module
-    loss: Callable[[Batch, Moment], dict[str, Tensor]]
+    loss: Callable[[Batch, StepContext], dict[str, Tensor]]
     macs: int
 
 
 def ours(case: Case, kind: torch.dtype = torch.float32) -> Contender:
     mae = MAE(case.vit(case.student), decoder(), loss_kind="norm-pixel", mean=case.pixel.mean, std=case.pixel.std)
 
-    def loss(batch: Batch, moment: Moment) -> dict[str, Tensor]:
-        return {"pixel": mae.loss(batch.pixels, moment.keep(mae.encoder.shape.grid, RATIO, "random"))}
+    def loss(batch: Batch, context: StepContext) -> dict[str, Tensor]:
+        return {"pixel": mae.loss(batch.pixels, context.keep(mae.encoder.shape.grid, RATIO, "random"))}
 
     return Contender(mae, loss, 3 * mae_macs(mae.encoder.shape, mae.decoder.shape))
 
@@ -100,7 +100,7 @@ def theirs(case: Case, kind: torch.dtype = torch.float32) -> Contender:
     )  # fmt: skip
     model = ViTMAEForPreTraining(config)
 
-    def loss(batch: Batch, moment: Moment) -> dict[str, Tensor]:
+    def loss(batch: Batch, context: StepContext) -> dict[str, Tensor]:
         return {"pixel": model(batch.pixels).loss}
 
     shape = case.vit(case.student).shape

@@ -20,8 +20,8 @@ RECIPES: dict[str, type[Recipe]] = {
 }
 
 
-def choose_recipe(d: DistillPlan, teacher: Teacher, guide: Teacher | None) -> tuple[type[Recipe], Teacher]:
-    """Return the plan's recipe and the teacher that it learns from: `teacher` as given, or `guide`, the tuned one.
+def choose_recipe(d: DistillPlan, teacher: Teacher, finetuned: Teacher | None) -> tuple[type[Recipe], Teacher]:
+    """Return the plan's recipe and the teacher that it learns from: `teacher` as given, or the `finetuned` one.
 
     Raises PlanError for names and combinations that cannot work, DataError without the fine-tuned teacher that it
     needs.
@@ -42,8 +42,8 @@ def choose_recipe(d: DistillPlan, teacher: Teacher, guide: Teacher | None) -> tu
             expected="distill.learn_from=auto or tuned",
             fix="leave distill.learn_from out, or use --set distill.recipe=feature",
         )
-    wants_tuned = recipe.needs_head or d.learn_from == "tuned"
-    if wants_tuned and guide is None:
+    wants_finetuned = recipe.needs_head or d.learn_from == "tuned"
+    if wants_finetuned and finetuned is None:
         raise DataError(
             f"recipe '{d.recipe}'{'' if recipe.needs_head else ' with distill.learn_from=tuned'} learns from a teacher "
             "with a classification head, and this one has none",
@@ -51,5 +51,5 @@ def choose_recipe(d: DistillPlan, teacher: Teacher, guide: Teacher | None) -> tu
             fix=("use --set distill.recipe=relation" if recipe.needs_head else "leave distill.learn_from=tuned out")
             + ", or pass class folders",
         )
-    tuned = wants_tuned or (recipe.from_tuned and d.learn_from == "auto")
-    return recipe, guide if tuned and guide is not None else teacher
+    takes_it = wants_finetuned or (recipe.from_finetuned and d.learn_from == "auto")
+    return recipe, finetuned if takes_it and finetuned is not None else teacher

@@ -12,19 +12,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from edgemae.data.loader import Batch
-from edgemae.distill.frozen_teacher import Depth, teacher_block
+from edgemae.distill.frozen_teacher import TeacherConfig, teacher_block
 from edgemae.distill.recipe import Recipe
 from edgemae.model.teacher import Teacher
 from edgemae.model.vit import LAYER_NORM_EPS, ViT
 from edgemae.spec.graph import PixelContract
 from edgemae.spec.plan_schema import DistillPlan
-from edgemae.train.step_context import Moment
+from edgemae.train.step_context import StepContext
 
 
 class Feature(Recipe):
     """Train `student` to give the teacher's embedding and patch tokens through a LayerNorm and a Linear each."""
 
-    from_tuned = True
+    from_finetuned = True
 
     def __init__(self, student: ViT, teacher: Teacher, pixel: PixelContract, plan: DistillPlan) -> None:
         super().__init__(student, teacher, pixel, plan)
@@ -32,21 +32,21 @@ class Feature(Recipe):
         self.pooled = nn.Linear(width, wanted)  # behind the student's own final norm
         self.patch = nn.Sequential(nn.LayerNorm(width, eps=LAYER_NORM_EPS), nn.Linear(width, wanted))
 
-    def depth(self, student: ViT, teacher: Teacher) -> Depth:
+    def teacher_config(self, student: ViT, teacher: Teacher) -> TeacherConfig:
         depth = teacher.vit.shape.depth
-        return Depth(blocks=teacher_block(self.plan.teacher_block or depth, depth, student.shape.depth))
+        return TeacherConfig(blocks=teacher_block(self.plan.teacher_block or depth, depth, student.shape.depth))
 
-    def see(self, batch: Batch, moment: Moment) -> dict[str, Tensor]:
+    def teacher_targets(self, batch: Batch, context: StepContext) -> dict[str, Tensor]:
         teacher = self.view.vit
-        tokens = self.recall("tokens", batch, self.view.tokens).to(teacher.norm.weight.dtype)
+        tokens = self.cached("tokens", batch, self.view.tokens).to(teacher.norm.weight.dtype)
         patches = resample(tokens[:, int(teacher.shape.cls_token) :], self.student.shape.grid)
         return {"pooled": normalised(teacher.pool(tokens)), "patch": normalised(patches)}
 
-    def forward(self, batch: Batch, seen: dict[str, Tensor], drop: Tensor | None = None) -> dict[str, Tensor]:
+    def forward(self, batch: Batch, targets: dict[str, Tensor], drop: Tensor | None = None) -> dict[str, Tensor]:
         x = self.student.encode(batch.pixels, drop=drop)
         patches = x[:, int(self.student.shape.cls_token) :]
-        pooled = F.mse_loss(self.pooled(self.student.pool(x)).float(), seen["pooled"])
-        patch = F.mse_loss(self.patch(patches).float(), seen["patch"])
+        pooled = F.mse_loss(self.pooled(self.student.pool(x)).float(), targets["pooled"])
+        patch = F.mse_loss(self.patch(patches).float(), targets["patch"])
         return {"pooled": self.plan.pooled_weight * pooled, "patch": self.plan.patch_weight * patch}
 
 

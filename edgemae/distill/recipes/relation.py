@@ -11,7 +11,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from edgemae.data.loader import Batch
-from edgemae.distill.frozen_teacher import Depth, teacher_block
+from edgemae.distill.frozen_teacher import TeacherConfig, teacher_block
 from edgemae.distill.masking import masking
 from edgemae.distill.recipe import Recipe
 from edgemae.model.mae import Decoder, DecoderShape, patch_loss
@@ -19,7 +19,7 @@ from edgemae.model.teacher import Teacher
 from edgemae.model.vit import LAYER_NORM_EPS, Attention, ViT
 from edgemae.spec.graph import PixelContract
 from edgemae.spec.plan_schema import DistillPlan
-from edgemae.train.step_context import Moment
+from edgemae.train.step_context import StepContext
 
 
 class Relation(Recipe):
@@ -39,9 +39,9 @@ class Relation(Recipe):
         self.probe = probe(shape.width, shape.heads[-1], shape.head_dim)
         self.adapter = nn.Conv2d(shape.heads[-1], self.view.vit.shape.heads[-1], 1, bias=False)
 
-    def depth(self, student: ViT, teacher: Teacher) -> Depth:
+    def teacher_config(self, student: ViT, teacher: Teacher) -> TeacherConfig:
         blocks = teacher_block(self.plan.teacher_block, teacher.vit.shape.depth, student.shape.depth)
-        return Depth(student.shape.grid, blocks)
+        return TeacherConfig(student.shape.grid, blocks)
 
     def student_taps(self, pixels: Tensor, keep: Tensor, drop: Tensor | None = None) -> dict[str, Tensor]:
         """Return predicted hidden patches (B, N - K, P*P*C) and adapted relations (B, teacher heads, K, K)."""
@@ -54,26 +54,26 @@ class Relation(Recipe):
         relations = self.probe.logits(self.probe_norm(x))[:, :, skip:, skip:]
         return {"predicted": predicted, "relations": self.adapter(relations)}
 
-    def see(self, batch: Batch, moment: Moment) -> dict[str, Tensor]:
-        keep = self.masking.keep(batch.pixels, self.student.shape.grid, moment, self.view.received)
+    def teacher_targets(self, batch: Batch, context: StepContext) -> dict[str, Tensor]:
+        keep = self.masking.keep(batch.pixels, self.student.shape.grid, context, self.view.received)
         return {"keep": keep, "relations": self.view.relations(batch.pixels, keep)}
 
-    def forward(self, batch: Batch, seen: dict[str, Tensor], drop: Tensor | None = None) -> dict[str, Tensor]:
-        return self.loss(self.student_taps(batch.pixels, seen["keep"], drop), seen, batch.pixels)
+    def forward(self, batch: Batch, targets: dict[str, Tensor], drop: Tensor | None = None) -> dict[str, Tensor]:
+        return self.loss(self.student_taps(batch.pixels, targets["keep"], drop), targets, batch.pixels)
 
-    def loss(self, student: dict[str, Tensor], seen: dict[str, Tensor], pixels: Tensor) -> dict[str, Tensor]:
+    def loss(self, student: dict[str, Tensor], targets: dict[str, Tensor], pixels: Tensor) -> dict[str, Tensor]:
         """Return the weighted terms: normalised pixels on hidden patches, squared error of attention logits.
 
         Logits are centred row by row, because a softmax does not see what is the same for a whole row, and measured in
         units of the teacher's own spread: an ignorant student loses 1, whatever the teacher, where raw logits begin
         with 4 or whatever a teacher's scale is.
         """
-        mine, wanted = (centred(side["relations"]) for side in (student, seen))
+        mine, wanted = (centred(side["relations"]) for side in (student, targets))
         spread = wanted.square().mean(dim=(2, 3), keepdim=True)
         patch_px = self.student.shape.patch_px
         relation = ((mine - wanted).square() / (spread + 1e-6)).mean()
         return {
-            "pixel": self.plan.pixel_weight * patch_loss(student["predicted"], pixels, seen["keep"], patch_px),
+            "pixel": self.plan.pixel_weight * patch_loss(student["predicted"], pixels, targets["keep"], patch_px),
             "relation": self.plan.relation_weight * relation,
         }
 

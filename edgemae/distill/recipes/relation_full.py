@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from edgemae.data.loader import Batch
-from edgemae.distill.frozen_teacher import Depth, teacher_block
+from edgemae.distill.frozen_teacher import TeacherConfig, teacher_block
 from edgemae.distill.recipe import Recipe
 from edgemae.distill.recipes.relation import probe
 from edgemae.model.teacher import Teacher
@@ -21,7 +21,7 @@ from edgemae.model.vit import LAYER_NORM_EPS, Attention, ViT
 from edgemae.spec.errors import PlanError
 from edgemae.spec.graph import PixelContract
 from edgemae.spec.plan_schema import DistillPlan
-from edgemae.train.step_context import Moment
+from edgemae.train.step_context import StepContext
 
 
 class RelationFull(Recipe):
@@ -33,7 +33,7 @@ class RelationFull(Recipe):
         super().__init__(student, teacher, pixel, plan)
         if student.shape.patches < 2:
             raise PlanError(
-                f"the student's pictures of {student.shape.image_px} px are a single patch",
+                f"the student's images of {student.shape.image_px} px are a single patch",
                 expected="2 or more: one patch alone has no relation that could be learnt",
                 fix="make patches smaller, with --set student.patch_px=...",
             )
@@ -47,24 +47,24 @@ class RelationFull(Recipe):
         self.probe_norm = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
         self.probe = probe(width, heads, width // heads)
 
-    def depth(self, student: ViT, teacher: Teacher) -> Depth:
+    def teacher_config(self, student: ViT, teacher: Teacher) -> TeacherConfig:
         blocks = teacher_block(self.plan.teacher_block, teacher.vit.shape.depth, student.shape.depth)
-        return Depth(student.shape.grid, blocks)
+        return TeacherConfig(student.shape.grid, blocks)
 
-    def see(self, batch: Batch, moment: Moment) -> dict[str, Tensor]:
+    def teacher_targets(self, batch: Batch, context: StepContext) -> dict[str, Tensor]:
         teacher, last = self.view.vit, self.view.vit.blocks[-1]
         # What goes into the teacher's block is kept, being smaller than the relations that come out of it.
-        tokens = self.recall("before", batch, lambda pixels: self.view.tokens(pixels, blocks=-1))
+        tokens = self.cached("before", batch, lambda pixels: self.view.tokens(pixels, blocks=-1))
         x = last.norm1(tokens.to(last.norm1.weight.dtype))
         query_key, value = relations(last.attn, x, int(teacher.shape.cls_token))
         return {"query_key": query_key.float().log_softmax(-1), "value": value.float().log_softmax(-1)}
 
-    def forward(self, batch: Batch, seen: dict[str, Tensor], drop: Tensor | None = None) -> dict[str, Tensor]:
+    def forward(self, batch: Batch, targets: dict[str, Tensor], drop: Tensor | None = None) -> dict[str, Tensor]:
         x = self.student.encode(batch.pixels, drop=drop)
         query_key, value = relations(self.probe, self.probe_norm(x), int(self.student.shape.cls_token))
         return {
-            "query_key": self.plan.query_key_weight * divergence(query_key, seen["query_key"]),
-            "value": self.plan.value_weight * divergence(value, seen["value"]),
+            "query_key": self.plan.query_key_weight * divergence(query_key, targets["query_key"]),
+            "value": self.plan.value_weight * divergence(value, targets["value"]),
         }
 
 
@@ -83,5 +83,6 @@ def divergence(mine: Tensor, wanted: Tensor) -> Tensor:
     ignorant student loses 1 by each term, whatever the teacher.
     """
     missed = F.kl_div(mine.float().log_softmax(-1), wanted, log_target=True, reduction="none").sum(-1)
-    said = (wanted.exp() * wanted).sum(-1) + math.log(wanted.shape[-1])
-    return (missed.mean(dim=(1, 2)) / said.mean(dim=(1, 2)).clamp(min=1e-4)).mean()  # rounding leaves said 1e-6 off
+    information = (wanted.exp() * wanted).sum(-1) + math.log(wanted.shape[-1])
+    floor = 1e-4  # rounding leaves it 1e-6 off
+    return (missed.mean(dim=(1, 2)) / information.mean(dim=(1, 2)).clamp(min=floor)).mean()
