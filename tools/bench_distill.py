@@ -210,8 +210,8 @@ def one(args: argparse.Namespace, method: str, seed: int) -> None:
     teacher, finetuned = load_teacher(args.teacher), load_teacher(args.finetuned)
     student = stage_one(method, plan, images, teacher, finetuned, folder / "train.ckpt")
     frozen = probes(student, images)
-    finetuned = finetuned if method in RECIPES else None
-    student, curve = supervise(student, plan, images, finetuned, folder / "train-2.ckpt")
+    guide = finetuned if method in RECIPES else None
+    student, curve = supervise(student, plan, images, guide, folder / "train-2.ckpt")
     student.save(folder / "student.safetensors")
     right = correct(student.vit, Loader(evaluation(images), student.pixel, 64, train=False))
     seen = len(images.unlabelled) // plan.distill.batch * plan.distill.batch * plan.distill.epochs

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import builtins
-import gzip
-import os
 import shutil
 import tarfile
 from collections import Counter
@@ -12,68 +9,21 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import pytest
 import torch
 import webdataset
 
-from edgemae.data import shard_index as index_module
 from edgemae.data import shards as shards_module
-from edgemae.data.augment import Augment
-from edgemae.data.decode_worker import read_image
-from edgemae.data.image_bytes import close_shards, content, key_of_file, part_of, shown
-from edgemae.data.image_set import ImageSet, sample, scan, sift, split
+from edgemae.data.image_bytes import content
+from edgemae.data.image_set import sample, scan, split
 from edgemae.data.loader import Batch, Loader
 from edgemae.data.shards import ShardSet, images_at
-from edgemae.data.validation import require_disjoint, require_labels, require_size, same_classes
-from edgemae.device.engine_cache import cache_folder
+from edgemae.data.validation import require_labels, same_classes
 from edgemae.spec.errors import DataError
-from edgemae.spec.graph import PixelContract
+from tests.support.shard_files import AUGMENT, PIXEL, add, pictures, same, training, write, write_set
 
-PIXEL = PixelContract(image_px=16)
-AUGMENT = Augment(crop_min=0.3, flip=True)
 Make = Callable[..., Path]
-
-
-def pictures(count: int, seed: int = 0) -> list[bytes]:
-    rng = np.random.default_rng(seed)
-    frames = rng.integers(0, 256, (count, 20, 24, 3), dtype=np.uint8)
-    return [cv2.imencode(".jpg", frame)[1].tobytes() for frame in frames]
-
-
-def write(path: Path, samples: list[dict[str, Any]]) -> Path:
-    """Write one shard with WebDataset's own writer."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with webdataset.TarWriter(str(path)) as sink:
-        for number, fields in enumerate(samples):
-            sink.write({"__key__": f"{number:06d}"} | fields)
-    return path
-
-
-def write_set(root: Path, sizes: tuple[int, ...] = (13, 11, 14), seed: int = 0, *, labels: bool = True) -> Path:
-    """Write `train-00000N.tar` of so many pictures each, in three classes that follow one another."""
-    every = pictures(sum(sizes), seed)
-    for number, size in enumerate(sizes):
-        mine, every = every[:size], every[size:]
-        rows = [{"jpg": data} | ({"cls": i % 3} if labels else {}) for i, data in enumerate(mine)]
-        write(root / f"train-{number:06d}.tar", rows)
-    return root
-
-
-@pytest.fixture
-def shards(tmp_path: Path) -> Path:
-    return write_set(tmp_path / "shards")
-
-
-def training(images: ImageSet, batch: int = 6, **more: Any) -> Loader:
-    return Loader(images, PIXEL, batch, AUGMENT, seed=3, **more)
-
-
-def same(a: Batch, b: Batch) -> bool:
-    return a.view == b.view and all(
-        torch.equal(x, y) for x, y in ((a.pixels, b.pixels), (a.labels, b.labels), (a.indices, b.indices))
-    )
 
 
 # ---------------------------------------------------------------- what is in them
@@ -107,54 +57,6 @@ def test_what_webdataset_reads_is_what_is_read(shards: Path) -> None:
     assert list(images.labels or ()) == [int(label) for _, label in theirs]
     assert images.classes == ("0", "1", "2")
     assert len(images) == 38
-
-
-@pytest.mark.parametrize("form", [tarfile.PAX_FORMAT, tarfile.GNU_FORMAT, tarfile.USTAR_FORMAT])
-def test_names_of_any_length_folders_and_other_members(tmp_path: Path, form: int) -> None:
-    source = tmp_path / "source"
-    deep = source / ("d" * 80) / ("e" * 60 if form == tarfile.USTAR_FORMAT else "é" * 60)
-    deep.mkdir(parents=True)
-    data = pictures(3)
-    for number, name in enumerate(("a.jpg", "b" * 90 + ".JPG", "c.png")):
-        (deep / name).write_bytes(data[number])
-    (deep / "a.json").write_text('{"label": "ant", "caption": "' + "x" * 900 + '"}')
-    (deep / ("b" * 90 + ".json")).write_text('{"label": 12}'.replace("12", '"bee"'))
-    (deep / "c.cls").write_text("ant\n")
-    (deep / "c.seg.png").write_bytes(b"a mask, no picture")
-    (deep / "c.txt").write_text("a caption")
-    (deep / "._a.jpg").write_bytes(b"of macOS")
-    (deep / "d.npy").write_bytes(b"")
-    with tarfile.open(tmp_path / "one.tar", "w", format=form) as tar:
-        tar.add(source, "source", filter=lambda info: info)
-    images = images_at(str(tmp_path / "one.tar"))
-    assert sorted(content(reference) for reference in images.paths) == sorted(data)
-    assert Counter(images.classes[label] for label in images.labels or ()) == {"ant": 2, "bee": 1}
-
-
-def test_references_name_shard_place_and_member(shards: Path) -> None:
-    images = images_at(str(shards))
-    part = part_of(images.paths[14])
-    assert part is not None
-    assert part.shard == str(shards / "train-000001.tar")
-    assert shown(images.paths[14]) == f"'000001.jpg' in '{part.shard}'"
-    assert images.paths[-1] == list(images.paths)[37]
-    assert list(images.paths[3:9:2]) == [images.paths[i] for i in (3, 5, 7)]
-    assert part_of("/a/b@c+d.jpg") is None
-    assert read_image(images.paths[0], PIXEL).shape == (20, 24, 3)
-
-
-def test_millions_of_references_take_no_strings() -> None:
-    count = 300_000
-    parts = shards_module.Parts(
-        ("a.tar",), np.zeros(count, np.int32), np.arange(count, dtype=np.int64), np.ones(count, np.int64)
-    )
-    images = ShardSet("many", parts, np.arange(count, dtype=np.uint64), None)  # type: ignore[arg-type]
-    assert sum(values.nbytes for values in (parts.shard, parts.starts, parts.sizes)) <= 20 * count
-    order = images.order(0, 0, 512)
-    assert len(order) == count // 512 * 512
-    assert len(np.unique(order)) == len(order)
-    assert parts[299_999] == "a.tar@299999+1"
-    assert len(sample(images, 10, 0)) == 10
 
 
 # ---------------------------------------------------------------- classes
@@ -205,19 +107,6 @@ def test_labels_that_cannot_be_used(tmp_path: Path, rows: list[dict[str, Any]], 
                 add(tar, f"{number:06d}.{ending}", raw)
     with pytest.raises(DataError, match=message):
         images_at(str(path))
-
-
-def add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
-    import io
-
-    info = tarfile.TarInfo(name)
-    info.size = len(data)
-    tar.addfile(info, io.BytesIO(data))
-
-
-def test_json_without_a_label_is_no_label(tmp_path: Path) -> None:
-    rows = [{"jpg": data, "json": {"caption": "x"}} for data in pictures(2)]
-    assert images_at(str(write(tmp_path / "a.tar", rows))).labels is None
 
 
 # ---------------------------------------------------------------- order
@@ -279,75 +168,7 @@ def test_processes_share_the_same_batches(shards: Path, image_folder: Make, kind
         assert same(joined, whole)
 
 
-def test_a_picture_is_read_without_opening_a_file(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    images = images_at(str(shards))
-    close_shards()
-    opened: list[str] = []
-
-    def counted(plain: Callable[..., Any]) -> Callable[..., Any]:
-        return lambda path, *more, **options: (opened.append(str(path)), plain(path, *more, **options))[1]
-
-    monkeypatch.setattr(builtins, "open", counted(builtins.open))
-    monkeypatch.setattr(os, "open", counted(os.open))
-    assert sum(len(batch.indices) for batch in training(images).batches(0, 12)) == 72
-    assert sorted(Path(path).name for path in opened) == [f"train-{k:06d}.tar" for k in range(3)]
-
-
 # ---------------------------------------------------------------- shards that cannot be used
-
-
-@pytest.mark.parametrize("keep", [1300, 600, -10240, 512, 100, 0])
-def test_a_shard_that_ends_early_is_refused(shards: Path, keep: int) -> None:
-    path = shards / "train-000001.tar"
-    data = path.read_bytes()
-    end = max(i for i in range(0, len(data), 512) if data[i : i + 512].strip(b"\0")) + 512
-    path.write_bytes(data[: end if keep == -10240 else keep])
-    with pytest.raises(DataError, match=r"shard '.*train-000001.tar' ends early"):
-        images_at(str(shards))
-
-
-def test_a_shard_cut_in_the_middle_of_a_picture_names_it(tmp_path: Path) -> None:
-    path = write(tmp_path / "a.tar", [{"jpg": data} for data in pictures(3)])
-    part = part_of(images_at(str(path)).paths[1])
-    assert part is not None
-    path.write_bytes(path.read_bytes()[: part.start + part.size // 2])
-    with pytest.raises(DataError, match=r"in the middle of '000001.jpg'") as caught:
-        images_at(str(path))
-    assert "download" in caught.value.fix
-
-
-def spoilt(path: Path, kind: str) -> None:
-    data = path.read_bytes()
-    if kind == "gzip":
-        path.write_bytes(gzip.compress(data))
-    elif kind == "noise":
-        path.write_bytes(np.random.default_rng(0).bytes(5000))
-    elif kind == "bit":
-        path.write_bytes(data[:5] + b"X" + data[6:])
-    elif kind == "later bit":  # tarfile itself takes it for the end
-        start = data.index(b"000005.jpg")
-        path.write_bytes(data[:start] + b"X" + data[start + 1 :])
-    elif kind == "joined":
-        path.write_bytes(data + data)
-    else:
-        write(path, [{"txt": "no picture"}])
-
-
-@pytest.mark.parametrize(
-    ("kind", "message"),
-    [
-        pytest.param("gzip", "is compressed", id="gzip"),
-        pytest.param("noise", "is damaged, or no tar file", id="noise"),
-        pytest.param("bit", "is damaged, or no tar file: .* at byte 0", id="bit"),
-        pytest.param("later bit", r"is damaged, or no tar file: bad (header|checksum) at byte \d{4}", id="later bit"),
-        pytest.param("joined", "goes on behind its end mark", id="joined"),
-        pytest.param("empty", r"holds no image, only \.txt \(1\)", id="no image"),
-    ],
-)
-def test_files_that_are_no_shards(shards: Path, kind: str, message: str) -> None:
-    spoilt(shards / "train-000000.tar", kind)
-    with pytest.raises(DataError, match=message):
-        images_at(str(shards))
 
 
 def test_what_is_not_there_is_named(shards: Path) -> None:
@@ -374,148 +195,7 @@ def test_mixtures_are_refused(shards: Path, image_folder: Make) -> None:
         scan(loose).joined(images_at(str(shards / "train-000000.tar")).unlabelled())
 
 
-# ---------------------------------------------------------------- corrupt pictures
-
-
-def break_pictures(images: ImageSet, rows: list[int], data: bytes = b"no picture at all") -> None:
-    for row in rows:
-        part = part_of(images.paths[row])
-        assert part is not None
-        with open(part.shard, "r+b") as file:
-            file.seek(part.start)
-            file.write(data.ljust(part.size, b"\0")[: part.size])
-    close_shards()
-
-
-@pytest.mark.parametrize("workers", [0, 2])
-def test_a_broken_picture_is_named_and_its_neighbour_takes_its_place(
-    shards: Path, caplog: pytest.LogCaptureFixture, workers: int
-) -> None:
-    images = images_at(str(shards))
-    valid = list(training(images).batches(0, 6))
-    break_pictures(images, [20, 21, 37], content(images.paths[0])[:400])  # OpenCV would fill the rest with gray
-    found = list(training(images, workers=workers).batches(0, 6))
-    assert f"'000007.jpg' in '{shards / 'train-000001.tar'}' is not a readable image" in caplog.text
-    served = 0
-    for before, after in zip(valid, found, strict=True):
-        for row, index in enumerate(before.indices.tolist()):
-            instead = {20: 22, 21: 22, 37: 0}.get(index, index)
-            assert int(after.indices[row]) == instead
-            assert int(after.labels[row]) == (images.labels or ())[instead]
-            if instead == index:
-                assert torch.equal(after.pixels[row], before.pixels[row])
-            served += instead != index
-    assert served >= 1
-    later = list(training(images).batches(3, 6))
-    assert all(same(a, b) for a, b in zip(found[3:], later, strict=True))
-
-
-def test_many_broken_pictures_end_the_training(shards: Path) -> None:
-    images = images_at(str(shards))
-    break_pictures(images, list(range(12)))
-    with pytest.raises(DataError, match=r"11 of \d+ images are corrupt, the last '0000\d\d.jpg' in"):
-        list(training(images).batches(0, 6))
-
-
-def test_evaluation_leaves_broken_pictures_out_beforehand_and_never_replaces_them(shards: Path) -> None:
-    images = images_at(str(shards))
-    break_pictures(images, [5])
-    with pytest.raises(DataError, match=r"'000005.jpg' in .* is not a readable image"):
-        list(Loader(images, PIXEL, 6, train=False).epoch())
-    checked = images_at(str(shards), checked=True)
-    assert len(checked) == 37
-    assert [path for path, _ in checked.skipped] == [images.paths[5]]
-    assert sum(len(batch.indices) for batch in Loader(checked, PIXEL, 6, train=False).epoch()) == 37
-    assert set(checked.sides_px) == {20}
-    break_pictures(images, list(range(38)))
-    with pytest.raises(DataError, match=r"no readable image in .* \(38 corrupt files\)"):
-        sift(images)
-
-
-@pytest.mark.parametrize("workers", [0, 2])
-def test_a_shard_that_shrinks_or_goes_is_an_error(shards: Path, workers: int) -> None:
-    images = images_at(str(shards))
-    os.truncate(shards / "train-000002.tar", 1024)
-    close_shards()
-    with pytest.raises(DataError, match=r"train-000002.tar' ends early: \d+ bytes from \d+ on were there"):
-        list(training(images, workers=workers).batches(0, 12))
-    shutil.rmtree(shards)
-    close_shards()
-    with pytest.raises(DataError, match="cannot be read any more: No such file"):
-        list(training(images, workers=workers).batches(0, 12))
-
-
-# ---------------------------------------------------------------- index
-
-
-def test_the_index_is_kept_and_made_anew_for_what_changed(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = images_at(str(shards))
-    read: list[str] = []
-    plain = index_module.read_index
-    monkeypatch.setattr(index_module, "read_index", lambda path: (read.append(path), plain(path))[1])
-    again = images_at(str(shards))
-    assert (read, again.fingerprint, list(again.paths)) == ([], first.fingerprint, list(first.paths))
-    write(shards / "train-000001.tar", [{"jpg": data, "cls": 1} for data in pictures(5, seed=9)])
-    changed = images_at(str(shards))
-    assert [Path(path).name for path in read] == ["train-000001.tar"]
-    assert (len(changed), changed.fingerprint == first.fingerprint) == (32, False)
-    for kept in (cache_folder() / "shards").iterdir():
-        kept.write_bytes(kept.read_bytes()[:-30])
-    assert images_at(str(shards)).fingerprint == changed.fingerprint
-    assert len(read) == 4
-
-
-def test_a_cache_that_cannot_be_written_is_said(
-    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    (tmp_path / "file").write_text("")
-    monkeypatch.setenv("EDGEMAE_CACHE_DIR", str(tmp_path / "file"))
-    assert len(images_at(str(shards))) == 38
-    assert "every start reads their headers" in caplog.text
-
-
-def test_fingerprints_are_of_contents_and_labels(shards: Path, tmp_path: Path) -> None:
-    images = images_at(str(shards))
-    shutil.copytree(shards, tmp_path / "moved")
-    assert images_at(str(tmp_path / "moved")).fingerprint == images.fingerprint
-    repacked = write_set(tmp_path / "again")  # other times in the headers
-    assert images_at(str(repacked)).fingerprint == images.fingerprint
-    others = [images.unlabelled(), images.pick(range(37)), images_at(str(write_set(tmp_path / "other", seed=1)))]
-    assert len({images.fingerprint, *(other.fingerprint for other in others)}) == 4
-
-
 # ---------------------------------------------------------------- what folders can, shards can
-
-
-def test_labels_are_required_of_shards_too(tmp_path: Path) -> None:
-    one, two = pictures(2)
-    rows = [{"jpg": one, "cls": 0}, {"jpg": two, "cls": 0}, {"jpg": one, "cls": 1}, {"jpg": one, "cls": 1}]
-    with pytest.raises(DataError, match=r"class '1' in .* has 1 different image"):
-        require_labels(images_at(str(write(tmp_path / "a.tar", rows))), "training")
-    with pytest.raises(DataError, match=r"one class only \(0\)"):
-        require_labels(images_at(str(write(tmp_path / "b.tar", rows[:2]))), "training")
-
-
-def test_overlap_is_found_between_shards_and_folders(shards: Path, tmp_path: Path) -> None:
-    images, folder = images_at(str(shards)), tmp_path / "judge"
-    folder.mkdir()
-    for number, data in enumerate(pictures(4, seed=5)):
-        (folder / f"{number}.jpg").write_bytes(data)
-    require_disjoint(images, scan(folder))
-    require_disjoint(scan(folder), images)
-    require_disjoint(images, images_at(str(write_set(tmp_path / "other", seed=1))))
-    (folder / "copy.jpg").write_bytes(content(images.paths[14]))
-    assert key_of_file(str(folder / "copy.jpg")) == images.keys()[14]
-    with pytest.raises(DataError, match=r"1 images of .* \(same content, for example '000001.jpg' in"):
-        require_disjoint(images, scan(folder))
-    with pytest.raises(DataError, match=r"1 images of .* for example '.*copy.jpg'"):
-        require_disjoint(scan(folder), images)
-    # Equal at both ends and in size, and not in between: read, compared, and found to be another.
-    data = bytearray((folder / "copy.jpg").read_bytes())
-    data[len(data) // 2] ^= 1
-    (folder / "copy.jpg").write_bytes(bytes(data))
-    assert key_of_file(str(folder / "copy.jpg")) == images.keys()[14]
-    require_disjoint(images, scan(folder))
 
 
 def test_parts_of_shards(shards: Path, tmp_path: Path) -> None:
@@ -534,14 +214,6 @@ def test_parts_of_shards(shards: Path, tmp_path: Path) -> None:
     assert len(both) == 38 + 5
     assert len({content(reference) for reference in both.paths}) == 43
     assert sum(len(batch.indices) for batch in training(both).epoch()) == 42
-
-
-def test_small_pictures_in_shards_are_found_by_a_sample(shards: Path, caplog: pytest.LogCaptureFixture) -> None:
-    images = images_at(str(shards))
-    require_size(images, 60, 0)
-    assert caplog.text == ""
-    with pytest.raises(DataError, match=r"38 of 38 images .* than a third of the 64 px .*'\d+.jpg' in .* 20 px"):
-        require_size(images, 64, 0)
 
 
 @pytest.mark.parametrize("where", ["https://store/train-{0000..0003}.tar", "pipe:curl https://a/b.tar", "s3://photos"])

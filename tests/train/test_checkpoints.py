@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import io
+import logging
+import math
 import os
+import random
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
+from edgemae.spec.errors import InputError
+from edgemae.train import divergence, loop
 from edgemae.train.checkpoints import Checkpoints, checkpoint_identity
+from edgemae.train.job import Job
+from edgemae.train.loop import fit
+from tests.support.toy_job import equal, interrupted, weights
 
 JOB = {"name": "toy"}
 
@@ -84,3 +95,67 @@ def test_what_a_checkpoint_was_made_from(path: Path) -> None:
     assert identities[0] == identities[2] != identities[1]
     assert identities[0] == {"lr": 1.0, "teacher": identities[0]["teacher"], "finetuned": ""}
     assert checkpoint_identity(None, {"lr": 1.0}, teacher=models[0]) == {}
+
+
+def spoilt(data: bytes, how: str) -> bytes:
+    if how == "flipped":
+        weight = torch.load(io.BytesIO(data), weights_only=True)["module"]["linear.weight"]
+        at = data.index(weight.numpy().tobytes())
+        return data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :]
+    return {"truncated": data[: len(data) // 2], "empty": b"", "text": b"epoch 3\n", "other pickle": other_pickle()}[
+        how
+    ]
+
+
+def other_pickle() -> bytes:
+    buffer = io.BytesIO()
+    torch.save({"weights": random.Random(0)}, buffer)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("how", ["truncated", "flipped", "empty", "text", "other pickle"])
+def test_a_damaged_checkpoint_is_ignored_aloud(
+    job_with: Callable[..., Job], tmp_path: Path, caplog: pytest.LogCaptureFixture, how: str
+) -> None:
+    path = tmp_path / "train.ckpt"
+    interrupted(job_with(checkpoint=path), 5)
+    path.write_bytes(spoilt(path.read_bytes(), how))
+    job, whole = job_with(checkpoint=path), job_with()
+    assert fit(job) == fit(whole)
+    assert equal(weights(whole), weights(job))
+    assert f"checkpoint '{path}' is damaged" in caplog.text
+    assert "starts anew" in caplog.text
+
+
+def test_behind_a_damaged_checkpoint_the_older_one_is_taken(
+    job_with: Callable[..., Job], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(loop, "CHECKPOINT_EVERY_S", 0.0)
+    monkeypatch.setattr(divergence, "WINDOW", 1)  # a step is known to be in order at once
+    caplog.set_level(logging.INFO)
+    path, whole = tmp_path / "train.ckpt", job_with()
+    interrupted(job_with(checkpoint=path), 7)
+    path.write_bytes(spoilt(path.read_bytes(), "truncated"))
+    interrupted(job_with(checkpoint=path), 0)  # killed once more, before there is another
+    job = job_with(checkpoint=path)
+    assert fit(job) == fit(whole)
+    assert equal(weights(whole), weights(job))
+    assert f"checkpoint '{path}' is damaged" in caplog.text
+    assert caplog.text.count("going on after step 6") == 2
+    assert "starts anew" not in caplog.text
+    assert sorted(file.name for file in tmp_path.glob("*.ckpt")) == ["train.ckpt"]
+
+
+def test_a_loss_that_goes_wrong_behind_a_damaged_checkpoint_leaves_the_older_one(
+    job_with: Callable[..., Job], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "CHECKPOINT_EVERY_S", 0.0)
+    monkeypatch.setattr(divergence, "WINDOW", 1)
+    path = tmp_path / "train.ckpt"
+    interrupted(job_with(checkpoint=path), 7)
+    path.write_bytes(b"")
+    nothing = job_with(checkpoint=path)
+    with pytest.raises(InputError, match="became nan") as caught:
+        fit(replace(nothing, loss=lambda batch, context: {"near": math.nan * nothing.module(batch.pixels).sum()}))
+    assert f"the last good checkpoint, of step 6, is kept at {path}" in caught.value.fix
+    assert torch.load(path, weights_only=True)["done"] == 6

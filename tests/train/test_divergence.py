@@ -4,10 +4,21 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
+import torch
+from torch import Tensor
 
+from edgemae.data.loader import Batch
+from edgemae.spec.errors import InputError
+from edgemae.train import divergence
 from edgemae.train.divergence import Divergence, log_small_terms, small_terms
+from edgemae.train.job import Job
+from edgemae.train.loop import fit
+from edgemae.train.step_context import StepContext
 
 
 def verdicts(losses: list[float]) -> list[str]:
@@ -93,3 +104,58 @@ def test_a_term_that_hardly_counts_is_named(caplog: pytest.LogCaptureFixture) ->
     log_small_terms("distill (relation)", 3, {"relation": 0.0042})
     assert "term 'relation' was 0.42 % of the loss in epoch 3" in caplog.text
     assert caplog.records[0].levelno == logging.WARNING
+
+
+def test_a_loss_that_diverges_stops(
+    job_with: Callable[..., Job], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(divergence, "WINDOW", 4)
+    job = job_with(epochs=10, checkpoint=tmp_path / "train.ckpt")
+
+    def loss(batch: Batch, context: StepContext) -> dict[str, Tensor]:
+        return {"near": 0 * job.module(batch.pixels).sum() + (1.0 if context.step < bad else 9.0)}
+
+    bad = 17
+    for _ in range(2):  # the second time it goes on from there, and comes to the same end
+        with pytest.raises(InputError, match="the loss has diverged: 7 over the last 4 steps, 1 at its best") as caught:
+            fit(replace(job, loss=loss))
+        assert "at step 19" in caught.value.what  # of a window of 1 9 9 9
+        kept = f"the last good checkpoint, of step 15, is kept at {tmp_path / 'train.ckpt'}"
+        assert kept in caught.value.fix
+        assert torch.load(tmp_path / "train.ckpt", weights_only=True)["done"] == 15  # and not the epoch's, of step 18
+        assert not (tmp_path / "train.older.ckpt").exists()
+    bad = 99
+    whole = replace(job_with(epochs=10), loss=loss)
+    assert fit(replace(job, loss=loss)) == fit(whole)
+    assert [path.name for path in sorted(tmp_path.iterdir())] == ["train.ckpt", "train.events.jsonl"]
+
+
+def test_a_term_that_hardly_counts_is_told_once_and_kept(
+    job_with: Callable[..., Job], caplog: pytest.LogCaptureFixture
+) -> None:
+    job = job_with()
+
+    def loss(batch: Batch, context: StepContext) -> dict[str, Tensor]:
+        total = job.module(batch.pixels).square().mean() + 1.0
+        return {"large": total, "tiny": total * (0.001 if context.step < 6 else 0.1)}
+
+    curve = fit(replace(job, loss=loss))
+    assert caplog.text.count("term 'tiny' was 0.1 % of the loss") == 1
+    assert [row.get("small tiny") for row in curve] == [pytest.approx(0.001, rel=0.01)] * 2 + [None] * 2
+
+
+def test_a_term_of_nothing_is_told_unless_it_was_switched_off(
+    job_with: Callable[..., Job], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Terms of sub-networks are not looked at, nor do they make the largest one's own terms a smaller share."""
+    job = job_with(off=("silent", "drawn"), epochs=2)
+
+    def loss(batch: Batch, context: StepContext) -> dict[str, Tensor]:
+        total = job.module(batch.pixels).square().mean() + 1.0
+        terms = {"large": total, "two percent": 0.02 * total, "empty": 0 * total, "silent": 0 * total}
+        return terms | {"drawn large": 3 * total, "drawn empty": 0 * total}
+
+    curve = fit(replace(job, loss=loss))
+    assert caplog.text.count("term 'empty' was 0 % of the loss") == 1
+    assert not any(f"'{name}'" in caplog.text for name in ("silent", "drawn empty", "two percent"))
+    assert [row["small empty"] for row in curve] == [0.0, 0.0]

@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
-import torch
-from torch import nn
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.optim.optimizer import register_optimizer_step_post_hook
+
+from edgemae.train import loop
 from edgemae.train.ema import ExponentialMovingAverage
+from edgemae.train.job import Job
+from edgemae.train.loop import fit
+from tests.support.toy_job import equal, interrupted, weights
 
 
 def module(value: float) -> nn.Module:
@@ -44,3 +54,33 @@ def test_swapping_is_for_a_while_and_settling_for_good() -> None:
     average.settle()
     assert linear.weight.tolist() == [[4.0, 4.0]]
     assert linear.weight.requires_grad
+
+
+def test_the_average_is_scored_and_returned(job_with: Callable[..., Job]) -> None:
+    seen: list[Tensor] = []
+    steps: list[Tensor] = []
+    job = job_with(ema=0.5, epochs=1)
+    hook = register_optimizer_step_post_hook(lambda *_: steps.append(job.module.linear.weight.detach().clone()))  # type: ignore[union-attr]
+    first = weights(job)["linear.weight"]
+    fit(replace(job, validate=lambda: (seen.append(weights(job)["linear.weight"]), 0.5)[1]))
+    hook.remove()
+    expected = first
+    for step, weight in enumerate(steps):
+        decay = min(0.5, (1 + step) / (10 + step))
+        expected = decay * expected + (1 - decay) * weight
+    torch.testing.assert_close(weights(job)["linear.weight"], expected)
+    torch.testing.assert_close(seen[-1], expected)
+    assert not torch.equal(steps[-1], expected)
+
+
+@pytest.mark.parametrize("after", [2, 7])
+def test_a_stopped_training_goes_on_with_its_average(
+    job_with: Callable[..., Job], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int
+) -> None:
+    monkeypatch.setattr(loop, "CHECKPOINT_EVERY_S", 0.0)
+    whole = job_with(ema=0.9)
+    fit(whole)
+    interrupted(job_with(checkpoint=tmp_path / "train.ckpt", ema=0.9), after)
+    job = job_with(checkpoint=tmp_path / "train.ckpt", ema=0.9)
+    fit(job)
+    assert equal(weights(whole), weights(job))

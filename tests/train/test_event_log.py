@@ -8,9 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from torch import Tensor
 
+from edgemae.data.loader import Batch
+from edgemae.spec.errors import MachineError
 from edgemae.train import event_log
 from edgemae.train.event_log import Events
+from edgemae.train.job import Job
+from edgemae.train.loop import fit
+from edgemae.train.step_context import StepContext
 
 
 @pytest.fixture(autouse=True)
@@ -111,3 +117,23 @@ def board() -> Callable[[Path], Any]:
         return EventAccumulator(str(folder)).Reload()
 
     return read
+
+
+def test_events_lie_beside_the_checkpoint(job_with: Callable[..., Job], tmp_path: Path) -> None:
+    fit(job_with(checkpoint=tmp_path / "train.ckpt", validate=lambda: 0.25))
+    lines = [json.loads(line) for line in (tmp_path / "train.events.jsonl").read_text().splitlines()]
+    assert [line["event"] for line in lines if line["event"] != "step"] == ["start", *["epoch"] * 4, "end"]
+    step = next(line for line in lines if line["event"] == "step")
+    assert {"near", "noise", "loss", "rate", "gradient_norm", "images_s", "data_wait_pct"} <= set(step)
+    assert [line["validation"] for line in lines if line["event"] == "epoch"] == [0.25] * 4
+
+
+def test_a_lost_process_is_an_event_in_words(job_with: Callable[..., Job], tmp_path: Path) -> None:
+    def loss(batch: Batch, now: StepContext) -> dict[str, Tensor]:
+        raise RuntimeError("[gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:7")
+
+    with pytest.raises(MachineError):
+        fit(job_with(checkpoint=tmp_path / "train.ckpt", loss=loss))
+    last = json.loads((tmp_path / "train.events.jsonl").read_text().splitlines()[-1])
+    assert last["event"] == "stop"
+    assert last["why"].startswith("toy: another process of this training is gone")
