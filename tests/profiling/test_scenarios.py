@@ -12,24 +12,19 @@ from numpy.typing import NDArray
 
 from edgemae.device.model import Model, load
 from edgemae.device.session import Session, Tensors
-from edgemae.profiling import scenarios, simulated_camera
+from edgemae.profiling import scenarios
 from edgemae.profiling.records import STAGES
 from edgemae.profiling.scenarios import (
     FEWEST_RUNS,
     SERIES_RUNS,
     Rows,
     ScenarioOptions,
-    ScenarioResult,
     camera,
     offline,
     single,
 )
-from edgemae.profiling.simulated_camera import SimulatedCamera
-from edgemae.profiling.soak import first_against_last, parse_soak
-from edgemae.profiling.timing.timer import Samples, measure
-from edgemae.spec.errors import CameraError, InputError
-
-MS = 1_000_000
+from edgemae.profiling.timing.timer import measure
+from tests.support.long_runs import MS, long_run
 
 
 @pytest.fixture
@@ -97,25 +92,6 @@ def test_no_drop_is_not_the_proof_of_none() -> None:
     assert every_third.drop_share == pytest.approx(2 / 3, abs=0.01)
 
 
-def test_frames_are_due_at_times_that_nothing_moves() -> None:
-    with SimulatedCamera(100.0) as source:
-        first = source.take()
-        time.sleep(0.055)
-        measurements = [first, source.take(), source.take()]
-    numbers = [number for number, _, _ in measurements]
-    assert numbers[0] < numbers[1] < numbers[2]
-    assert numbers[1] >= 4  # the newest, not the next one
-    assert all(due - measurements[0][1] == (number - numbers[0]) * 10 * MS for number, due, _ in measurements)
-    assert all(came >= due for _, due, came in measurements)
-
-
-def test_a_source_that_stands_still_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(simulated_camera, "SILENT_S", 0.02)
-    monkeypatch.setattr(SimulatedCamera, "_arrive", lambda self: None)
-    with SimulatedCamera(1000.0) as source, pytest.raises(CameraError, match="does not run"):
-        source.take()
-
-
 def test_back_to_back_the_throughput_is_that_of_the_runs(model: Model) -> None:
     found = offline(model, ScenarioOptions(FEWEST_RUNS["offline"] * 2, 0.0))
     assert found.throughput is not None
@@ -139,67 +115,6 @@ def test_writing_a_row_of_stages_is_cheap_beside_a_run() -> None:
     noted = measure(lambda: spans.note(0, values), min_runs=2000, min_seconds=0).ns
     assert np.quantile(noted, 0.1) < 10_000  # measured: 1 microsecond; 0.5 % of a run of 2 ms
     assert spans.columns(1)["c"].tolist() == [2]
-
-
-# ---------------------------------------------------------------- long runs
-
-
-def long_run(
-    seconds: float, levels: Callable[[NDArray[np.float64]], NDArray[np.float64]], rate: int = 50
-) -> ScenarioResult:
-    rng = np.random.default_rng(0)
-    at = np.arange(int(seconds * rate)) / rate
-    ns = (5 * MS * levels(at / seconds) * rng.lognormal(0, 0.05, len(at))).astype(np.int64)
-    evidence = measure(int, min_runs=20, min_seconds=0).interference
-    samples = Samples(ns, np.zeros_like(ns), (at * 1e9).astype(np.int64) + 77, rng.random(len(ns)) > 0.1, evidence)
-    return ScenarioResult(samples, ns, {})
-
-
-def test_a_machine_that_gets_hot_is_slower_in_its_last_minute() -> None:
-    found = first_against_last(long_run(600, lambda share: np.where(share > 0.6, 1.2, 1.0)))
-    assert found.slower
-    assert 1.19 < found.ratio_low < found.ratio < found.ratio_high < 1.22
-    assert found.minutes == pytest.approx(10, abs=0.01)
-    assert found.last_p50_ms / found.first_p50_ms == pytest.approx(1.2, abs=0.02)
-    steady = first_against_last(long_run(600, np.ones_like))
-    assert not steady.slower
-    assert steady.ratio == pytest.approx(1.0, abs=0.02)
-    assert not first_against_last(long_run(600, lambda share: np.where(share < 0.1, 1.2, 1.0))).slower  # faster
-
-
-def test_of_less_than_two_minutes_the_tenths_are_compared() -> None:
-    assert first_against_last(long_run(30, lambda share: np.where(share > 0.89, 1.3, 1.0))).slower
-    assert not first_against_last(long_run(30, lambda share: np.where(abs(share - 0.5) < 0.3, 1.3, 1.0))).slower
-    with pytest.raises(InputError, match="fewer than 7 runs"):
-        first_against_last(long_run(30, np.ones_like, rate=2))  # six runs have no median
-
-
-@pytest.mark.parametrize("tau_s", [5.0, 15.0, 30.0])
-def test_a_machine_that_wanders_by_a_percent_did_not_get_slower(tau_s: float) -> None:
-    """Speeds are shared for as long as a mood of the machine lasts: its blocks are no evidence of their own."""
-    rng, keep, trials = np.random.default_rng(4), np.exp(-0.5 / tau_s), 60
-    moods = rng.normal(size=(trials, 360))
-    for i in range(1, 360):  # three minutes, every half second
-        moods[:, i] = keep * moods[:, i - 1] + (1 - keep**2) ** 0.5 * moods[:, i]
-
-    def slower(mood: NDArray[np.float64], by: float) -> bool:
-        levels = np.repeat(np.exp(0.01 * mood), 25) * np.where(np.arange(9000) < 4500, 1.0, by)
-        return first_against_last(long_run(180, lambda share: levels[: len(share)])).slower
-
-    assert sum(slower(mood, 1.0) for mood in moods) <= 1
-    assert sum(slower(mood, 1.06) for mood in moods[:20]) >= 18
-
-
-@pytest.mark.parametrize(("text", "seconds"), [("10m", 600), ("90s", 90), ("1h", 3600), ("0.5 m", 30), ("10s", 10)])
-def test_the_length_of_a_soak_is_read(text: str, seconds: float) -> None:
-    assert parse_soak(text) == seconds
-
-
-@pytest.mark.parametrize("text", ["", "10", "m", "10 min", "-5m", "9s", "0m", "1d", "nan s"])
-def test_no_length_is_refused(text: str) -> None:
-    with pytest.raises(InputError, match="no length of a soak") as caught:
-        parse_soak(text)
-    assert "90s, 10m, 1h" in caught.value.expected
 
 
 def test_pictures_get_at_most_5000_runs() -> None:

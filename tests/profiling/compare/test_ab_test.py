@@ -18,7 +18,7 @@ from edgemae.profiling.compare import ab_test as module
 from edgemae.profiling.compare.ab_test import ABSide, ab_test
 from edgemae.profiling.compare.baseline import baseline_of
 from edgemae.spec.bundle import open_bundle
-from edgemae.spec.errors import BundleError, CheckpointError, EngineRuntimeError, InputError, InternalError, error_of
+from edgemae.spec.errors import BundleError, CheckpointError, EngineRuntimeError, InternalError, error_of
 from edgemae.spec.graph import PixelContract
 
 PLANTED = """
@@ -124,26 +124,6 @@ def test_a_process_whose_parent_is_gone_ends(planted: Callable[[str], ABSide]) -
     process.load(8)
     assert process._process.close(10.0) == 0
     process.__exit__(None, None, None)
-
-
-@pytest.mark.parametrize(("text", "kind"), [("{}", "bundle"), ("onnx:{}", "onnx"), ("pytorch:{}", "pytorch")])
-def test_what_against_names(tmp_path: Path, text: str, kind: str) -> None:
-    path = tmp_path / "model.file"
-    path.touch()
-    found = baseline_of(text.format(path), tmp_path / "b.edgemae", "openvino", "laptop")
-    assert (found.kind, found.path, found.target) == (kind, str(path), "laptop")
-    assert found.engine == ("openvino" if kind == "bundle" else "auto")
-    worker = "edgemae.pipeline.torch_worker" if kind == "pytorch" else "edgemae.profiling.compare.ab_worker"
-    assert found.module == worker
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [("tflite:x", "unknown prefix 'tflite:'"), ("onnx:nothing.onnx", "'nothing.onnx', which does not")],
-)
-def test_what_against_cannot_name(tmp_path: Path, text: str, message: str) -> None:
-    with pytest.raises(InputError, match=message):
-        baseline_of(text, tmp_path, "auto", "")
 
 
 def test_a_bundle_against_its_own_graph(make_bundle: Callable[..., Path], tmp_path: Path) -> None:

@@ -8,11 +8,15 @@ from pathlib import Path
 import pytest
 
 from edgemae.device.hardware.cpu_affinity import usable_cores
-from edgemae.device.hardware.fingerprint import _ranges, cgroups, limits
+from edgemae.device.hardware.fingerprint import cgroups, limits
 from edgemae.profiling.timing.system_counters import NAMES, read_system_counters
 
 Plant = Callable[[dict[str, str]], Path]
+
+
 CPU = f"sys/devices/system/cpu/cpu{min(usable_cores())}"
+
+
 ZONE = "sys/class/thermal/thermal_zone"
 
 
@@ -97,10 +101,3 @@ def test_nonsense_in_a_file_is_no_figure(plant: Plant) -> None:
     root = plant({f"{CPU}/cpufreq/scaling_cur_freq": "<unknown>", f"{ZONE}0/temp": "", "proc/pressure/cpu": ""})
     found = read_system_counters(root)
     assert (found.frequency_mhz, found.temperature_c, found.pressure_us) == (None, None, None)
-
-
-@pytest.mark.parametrize(
-    ("numbers", "text"), [({0}, "0"), ({3, 1, 2}, "1-3"), ({0, 1, 4, 6, 7}, "0-1,4,6-7"), (set(), "")]
-)
-def test_processors_are_written_as_the_kernel_does(numbers: set[int], text: str) -> None:
-    assert _ranges(numbers) == text
