@@ -37,9 +37,9 @@ names the nearest one.
 """
 PRESETS = """## Presets
 
-`preset = "auto"` takes one of these by the student's parameters (tiny below 10 M, small below 40 M, base) and the number
-of training images (thousands below 50,000, hundred-thousands below 1,000,000, millions). The log names it. Fields that
-need labels go by the number of images that have them. An empty cell leaves the default.
+`preset = "auto"` takes one of these by the student's parameters (tiny below 10 M, small below 40 M, base) and the
+number of training images (thousands below 50,000, hundred-thousands below 1,000,000, millions). The log names it.
+Fields that need labels go by the number of images that have them. An empty cell leaves the default.
 """
 
 
@@ -84,26 +84,29 @@ def chapters() -> Iterator[str]:
     """Yield a chapter for each table. The second table of a class lists only the defaults in which it differs."""
     texts = meanings()
     first: dict[type[Section], tuple[str, Section]] = {}
+    owner: dict[str, str] = {}  # what the field that holds a table says of it
     for path, section in tables(Plan()):
-        kind, docs = type(section), inspect.cleandoc(type(section).__doc__ or "")
-        fields = {n: v for n, v in msgspec.structs.asdict(section).items() if not isinstance(v, Section)}
+        kind, values = type(section), msgspec.structs.asdict(section)
+        owner |= {f"{path}.{name}".lstrip("."): texts[kind.__name__].get(name, "") for name in values}
+        title = f"## `[{path}]`" if path else "## Outside of any table"
+        said = f"{owner[path]}.\n\n" if owner.get(path) else ""
+        fields = {name: value for name, value in values.items() if not isinstance(value, Section)}
+        if kind in first:
+            yield f"{title}\n\n{said}{like(*first[kind], fields)}\n"
+            continue
+        first[kind] = (path, section)
         rows = [
             f"| `{name}` | `{toml(value)}` | {cell(texts[kind.__name__][name])} |" for name, value in fields.items()
         ]
-        if kind in first:
-            where, other = first[kind]
-            changed = {name: value for name, value in fields.items() if value != getattr(other, name)}
-            defaults = ", ".join(f"`{name} = {toml(value)}`" for name, value in changed.items())
-            same = (
-                f"The fields of `[{where}]`, with {'other defaults: ' + defaults if changed else 'the same defaults'}."
-            )
-            yield f"## `[{path}]`\n\n{same}\n"
-        else:
-            title = f"`[{path}]`" if path else "Outside of any table"
-            yield (
-                f"## {title}\n\n{docs}\n\n| field | default | meaning |\n| --- | --- | --- |\n" + "\n".join(rows) + "\n"
-            )
-            first[kind] = (path, section)
+        head = "| field | default | meaning |\n| --- | --- | --- |"
+        yield "\n".join([title, "", f"{said}{inspect.cleandoc(kind.__doc__ or '')}", "", head, *rows, ""])
+
+
+def like(path: str, section: Section, fields: dict[str, Any]) -> str:
+    """Return a sentence on a table whose fields are those of an earlier one, with the defaults that differ."""
+    changed = [f"`{name} = {toml(value)}`" for name, value in fields.items() if value != getattr(section, name)]
+    defaults = f"other defaults: {', '.join(changed)}" if changed else "the same defaults"
+    return f"The fields of `[{path}]`, with {defaults}."
 
 
 def cell(text: str) -> str:

@@ -137,9 +137,7 @@ class QuantizePlan(Section, frozen=True):
     schemes: tuple[str, ...] = ()  # names among ort-static, ort-dynamic, openvino-static, tensorrt-qdq
     calibration_images: int = 256  # images that the activation ranges are taken from
     smooth_alphas: tuple[float, ...] = (-1.0, 0.5)  # -1.0 is "off"
-    percentile: float = (
-        99.99  # share of the activations below the upper end of a clipped range; the full range is tried too
-    )
+    percentile: float = 99.99  # where activations are clipped; not clipping is tried too
     min_speedup: float = 1.02  # int8 ships only if it is at least this much faster than float
     aware_when: str = "hurt"  # hurt: the tail runs when no int8 graph is as right as its float one; or always
     aware: FinetunePlan = FinetunePlan(epochs=8, layer_decay=1.0)  # quantization-aware tail; 0 epochs: never
@@ -193,9 +191,7 @@ class Plan(Section, frozen=True):
     threads: int = 2  # threads of training; those of inference are the target's
     graph_input: str = "float32"  # float32: normalised (B, C, H, W); or uint8: (B, H, W, C), the graph normalises
     teacher_heads: int = 0  # attention heads of the teacher, for weight files that do not tell them; 0: from the file
-    teacher_decoder_heads: int = (
-        0  # heads of the teacher's MAE decoder, likewise; where unknown the decoder is left out
-    )
+    teacher_decoder_heads: int = 0  # likewise of its MAE decoder, which is left out where they are unknown
     data: DataPlan = DataPlan()
     student: ShapePlan = ShapePlan()
     teacher: ShapePlan = ShapePlan(depth=8)

@@ -22,7 +22,7 @@ def test_every_field_has_a_meaning(bench_tool: Callable[[str], ModuleType]) -> N
     for path, section in tool.tables(Plan()):
         values = msgspec.structs.asdict(section)
         fields = {name for name, value in values.items() if not isinstance(value, Section)}
-        assert fields == set(meanings[type(section).__name__]), path
+        assert fields <= set(meanings[type(section).__name__]), path
 
 
 def test_every_table_has_a_chapter(bench_tool: Callable[[str], ModuleType]) -> None:
