@@ -89,7 +89,7 @@ def chapters() -> Iterator[str]:
         kind, values = type(section), msgspec.structs.asdict(section)
         owner |= {f"{path}.{name}".lstrip("."): texts[kind.__name__].get(name, "") for name in values}
         title = f"## `[{path}]`" if path else "## Outside of any table"
-        said = f"{owner[path]}.\n\n" if owner.get(path) else ""
+        said = f"{owner[path][:1].upper()}{owner[path][1:]}.\n\n" if owner.get(path) else ""
         fields = {name: value for name, value in values.items() if not isinstance(value, Section)}
         if kind in first:
             yield f"{title}\n\n{said}{like(*first[kind], fields)}\n"

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from types import ModuleType
 
 import msgspec
+import pytest
 
 from edgemae.spec.plan_schema import Plan, Section
 
@@ -33,8 +35,9 @@ def test_every_table_has_a_chapter(bench_tool: Callable[[str], ModuleType]) -> N
 
 
 def test_a_page_that_is_not_current_is_an_error(
-    bench_tool: Callable[[str], ModuleType], tmp_path, monkeypatch, capsys
-) -> None:
+    bench_tool: Callable[[str], ModuleType], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
     tool = bench_tool("plan_page")
     monkeypatch.setattr(tool, "PAGE", tmp_path / "plan.md")
     assert tool.main(["--check"]) == 1
