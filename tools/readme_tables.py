@@ -61,11 +61,9 @@ def _latency(report: dict[str, Any], stage: str) -> tuple[str, str]:
     """Return latency and speed-up of a stage. Of the float stages the last one is measured, in fp32."""
     stages = [row["stage"] for row in report["stages"]]
     int8 = [name for name in stages if name.startswith("int8")]
-    measured = {[name for name in stages if name not in int8][-1]: "fp32"} | {name: "int8" for name in int8[-1:]}
+    measured = {[name for name in stages if name not in int8][-1]: "fp32"} | dict.fromkeys(int8[-1:], "int8")
     rows = [
-        row
-        for row in report["engines"]
-        if row["engine"] != "torch-eager" and row["precision"] == measured.get(stage)
+        row for row in report["engines"] if row["engine"] != "torch-eager" and row["precision"] == measured.get(stage)
     ]
     if not rows:
         return DASH, DASH

@@ -1,4 +1,4 @@
-"""Bundle v1: the file that leaves the workstation. The format, and the reason for every rule, is in docs/bundle-format.md."""
+"""The bundle: the file that leaves the workstation. docs/bundle-format.md has the format and the reason of every rule."""
 
 from __future__ import annotations
 

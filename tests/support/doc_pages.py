@@ -47,9 +47,7 @@ class Block:
 
 def blocks(page: Path) -> list[Block]:
     """Return all blocks of code of a page, in order."""
-    return [
-        Block(page, language, text, mark or "") for mark, _, language, text in BLOCK.findall(text_of(page))
-    ]
+    return [Block(page, language, text, mark or "") for mark, _, language, text in BLOCK.findall(text_of(page))]
 
 
 def prose(page: Path) -> str:
