@@ -45,7 +45,10 @@ def summary(report: dict[str, Any]) -> str:
     for stage in report["stages"]:
         row = (stage["stage"], *_accuracy(stage), *_latency(report, stage["stage"]))
         rows.append(f"| {' | '.join(row)} |")
-    return "\n".join(rows)
+    machine, verdicts = report["machine"], {row["verdict"] for row in report["engines"]}
+    noise = next((name for name in ("INVALID", "NOISY") if name in verdicts), "TRUSTED")
+    where = f"Latencies: {machine['cpu']}, {machine['cores']} cores, {report['created'][:10]}, verdict {noise}."
+    return "\n".join([*rows, "", where])
 
 
 def _accuracy(stage: dict[str, Any]) -> tuple[str, str, str, str]:

@@ -1,4 +1,4 @@
-"""The bundle: the file that leaves the workstation. docs/bundle-format.md has the format and the reason of every rule."""
+"""The bundle: the file that leaves the workstation. docs/bundle-format.md has the format and the reasons."""
 
 from __future__ import annotations
 
