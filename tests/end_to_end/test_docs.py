@@ -75,13 +75,20 @@ def test_links_lead_to_files_and_headings(page: Path) -> None:
         assert not anchor or anchor in anchors(target), f"{target.name}#{anchor}"
 
 
+def test_the_source_distribution_holds_what_pages_link_to() -> None:
+    build = msgspec.toml.decode((ROOT / "pyproject.toml").read_bytes())["tool"]["hatch"]["build"]["targets"]
+    ships = {*build["sdist"]["only-include"], "README.md", "LICENSE"}
+    linked = {target.relative_to(ROOT).parts[0] for page in PAGES for target, _ in links(page)}
+    assert linked <= ships
+
+
 @EVERY_PAGE
 def test_every_block_of_code_has_a_known_language(page: Path) -> None:
     assert page.read_text("utf-8").count("```") == 2 * len(BLOCK.findall(page.read_text("utf-8")))
     assert {block.language for block in blocks(page)} <= {"bash", "python"}
 
 
-OLD = r"pictures?|ladder|rungs?|contenders?|normal sets?|arrows?|tuned-teacher|against \w+:|aware_when|told|BUNDLE\.md"
+OLD = r"pictures?|ladder|rungs?|contenders?|normal sets?|arrows?|aware_when|told|BUNDLE\.md"
 
 
 @EVERY_PAGE

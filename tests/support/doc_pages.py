@@ -14,21 +14,6 @@ GENERATED = re.compile(r"<!-- (?:table|summary): \S+ -->.*?<!-- end -->", re.DOT
 BLOCK = re.compile(r"(?:^<!-- (not run|parsed only): (.+?) -->\n)?^```(\w+)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 
 
-# Until the new names are merged: what a page says -> what this checkout calls it.
-NOT_YET = {
-    "--finetuned-teacher": "--tuned-teacher", "--baseline": "--against", "--qat": "--aware", "quantize.qat_when": "quantize.aware_when",
-    "quantize.qat.": "quantize.aware.", "`quantize.qat`": "`quantize.aware`",
-}  # fmt: skip
-
-
-def text_of(page: Path) -> str:
-    """Return the text of a page."""
-    text = page.read_text("utf-8")
-    for new, old in NOT_YET.items():
-        text = text.replace(new, old)
-    return text
-
-
 @dataclass(frozen=True)
 class Block:
     """One block of code. `mark` is "", "not run" or "parsed only"; the last two have a reason in the page."""
@@ -47,12 +32,12 @@ class Block:
 
 def blocks(page: Path) -> list[Block]:
     """Return all blocks of code of a page, in order."""
-    return [Block(page, language, text, mark or "") for mark, _, language, text in BLOCK.findall(text_of(page))]
+    return [Block(page, language, text, mark or "") for mark, _, language, text in BLOCK.findall(page.read_text("utf-8"))]
 
 
 def prose(page: Path) -> str:
     """Return a page without code blocks and generated tables."""
-    return BLOCK.sub("", GENERATED.sub("", text_of(page)))
+    return BLOCK.sub("", GENERATED.sub("", page.read_text("utf-8")))
 
 
 def inline_code(page: Path) -> list[str]:
