@@ -32,7 +32,9 @@ class Block:
 
 def blocks(page: Path) -> list[Block]:
     """Return all blocks of code of a page, in order."""
-    return [Block(page, language, text, mark or "") for mark, _, language, text in BLOCK.findall(page.read_text("utf-8"))]
+    return [
+        Block(page, language, text, mark or "") for mark, _, language, text in BLOCK.findall(page.read_text("utf-8"))
+    ]
 
 
 def prose(page: Path) -> str:
