@@ -1,6 +1,6 @@
-"""Find what is unlike all normal pictures, and draw where. Needs a bundle compiled with --set export.tokens=true.
+"""Find what is unlike all normal images, and draw where. Needs a bundle compiled with --set export.tokens=true.
 
-python examples/anomaly_app.py my.edgemae normal/ 0          # normal/*.jpg: pictures without a defect, 200 or more
+python examples/anomaly_app.py my.edgemae normal/ 0          # normal/*.jpg: images without a defect, 200 or more
 python examples/anomaly_app.py my.edgemae normal/ clip.mp4
 """
 

@@ -13,8 +13,8 @@ import edgemae
 
 def show(seen):
     result = seen.result
-    said = f"{result.label} {result.score:.2f}" if result.label else f"embedding of {len(result.embedding)}"
-    print(f"{seen.source} frame {seen.frame.seq}: {said}, {seen.age_ms:.0f} ms old")
+    text = f"{result.label} {result.score:.2f}" if result.label else f"embedding of {len(result.embedding)}"
+    print(f"{seen.source} frame {seen.frame.seq}: {text}, {seen.age_ms:.0f} ms old")
 
 
 def by_callback(model, sources):

@@ -20,18 +20,18 @@ def main(bundle: str, source: str) -> int:
         with edgemae.load(bundle) as model, edgemae.Camera(source, "latest", realtime=True) as camera:
             for frame in camera:
                 result = model(frame.array_bgr)
-                said = {"label": result.label, "score": result.score, "age_ms": round(frame.age_ms, 1)}
-                print(json.dumps({"seq": frame.seq} | said), flush=True)
-                tell("READY=1\nWATCHDOG=1")
+                row = {"label": result.label, "score": result.score, "age_ms": round(frame.age_ms, 1)}
+                print(json.dumps({"seq": frame.seq} | row), flush=True)
+                notify_systemd("READY=1\nWATCHDOG=1")
     except edgemae.EdgemaeError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
     finally:
-        tell("STOPPING=1")
+        notify_systemd("STOPPING=1")
     return 0
 
 
-def tell(words: str) -> None:
+def notify_systemd(words: str) -> None:
     """Send words to the service manager, where there is one (sd_notify's protocol: a datagram)."""
     address = os.environ.get("NOTIFY_SOCKET", "")
     if address:

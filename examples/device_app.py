@@ -1,6 +1,6 @@
-"""The smallest device app: one bundle, one picture, one answer. Needs numpy, msgspec, cv2 and one engine; no torch.
+"""The smallest device app: one bundle, one image, one answer. Needs numpy, msgspec, cv2 and one engine; no torch.
 
-python examples/device_app.py my.edgemae picture.jpg
+python examples/device_app.py my.edgemae image.jpg
 """
 
 import sys

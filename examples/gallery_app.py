@@ -1,4 +1,4 @@
-"""Recognise what was never trained: show a bundle a few pictures of each thing, then ask what a camera sees.
+"""Recognise what was never trained: show a bundle a few images of each thing, then ask what a camera sees.
 
 python examples/gallery_app.py my.edgemae things/ 0        # things/<name>/*.jpg, one folder a thing
 python examples/gallery_app.py my.edgemae things/ clip.mp4
@@ -24,8 +24,8 @@ def main() -> None:
         with model.stream(int(source) if source.isdigit() else source, "latest", realtime=True) as stream:
             for seen in stream:
                 (nearest,) = gallery.search(seen.result, top=1)
-                said = nearest.label if nearest.score >= KNOWN else "nothing known"
-                print(f"frame {seen.frame.seq}: {said} ({nearest.score:.2f}, like {nearest.metadata['file']})")
+                text = nearest.label if nearest.score >= KNOWN else "nothing known"
+                print(f"frame {seen.frame.seq}: {text} ({nearest.score:.2f}, like {nearest.metadata['file']})")
 
 
 if __name__ == "__main__":

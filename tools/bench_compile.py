@@ -23,7 +23,7 @@ import msgspec
 
 from edgemae.evaluation.report.report import markdown_table
 from edgemae.evaluation.report.tables import choices
-from edgemae.pipeline.compile import Built, build
+from edgemae.pipeline.compile import Compiled, compile_bundles
 from edgemae.pipeline.demo import PLAN, run_demo
 from edgemae.spec.errors import EdgemaeError
 from edgemae.spec.plan_loading import load_plan
@@ -63,20 +63,20 @@ def main() -> int:
     return 0
 
 
-def quick(target: str) -> Built:
+def quick(target: str) -> Compiled:
     """Compile the digits with a third of the demo's epochs, in a folder that is removed."""
     fewer = tuple(f"{key}={max(1, PLAN[key] // 3)}" for key in PLAN if key.endswith("epochs"))
     with tempfile.TemporaryDirectory() as folder:
         return run_demo(Path(folder) / "digits", find_target(target), fewer, None, overwrite=False)
 
 
-def full(args: argparse.Namespace) -> Built:
+def full(args: argparse.Namespace) -> Compiled:
     """Compile the given folder; old latency stages are dropped so that this run measures."""
     for stale in (args.output / "stages").glob("latency-*"):
         shutil.rmtree(stale)
     folders = {"data.train": "train", "data.eval": "val", "data.unlabelled": "unlabelled"}
     plan = load_plan(args.plan, (), {key: str(args.data / name) for key, name in folders.items()})
-    return build(plan, [find_target(args.target)], args.teacher, args.output)[0]
+    return compile_bundles(plan, [find_target(args.target)], args.teacher, args.output)[0]
 
 
 def readme_table(result: dict[str, Any]) -> str:

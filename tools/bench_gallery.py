@@ -27,7 +27,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from edgemae.data.decode_worker import read_picture
+from edgemae.data.decode_worker import read_image
 from edgemae.data.image_set import ImageSet, sample, scan
 from edgemae.device.engines import open_session
 from edgemae.device.hardware.fingerprint import fingerprint
@@ -57,7 +57,7 @@ from edgemae.terminal.progress import progress
 ROOT = Path(__file__).resolve().parent.parent
 MAE = ROOT / "examples/teachers/clothing10-mae.safetensors"
 CLASSES = ("pants", "shoes", "t-shirt")  # normal once each
-PASTED = 0.25  # side of a planted defect, of the picture's
+PASTED = 0.25  # side of a planted defect, of the image's
 ROUNDS = 40
 Row = dict[str, Any]
 
@@ -120,8 +120,8 @@ def as_bundle(teacher: Teacher, target: Target, images: ImageSet, path: Path, *,
     graph = to_onnx(teacher.vit, teacher.pixel, tokens=True)
     graphs = [graph]
     if int8:
-        pictures = Calibration.of(calibration_of(sample(images, 128, 0), teacher.pixel, 0).images)
-        graphs.append(SCHEMES["ort-static"](graph, pictures, QuantizePlan()))
+        calibration = Calibration.of(calibration_of(sample(images, 128, 0), teacher.pixel, 0).images)
+        graphs.append(SCHEMES["ort-static"](graph, calibration, QuantizePlan()))
     choices = [Choice(Candidate("onnxruntime", g, "explicit", graph_digest(g)), "benchmark") for g in graphs]
     packed = pack(choices, target, teacher.pixel, images, seed=0)
     manifest = Manifest(
@@ -148,7 +148,7 @@ def results(model: Model, images: ImageSet, name: str) -> list[Result]:
 def walk(model: Model, images: ImageSet, name: str) -> Iterator[Result]:
     with progress(name, len(images)) as counted:
         for path in images.paths:
-            yield model(read_picture(path, model.pixel))
+            yield model(read_image(path, model.pixel))
             counted.advance()
 
 
@@ -173,7 +173,7 @@ def retrieval(model: Model, train: ImageSet, val: ImageSet, seen: dict[str, list
 
 
 def anomalies(model: Model, name: str, train: ImageSet, val: ImageSet, seen: dict[str, list[Result]]) -> Row:
-    """Return how well a class's normal set tells other classes, and photos of its own with something pasted in."""
+    """Return how well a class's reference set tells other classes, and photos of its own with something pasted in."""
     k = train.classes.index(name)
     normal = [result for label, result in zip(train.labels or (), seen["train"], strict=True) if label == k]
     began = time.perf_counter()
@@ -187,10 +187,10 @@ def anomalies(model: Model, name: str, train: ImageSet, val: ImageSet, seen: dic
     return {
         "normal": name, "frames": detector.normal_frames, "core_set_kib": detector.size_bytes / 1024,
         "fit_s": round(fitted, 1), "held_out": detector.calibration.frames, "own": len(own),
-        "auroc_classes": auroc(mine, others), "auroc_planted": auroc(mine, [said for said, _ in planted]),
+        "auroc_classes": auroc(mine, others), "auroc_planted": auroc(mine, [anomaly for anomaly, _ in planted]),
         "peak_inside": sum(inside for _, inside in planted) / len(planted),
-        "false_alarms": sum(said.is_anomaly for said in mine) / len(own), "asked": 0.05,
-        "found": sum(said.is_anomaly for said, _ in planted) / len(planted),
+        "false_alarms": sum(anomaly.is_anomaly for anomaly in mine) / len(own), "asked": 0.05,
+        "found": sum(anomaly.is_anomaly for anomaly, _ in planted) / len(planted),
     }  # fmt: skip
 
 
@@ -201,16 +201,16 @@ def plant(detector: AnomalyDetector, val: ImageSet, i: int, rng: np.random.Gener
     side = round(PASTED * len(frame))
     (y, x), (v, u) = rng.integers(0, len(frame) - side, (2, 2))
     frame[y : y + side, x : x + side] = other[v : v + side, u : u + side]
-    said = detector(frame)
-    row, column = np.unravel_index(said.patches.argmax(), said.patches.shape)
-    patch = len(frame) / len(said.patches)
+    anomaly = detector(frame)
+    row, column = np.unravel_index(anomaly.patches.argmax(), anomaly.patches.shape)
+    patch = len(frame) / len(anomaly.patches)
     middle = np.array([row + 0.5, column + 0.5]) * patch
-    return said, bool((np.abs(middle - (y + side / 2, x + side / 2)) <= side / 2 + patch / 2).all())
+    return anomaly, bool((np.abs(middle - (y + side / 2, x + side / 2)) <= side / 2 + patch / 2).all())
 
 
 def squared(path: str, pixel: PixelContract) -> Any:
     """Return the square of a photo that the model sees, BGR."""
-    return crop(read_picture(path, pixel), pixel).copy()
+    return crop(read_image(path, pixel), pixel).copy()
 
 
 def auroc(normal: list[Anomaly], unusual: list[Anomaly]) -> float:

@@ -30,7 +30,8 @@ from support.tiny_bundles import tiny_bundle
 
 from edgemae.device.engines import open_session
 from edgemae.device.hardware.fingerprint import fingerprint, usable_cpus
-from edgemae.device.model import load, top_classes
+from edgemae.device.model import load
+from edgemae.device.outputs import top_classes
 from edgemae.device.preprocess import as_bgr, preprocess
 from edgemae.export.to_onnx import to_onnx
 from edgemae.model.vit import ViT, count_macs

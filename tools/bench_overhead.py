@@ -156,7 +156,7 @@ def compare(runs: dict[str, Run], rounds: int) -> list[dict[str, Any]]:
 
 def parts(rounds: int) -> dict[str, float]:
     """Return the median processor time in us of what a call does around the engine."""
-    from edgemae.device.model import top_classes
+    from edgemae.device.outputs import top_classes
     from edgemae.device.preprocess import crop, normalise
     from edgemae.device.session import Session
 

@@ -25,11 +25,11 @@ import numpy as np
 from numpy.typing import NDArray
 from support.as_command import as_command
 
-from edgemae.data.decode_worker import read_picture
+from edgemae.data.decode_worker import read_image
 from edgemae.data.shards import images_at
 from edgemae.device.hardware.fingerprint import fingerprint
 from edgemae.device.model import load
-from edgemae.device.preprocess import Frame, crop, preprocess
+from edgemae.device.preprocess import ImageBGR, crop, preprocess
 from edgemae.evaluation.accuracy import predict
 from edgemae.profiling.stats.percentiles import ratio, summarise
 from edgemae.profiling.timing.interference import worst
@@ -73,8 +73,8 @@ def contract(kernel: str) -> PixelContract:
     return PixelContract(image_px=IMAGE_PX, kernel=kernel)
 
 
-def camera_frame(width: int, height: int) -> Frame:
-    """Return a picture of smooth shapes, edges and sensor noise."""
+def camera_frame(width: int, height: int) -> ImageBGR:
+    """Return an image of smooth shapes, edges and sensor noise."""
     rng = np.random.default_rng(0)
     coarse = rng.integers(0, 256, (9, 16, 3), dtype=np.uint8)
     frame = cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
@@ -84,11 +84,11 @@ def camera_frame(width: int, height: int) -> Frame:
     return noisy(frame, rng)
 
 
-def noisy(frame: NDArray[Any], rng: np.random.Generator) -> Frame:
+def noisy(frame: NDArray[Any], rng: np.random.Generator) -> ImageBGR:
     return np.clip(frame + rng.normal(0, NOISE, frame.shape), 0, 255).astype(np.uint8)  # type: ignore[no-any-return]
 
 
-def distance(frame: Frame, kernel: str) -> float:
+def distance(frame: ImageBGR, kernel: str) -> float:
     """Return how far a kernel lies from the reference on the centre square, in levels of 255.
 
     On the square, because the two cut a long side at different fractions of a pixel, which is no matter of the kernel.
@@ -145,7 +145,7 @@ def on_clip(path: Path) -> dict[str, Any]:
 # ---------------------------------------------------------------- ways that are not in the contract
 
 
-def decoded(data: NDArray[Any], flag: int) -> Frame:
+def decoded(data: NDArray[Any], flag: int) -> ImageBGR:
     return np.asarray(cv2.imdecode(data, flag), np.uint8)
 
 
@@ -153,7 +153,7 @@ def reduced_decode(rounds: int) -> Iterator[dict[str, Any]]:
     """Yield decoding and resizing of a 1080p JPEG at full size, and at a half, a quarter and an eighth."""
     data = cv2.imencode(".jpg", camera_frame(1920, 1080), [cv2.IMWRITE_JPEG_QUALITY, 90])[1]
     pixel = contract("halve-linear")
-    ways: dict[str, Callable[[], Frame]] = {"jpeg": lambda: crop(decoded(data, cv2.IMREAD_COLOR), pixel)}
+    ways: dict[str, Callable[[], ImageBGR]] = {"jpeg": lambda: crop(decoded(data, cv2.IMREAD_COLOR), pixel)}
     for part, flag in REDUCED.items():
         ways[f"jpeg, decoded at 1/{part}"] = lambda flag=flag: crop(decoded(data, flag), pixel)
     want = crop(decoded(data, cv2.IMREAD_COLOR), contract(REFERENCE))
@@ -196,22 +196,22 @@ def top1(path: Path, data: str) -> Iterator[dict[str, Any]]:
 
     with load(path) as model:
         images = known_classes(images_at(data, checked=True), model.labels)
-        frames = [read_picture(reference, model.pixel) for reference in images.paths]
+        frames = [read_image(reference, model.pixel) for reference in images.paths]
         truth = np.array(images.labels)
         for shown in ("photos as they are", "as seen by a 1080p camera"):
-            said = {}
+            labels_of = {}
             for kernel in (REFERENCE, *COMPARED):
                 pixel = msgspec.structs.replace(model.pixel, kernel=kernel)
                 seen = (preprocess(frame_of(frame, i, shown), pixel) for i, frame in enumerate(frames))
                 logits = predict(model.session, ((tensor, None) for tensor in seen)).logits
                 assert logits is not None
-                said[kernel] = logits.argmax(axis=1)
-            for kernel, answers in said.items():
+                labels_of[kernel] = logits.argmax(axis=1)
+            for kernel, answers in labels_of.items():
                 yield {"shown": shown, "kernel": kernel, "n": len(truth), "top1": float((answers == truth).mean()),
-                       "same_answer": float((answers == said[REFERENCE]).mean())}  # fmt: skip
+                       "same_answer": float((answers == labels_of[REFERENCE]).mean())}  # fmt: skip
 
 
-def frame_of(frame: Frame, number: int, shown: str) -> Frame:
+def frame_of(frame: ImageBGR, number: int, shown: str) -> ImageBGR:
     if shown.startswith("photos"):
         return frame
     scale = 1080 / min(frame.shape[:2])

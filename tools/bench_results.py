@@ -30,7 +30,7 @@ import numpy as np
 
 from edgemae.device.hardware.fingerprint import fingerprint
 from edgemae.device.stream import Stream, stream
-from edgemae.device.stream_result import Streamed
+from edgemae.device.stream_result import StreamResult
 
 FPS = 25.0
 INTERVAL_MS = 1000 / FPS
@@ -111,7 +111,7 @@ def by_iteration(model: Sleeper, path: Path, ages: list[float], sink_s: float) -
 
 
 def by_callback(model: Sleeper, path: Path, ages: list[float], sink_s: float) -> Stream[None]:
-    def sink(seen: Streamed[None]) -> None:
+    def sink(seen: StreamResult[None]) -> None:
         ages.append(seen.age_ms)
         time.sleep(sink_s)
 
@@ -160,7 +160,7 @@ def fault_case(what: str, folder: Path) -> dict[str, Any]:
             raise RuntimeError("made on purpose")
         return i
 
-    def sink(seen: Streamed[int]) -> None:
+    def sink(seen: StreamResult[int]) -> None:
         if what == "callback" and seen.result in raising:
             raise RuntimeError("made on purpose")
         done.add(seen.result)

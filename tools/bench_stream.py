@@ -4,10 +4,10 @@
     python tools/bench_stream.py --quick
     python tools/bench_stream.py --quick --roboflow --clips video
 
-An RTSP server (H.264, 25 fps) runs in a process of its own, so does every consumer; pictures carry their capture time.
+An RTSP server (H.264, 25 fps) runs in a process of its own, so does every consumer; images carry their capture time.
 - P1: age of a result (at the end of the work on its frame) for consumers of 1 to 60 fps.
-- P2, P3: silences, resets and restarts: pictures older than the policy allows, time until the silence is noticed, time
-  until the first picture that was made after the return.
+- P2, P3: silences, resets and restarts: images older than the policy allows, time until the silence is noticed, time
+  until the first image that was made after the return.
 - P4: `close` beside a frozen source; threads, descriptors and memory over many openings and reconnects.
 - P5: inferences that raise, and a consumer ten times too slow, through `Model.stream`'s loop.
 `--roboflow` adds the InferencePipeline of the package `inference` (Apache-2.0), installed into an environment under a
@@ -173,11 +173,11 @@ def faults(programs: dict[str, str], quick: bool) -> list[dict[str, Any]]:
                     rows.append({"who": name, "fault": fault, "s": silence_s, "opened": False})
                     continue
                 began_ns = time.monotonic_ns()
-                server.tell(*begin)
+                server.send(*begin)
                 time.sleep(silence_s)
                 ended_ns = time.monotonic_ns()
                 if end:
-                    server.tell(*end)
+                    server.send(*end)
                 back = consumer.wait_for(lambda rows, at=ended_ns: _first_fresh(rows, at) is not None, PATIENCE_S)
                 time.sleep(1.0)
                 rows.append(_taken(name, fault, silence_s, consumer.rows, began_ns, ended_ns) | {"back": back})
@@ -234,19 +234,19 @@ def leaks(folder: Path) -> dict[str, Any]:
         for _ in range(20):
             camera = Camera(server.url)
             camera.read()
-            server.tell("freeze", True)
+            server.send("freeze", True)
             time.sleep(0.3)
             start = time.monotonic()
             camera.close()
             closes.append(time.monotonic() - start)
-            server.tell("release")
+            server.send("release")
         found["close_s"] = {"n": len(closes), "max": round(max(closes), 3)}
         time.sleep(1.5)
         before = holdings()
         with Camera(server.url) as camera:
             while camera.counters.reconnects < reconnected:
                 seen = camera.counters.reconnects
-                server.tell("reset")
+                server.send("reset")
                 while camera.counters.reconnects == seen:
                     camera.read(timeout_ms=20_000)
         counters = camera.counters
@@ -350,7 +350,7 @@ def readme_table(result: dict[str, Any]) -> str:
         row = {r["who"]: r for r in result["ages"] if r["fps"] == speed}
         cells = [f"{row[name]['p99_ms']:.0f} ms" if row[name]["n"] else "–" for name in who]
         lines.append(f"| consumer of {speed} fps | {' | '.join(cells)} | {row['edgemae'].get('limit_ms', 0):.0f} ms |")
-    lines += ["", "| First fresh picture after the return (older than the policy) | " + " | ".join(who) + " |"]
+    lines += ["", "| First fresh image after the return (older than the policy) | " + " | ".join(who) + " |"]
     lines.append("| --- |" + " ---: |" * len(who))
     for fault, silence_s in dict.fromkeys((row["fault"], row["s"]) for row in result["faults"]):
         same = [row for row in result["faults"] if (row["fault"], row["s"]) == (fault, silence_s)]

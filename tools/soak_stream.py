@@ -1,12 +1,12 @@
-"""Whether a camera survives: one stream of 25 fps that is broken at random for as long as wanted.
+"""Whether a camera survives: one stream of 25 fps with random faults for as long as wanted.
 
     python tools/soak_stream.py --minutes 30 --json tools/results/stream-soak.json
     python tools/soak_stream.py --quick
 
-The server runs in a process of its own and every picture carries its capture time, so ages are those of the pictures.
+The server runs in a process of its own and every image carries its capture time, so ages are those of the images.
 Faults, in random order (`--seed`): the camera freezes, or stops answering as well; the network holds frames back and
 then delivers them all; connections are reset; half a frame, then the end; the server is away; noise in place of frames;
-another picture size; the source's clock jumps. The exit code is 1 when anything leaked, an old picture came through, or
+another image size; the source's clock jumps. The exit code is 1 when anything leaked, an old image came through, or
 the counters do not add up.
 """
 
@@ -37,8 +37,8 @@ FPS, LIMIT_MS = 25.0, 200.0
 # Between the stamp and the network lies the server's encoder, between the hand-over and the look at the clock this
 # process may be switched out: on a busy machine both take their time. What a fault holds back is older than this.
 LATE_MS = 100.0
-# A damaged packet that the decoder could repair is not told: it repeats old picture until the next key frame, which the
-# server sends every second.
+# A damaged packet that the decoder could repair is not reported: it repeats an old image until the next key
+# frame, which the server sends every second.
 NOISE_S = 4.0
 FAULTS = ("freeze", "deaf", "hold", "reset", "half", "away", "garbage", "resize", "jump")
 
@@ -63,7 +63,7 @@ def main() -> int:
     return 0 if result["passed"] else 1
 
 
-class Broken:
+class InjectedFaults:
     """What was done to the server, and until when its noise may be seen."""
 
     def __init__(self) -> None:
@@ -93,11 +93,11 @@ def soak(minutes: float, seed: int) -> dict[str, Any]:
     samples: list[dict[str, Any]] = []
     states: Counter[str] = Counter()
     seen = {"reads_without_frame": 0, "unreadable": 0, "older_than_policy": 0, "old_after_noise": 0}
-    dice, broken = random.Random(seed + 1), Broken()
+    dice, injected = random.Random(seed + 1), InjectedFaults()
     with ServerProcess("rtsp", fps=FPS, size=[320, 256]) as server:
         camera = Camera(server.url, f"staleness:{LIMIT_MS:.0f}ms")
-        breaker = threading.Thread(target=break_it, args=(server, random.Random(seed), broken))
-        breaker.start()
+        injector = threading.Thread(target=inject_faults, args=(server, random.Random(seed), injected))
+        injector.start()
         try:
             while time.monotonic() - start < minutes * 60:
                 if time.monotonic() - start >= 5.0 * len(samples):
@@ -112,7 +112,7 @@ def soak(minutes: float, seed: int) -> dict[str, Any]:
                     continue
                 assert frame is not None
                 age, own = age_ms(frame.array_bgr), frame.age_ms
-                is_noisy = time.monotonic() < broken.noise_until_s
+                is_noisy = time.monotonic() < injected.noise_until_s
                 if age is None:
                     seen["unreadable"] += 1
                 elif age > LIMIT_MS + LATE_MS:
@@ -124,17 +124,17 @@ def soak(minutes: float, seed: int) -> dict[str, Any]:
                 if dice.random() < 0.1:
                     time.sleep(dice.uniform(0.0, 0.15))  # a consumer that is too slow now and then
         finally:
-            broken.over.set()
-            breaker.join()
+            injected.over.set()
+            injector.join()
             closing = time.monotonic()
             camera.close()
             close_s = time.monotonic() - closing
     figures = {"ages": ages_of(ages.seen()), "not_in_age_ms": ages_of(hidden.seen()), **seen,
-               "faults": dict(broken.counts), "states": dict(states)}  # fmt: skip
-    return judge(minutes, samples, figures, camera, close_s) | {"samples": samples}
+               "faults": dict(injected.counts), "states": dict(states)}  # fmt: skip
+    return evaluate(minutes, samples, figures, camera, close_s) | {"samples": samples}
 
 
-def judge(
+def evaluate(
     minutes: float, samples: list[dict[str, Any]], figures: dict[str, Any], camera: Camera, close_s: float
 ) -> dict[str, Any]:
     """Return the figures and whether they are as promised."""
@@ -157,30 +157,30 @@ def judge(
     return found | {"passed": bool(kept and grown < 5 and steady and close_s < 1.5)}
 
 
-def break_it(server: ServerProcess, dice: random.Random, broken: Broken) -> None:
+def inject_faults(server: ServerProcess, dice: random.Random, injected: InjectedFaults) -> None:
     """Break the server in one way after the other until it is over."""
-    wide, over = False, broken.over
+    wide, over = False, injected.over
     while not over.wait(dice.uniform(2.0, 10.0)):
         fault = dice.choice(FAULTS)
-        broken.counts[fault] += 1
+        injected.counts[fault] += 1
         if fault in ("freeze", "deaf", "hold"):
-            server.tell(*(["freeze", fault == "deaf"] if fault != "hold" else ["hold"]))
+            server.send(*(["freeze", fault == "deaf"] if fault != "hold" else ["hold"]))
             over.wait(dice.choice((0.2, 0.4, 1.0, 3.0, 6.0)))
-            server.tell("release")
+            server.send("release")
         elif fault == "away":
-            server.tell("stop", dice.random() < 0.5)
+            server.send("stop", dice.random() < 0.5)
             over.wait(dice.choice((0.2, 1.0, 5.0, 10.0)))
-            server.tell("start")
+            server.send("start")
         elif fault == "garbage":
-            broken.noise_until_s = time.monotonic() + NOISE_S
-            server.tell("garbage", dice.randint(1, 5))
+            injected.noise_until_s = time.monotonic() + NOISE_S
+            server.send("garbage", dice.randint(1, 5))
         elif fault == "resize":
             wide = not wide
-            server.tell("resize", *((480, 256) if wide else (320, 256)))
+            server.send("resize", *((480, 256) if wide else (320, 256)))
         elif fault == "jump":
-            server.tell("jump_s", dice.uniform(-1e4, 1e4))
+            server.send("jump_s", dice.uniform(-1e4, 1e4))
         else:
-            server.tell("reset" if fault == "reset" else "half_frame")
+            server.send("reset" if fault == "reset" else "half_frame")
         say(f"{fault}")
 
 

@@ -29,8 +29,8 @@ from edgemae.cli.options import (
     find_targets,
     unfold,
 )
-from edgemae.cli.output import print_built, print_dry_run, print_rows, start_logging
-from edgemae.cli.training_result import emit, require_apart
+from edgemae.cli.output import print_compiled, print_dry_run, print_rows, start_logging
+from edgemae.cli.training_result import print_training_result, require_apart
 
 
 @app.command()
@@ -56,16 +56,15 @@ def compile(
         data__unlabelled=unlabelled, data__calib=calib_data, gates__max_drop_pts=max_drop,
         gates__p90_ms=max_latency_ms, gates__size_mib=max_size_mib, name=name, elastic__on=elastic,
     )  # fmt: skip
-    from edgemae.pipeline import compile as compilation
-    from edgemae.pipeline.benchmark import bench_at
+    from edgemae.pipeline.benchmark import benchmark_at
+    from edgemae.pipeline.compile import compile_bundles
+    from edgemae.pipeline.compile import dry_run as check
 
-    bench = bench_at(remote, remote_python)
+    benchmark = benchmark_at(remote, remote_python)
     if dry_run:
-        print_dry_run(
-            compilation.dry_run(plan, targets, source, bench=bench, **flags.at(output)), plan, json=flags.json
-        )
+        print_dry_run(check(plan, targets, source, benchmark=benchmark, **flags.at(output)), plan, json=flags.json)
     else:
-        print_built(compilation.build(plan, targets, source, bench=bench, **flags.at(output)), json=flags.json)
+        print_compiled(compile_bundles(plan, targets, source, benchmark=benchmark, **flags.at(output)), json=flags.json)
 
 
 @app.command()
@@ -80,8 +79,8 @@ def pretrain(
     plan = flags.resolve(data__unlabelled=unlabelled)
     from edgemae.pipeline import single_stage
 
-    made = single_stage.pretrain(plan, start, **flags.at(output))
-    emit("teacher", made, output, f"edgemae distill {{0}} --data {plan.data.train}", json=flags.json)
+    result = single_stage.pretrain(plan, start, **flags.at(output))
+    print_training_result("teacher", result, output, f"edgemae distill {{0}} --data {plan.data.train}", json=flags.json)
 
 
 @app.command()
@@ -93,8 +92,8 @@ def finetune(flags: TeacherFlags, teacher: TeacherPath, output: Output = Path("r
     plan = flags.resolve()
     from edgemae.pipeline import single_stage
 
-    made = single_stage.finetune(plan, teacher, **flags.at(output))
-    emit("teacher", made, output, f"edgemae distill {{0}} --data {plan.data.train}", json=flags.json)
+    result = single_stage.finetune(plan, teacher, **flags.at(output))
+    print_training_result("teacher", result, output, f"edgemae distill {{0}} --data {plan.data.train}", json=flags.json)
 
 
 @app.command()
@@ -111,10 +110,10 @@ def distill(
     plan = flags.resolve(data__unlabelled=unlabelled, distill__recipe=recipe, elastic__on=elastic)
     from edgemae.pipeline import single_stage
 
-    made = single_stage.distill(plan, teacher, guide, **flags.at(output))
+    result = single_stage.distill(plan, teacher, guide, **flags.at(output))
     extract_it = "edgemae extract {0} --depth ... --heads ... --mlp ... --px ... -o small.safetensors"
     following = extract_it if plan.elastic.on else f"edgemae compile {{0}} --data {plan.data.train}"
-    emit("student", made, output, following, json=flags.json)
+    print_training_result("student", result, output, following, json=flags.json)
 
 
 @app.command()
@@ -145,9 +144,9 @@ def prune(
     plan = flags.resolve(prune__keep_macs=keep_macs)
     from edgemae.pipeline import single_stage
 
-    made = single_stage.prune(plan, student, guide, device.width_multiple, **flags.at(output))
+    result = single_stage.prune(plan, student, guide, device.width_multiple, **flags.at(output))
     following = f"edgemae compile {{0}} --data {plan.data.train} --target {device.name} --set prune.keep_macs=1"
-    emit("student", made, output, following, json=flags.json)
+    print_training_result("student", result, output, following, json=flags.json)
 
 
 @app.command()
@@ -155,19 +154,19 @@ def prune(
 def quantize(
     flags: PlanFlags, student: StudentPath, output: Output = Path("runs/quantize"), target: TargetName = None,
     scheme: Schemes = None, calib_data: CalibData = None,
-    guide: Annotated[Path | None, typer.Option("--tuned-teacher", help="Fine-tuned teacher for the tail.")] = None,
-    aware: Annotated[bool, typer.Option("--aware", help="Train for the integers, also if int8 does not hurt.")] = False,
+    guide: Annotated[Path | None, typer.Option("--tuned-teacher", help="Fine-tuned teacher for QAT.")] = None,
+    qat: Annotated[bool, typer.Option("--qat", help="Also train for int8 (QAT) where it loses no accuracy.")] = False,
 ) -> None:  # fmt: skip
     """Make int8 graphs of a student, calibrated on images, and score each through its engine."""
     start_logging(flags.verbose)
     (device,) = find_targets([target])
     plan = flags.resolve(
-        data__calib=calib_data, quantize__schemes=scheme or None, quantize__aware_when="always" if aware else None
+        data__calib=calib_data, quantize__schemes=scheme or None, quantize__qat_when="always" if qat else None
     )
     from edgemae.pipeline import single_stage
 
-    made = single_stage.quantize(plan, student, guide, device, **flags.at(output))
-    print_rows("int8 graphs", made, json=flags.json)
+    result = single_stage.quantize(plan, student, guide, device, **flags.at(output))
+    print_rows("int8 graphs", result, json=flags.json)
 
 
 @app.command()
@@ -179,4 +178,4 @@ def demo(flags: RunFlags, output: Output = Path("runs/demo"), target: TargetName
     from edgemae.pipeline.demo import run_demo
 
     built = run_demo(target=device, overrides=tuple(flags.set_ or ()), seed=flags.seed, **flags.at(output))
-    print_built([built], json=flags.json)
+    print_compiled([built], json=flags.json)

@@ -1,4 +1,4 @@
-"""The verbs of galleries: what does this look like, and is it unlike everything normal?"""
+"""The commands of `edgemae gallery`: build, search and score."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from edgemae.cli.options import BundlePath, Json, Verbose, unfold
 from edgemae.cli.output import Verbs, print_rows, start_logging
 
 group = typer.Typer(
-    name="gallery", cls=Verbs, no_args_is_help=True, help="Search pictures by their embeddings, and find anomalies."
+    name="gallery", cls=Verbs, no_args_is_help=True, help="Search images by their embeddings, and find anomalies."
 )
 app.add_typer(group)
 
@@ -23,21 +23,23 @@ app.add_typer(group)
 def build(
     flags: LoadFlags,
     bundle: BundlePath,
-    folder: Annotated[str, typer.Argument(help="Class folders, or a flat folder of normal pictures.", metavar="DIR")],
+    folder: Annotated[str, typer.Argument(help="Class folders, or a flat folder of normal images.", metavar="DIR")],
     output: Annotated[Path, typer.Option("--output", "-o", help="The file to write.")],
-    anomaly: Annotated[bool, typer.Option("--anomaly", help="Take class folders too as one normal set.")] = False,
-    held_out: Annotated[str | None, typer.Option(help="Pictures for the threshold; default: half of DIR.")] = None,
-    false_alarm_rate: Annotated[float, typer.Option(help="Share of normal pictures that may be alarms.")] = 0.01,
-    limit_kib: Annotated[int, typer.Option(help="Size of what a normal set remembers.")] = 512,
+    anomaly: Annotated[
+        bool, typer.Option("--anomaly", help="Make one reference set (normal images) of class folders too.")
+    ] = False,
+    held_out: Annotated[str | None, typer.Option(help="Images for the threshold; default: half of DIR.")] = None,
+    false_alarm_rate: Annotated[float, typer.Option(help="Share of normal images that may be alarms.")] = 0.01,
+    limit_kib: Annotated[int, typer.Option(help="Size of what a reference set remembers.")] = 512,
     seed: Annotated[int, typer.Option(help="Of the split and of what is remembered.")] = 0,
     json: Json = False, verbose: Verbose = False,
 ) -> None:  # fmt: skip
-    """Make a labelled gallery of class folders, or a normal set of a flat folder or with --anomaly."""
+    """Make a labelled gallery of class folders, or a reference set of a flat folder or with --anomaly."""
     from edgemae.retrieval import folders
 
     start_logging(verbose)
     found = folders.build(
-        bundle, folder, output, flags.loading(), normal=anomaly, held_out=held_out,
+        bundle, folder, output, flags.loading(), as_reference=anomaly, held_out=held_out,
         false_alarm_rate=false_alarm_rate, limit_kib=limit_kib, seed=seed,
     )  # fmt: skip
     print_rows("built", found, json=json)
@@ -49,15 +51,15 @@ def search(
     flags: LoadFlags,
     bundle: BundlePath,
     gallery: Annotated[Path, typer.Argument(help="What `gallery build` wrote.", metavar="GALLERY")],
-    image: Annotated[str, typer.Argument(help="A picture.", metavar="IMAGE")],
+    image: Annotated[str, typer.Argument(help="An image.", metavar="IMAGE")],
     top: Annotated[int, typer.Option(help="How many of the nearest.")] = 5,
     json: Json = False,
 ) -> None:  # fmt: skip
-    """Show the pictures of a gallery that are nearest to one."""
-    from edgemae.retrieval.folders import search_gallery
+    """Show the images of a gallery that are nearest to one."""
+    from edgemae.retrieval import folders
 
     start_logging(False)
-    found = search_gallery(bundle, gallery, image, flags.loading(), top=top)
+    found = folders.search(bundle, gallery, image, flags.loading(), top=top)
     print_rows("found", found, json=json)
 
 
@@ -66,14 +68,14 @@ def search(
 def score(
     flags: LoadFlags,
     bundle: BundlePath,
-    normal: Annotated[Path, typer.Argument(help="A normal set that `gallery build` wrote.", metavar="NORMAL")],
-    source: Annotated[str, typer.Argument(help="A picture, or a folder of them.", metavar="SOURCE")],
-    save: Annotated[Path | None, typer.Option(help="Folder for the pictures with heat maps drawn over them.")] = None,
+    reference: Annotated[Path, typer.Argument(help="A reference set that `gallery build` wrote.", metavar="REFERENCE")],
+    source: Annotated[str, typer.Argument(help="An image, or a folder of them.", metavar="SOURCE")],
+    save: Annotated[Path | None, typer.Option(help="Folder for the images with heat maps drawn over them.")] = None,
     json: Json = False, verbose: Verbose = False,
 ) -> None:  # fmt: skip
-    """Say how unlike a normal set pictures are, the most unusual first."""
-    from edgemae.retrieval.folders import score_pictures
+    """Score images by how unlike a reference set they are, the most unusual first."""
+    from edgemae.retrieval import folders
 
     start_logging(verbose)
-    found = score_pictures(bundle, normal, source, flags.loading(), save=save)
+    found = folders.score(bundle, reference, source, flags.loading(), save=save)
     print_rows("scored", found, json=json)

@@ -196,10 +196,10 @@ class ProfileFlags:
                 expected="--remote user@host, with --remote-python or without, and no --trace",
                 fix="correct the options, or profile with --trace on that machine",
             )
-        from edgemae.deploy.remote_profile import profile_there
+        from edgemae.deploy.remote_profile import profile_remotely
         from edgemae.profiling.records import read_profile
 
-        return read_profile(profile_there(bundle, self.remote, given(context), self.remote_python or "python3"))
+        return read_profile(profile_remotely(bundle, self.remote, given(context), self.remote_python or "python3"))
 
 
 def _count(place: str) -> int:

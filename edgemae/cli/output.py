@@ -21,7 +21,7 @@ from edgemae.spec.errors import EdgemaeError, InputError, InternalError, Machine
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from edgemae.pipeline.compile import Built
+    from edgemae.pipeline.compile import Compiled
     from edgemae.profiling.records import Profile
     from edgemae.spec.plan_schema import Plan
     from edgemae.spec.target import Target
@@ -193,19 +193,19 @@ def screen() -> Console:
     return Console(width=wide, file=sys.stdout)
 
 
-def print_built(built: Sequence[Built], *, json: bool) -> None:
+def print_compiled(compiled: Sequence[Compiled], *, json: bool) -> None:
     """Print verdicts, tables and the next commands; exit 3 or 4 when a gate was missed."""
     from edgemae.evaluation.gates import exit_code
 
-    code = max((exit_code(b.gates) for b in built), key=lambda c: {0: 0, 4: 1, 3: 2}[c])
+    code = max((exit_code(b.gates) for b in compiled), key=lambda c: {0: 0, 4: 1, 3: 2}[c])
     if json:
-        pages = [json_library.loads((b.bundle.parent / "report.json").read_bytes()) for b in built]
-        reports = [{"bundle": str(b.bundle), **page} for b, page in zip(built, pages, strict=True)]
+        pages = [json_library.loads((b.bundle.parent / "report.json").read_bytes()) for b in compiled]
+        reports = [{"bundle": str(b.bundle), **page} for b, page in zip(compiled, pages, strict=True)]
         write_json(reports[0] if len(reports) == 1 else {"bundles": reports})
     else:
         from edgemae.evaluation.report.report import console_table
 
-        for b in built:
+        for b in compiled:
             screen().print(console_table(b.report))
             sys.stdout.write(
                 f"\nbundle: {b.bundle}\nreport: {b.bundle.parent / 'report.html'}\nnext:\n"

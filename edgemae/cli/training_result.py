@@ -1,4 +1,4 @@
-"""What a training verb made: copied to the top of its output folder, with how right it is and what to do next."""
+"""The result of a training verb: copied to the top of its output folder, with how right it is and what to do next."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def require_apart(final: Path, *sources: Path | None) -> None:
         )
 
 
-def emit(kind: str, model: Path, output: Path, following: str, *, json: bool) -> None:
+def print_training_result(kind: str, model: Path, output: Path, following: str, *, json: bool) -> None:
     """Copy a stage's model to the top of the output folder; say how right it is and what to do with it ({0}).
 
     Of several processes the first one does.

@@ -11,7 +11,7 @@ import typer
 from edgemae.cli.option_groups import LoadFlags
 
 if TYPE_CHECKING:
-    from edgemae.viewer.run import Watch
+    from edgemae.viewer.run import ViewerOptions
 
 # Typer reads these at run time, so they are spelled for Python 3.10.
 Policy = Annotated[str | None, typer.Option(help="latest, every or staleness:200ms; default by source.")]
@@ -35,11 +35,11 @@ class WatchFlags(LoadFlags):
     webui: WebUi = False
     port: Port = 8765
 
-    def wanted(self, json: bool) -> Watch:
+    def wanted(self, json: bool) -> ViewerOptions:
         """Return what to run on and how to show it."""
-        from edgemae.viewer.run import Watch
+        from edgemae.viewer.run import ViewerOptions
 
-        return Watch(
+        return ViewerOptions(
             policy=self.policy, limit=self.limit, max_age_ms=self.max_age_ms, loading=self.loading(), json=json,
             window=self.show, save=self.save, port=self.port if self.webui else None,
         )  # fmt: skip

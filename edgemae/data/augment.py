@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from edgemae.device.preprocess import Frame, crop, recolor, resize, rotate
+from edgemae.device.preprocess import ImageBGR, crop, recolor, resize, rotate
 from edgemae.spec.errors import PlanError
 from edgemae.spec.graph import PixelContract
 
@@ -40,7 +40,7 @@ class Augment(msgspec.Struct, frozen=True, kw_only=True):
             )
 
 
-def view(frame_bgr: Frame, pixel: PixelContract, augment: Augment, rng: np.random.Generator) -> Frame:
+def view(frame_bgr: ImageBGR, pixel: PixelContract, augment: Augment, rng: np.random.Generator) -> ImageBGR:
     """Return an (image_px, image_px, C) uint8 view: random resized crop (aspect 3/4 to 4/3), flip, then distortions.
 
     What is off draws nothing, and distortions draw last: crops and flips of a seed are the same with and without them.
@@ -77,10 +77,10 @@ def crop_box(height: int, width: int, crop_min: float, rng: np.random.Generator)
 MAGNITUDE_MOST = 10
 OPS_PER_VIEW = 2
 EMPTY = 128  # what a shifted or turned picture shows where it has nothing
-Op = Callable[[Frame, float], Frame]
+Op = Callable[[ImageBGR, float], ImageBGR]
 
 
-def distort(picture: Frame, magnitude: float, rng: np.random.Generator) -> Frame:
+def distort(picture: ImageBGR, magnitude: float, rng: np.random.Generator) -> ImageBGR:
     """Return a (H, W, C) uint8 picture after two random operations of one strength (RandAugment, Cubuk et al. 2020).
 
     `magnitude` 0..10 spans the ranges of AutoAugment (Cubuk et al. 2019, table 6). Each operation gets a strength in
@@ -96,7 +96,7 @@ def distort(picture: Frame, magnitude: float, rng: np.random.Generator) -> Frame
     return picture
 
 
-def _mapped(picture: Frame, curve: NDArray[np.floating]) -> Frame:
+def _mapped(picture: ImageBGR, curve: NDArray[np.floating]) -> ImageBGR:
     """Return the picture with each value v replaced by curve[v], (256,)."""
     return cv2.LUT(picture, np.clip(np.round(curve), 0, 255).astype(np.uint8))  # type: ignore[return-value]
 
@@ -104,7 +104,7 @@ def _mapped(picture: Frame, curve: NDArray[np.floating]) -> Frame:
 _VALUES = np.arange(256, dtype=np.float32)
 
 
-def _auto_contrast(picture: Frame, strength: float) -> Frame:
+def _auto_contrast(picture: ImageBGR, strength: float) -> ImageBGR:
     del strength  # it stretches each channel to 0..255, neither more nor less
     # Channel by channel: 0.03 ms at 96 px, where a minimum over the first two axes takes numpy 0.4 ms.
     low, high = np.array([cv2.minMaxLoc(plane)[:2] for plane in cv2.split(picture)]).T
@@ -112,42 +112,42 @@ def _auto_contrast(picture: Frame, strength: float) -> Frame:
     return cv2.transform(picture, np.column_stack((np.diag(scale), -low * scale)))  # type: ignore[return-value]
 
 
-def _equalize(picture: Frame, strength: float) -> Frame:
+def _equalize(picture: ImageBGR, strength: float) -> ImageBGR:
     del strength
     return np.dstack([cv2.equalizeHist(np.ascontiguousarray(picture[:, :, c])) for c in range(picture.shape[2])])
 
 
-def _brightness(picture: Frame, strength: float) -> Frame:
+def _brightness(picture: ImageBGR, strength: float) -> ImageBGR:
     return _mapped(picture, _VALUES * (1 + 0.9 * strength))
 
 
-def _contrast(picture: Frame, strength: float) -> Frame:
+def _contrast(picture: ImageBGR, strength: float) -> ImageBGR:
     mean = float(picture.mean())
     return _mapped(picture, mean + (_VALUES - mean) * (1 + 0.9 * strength))
 
 
-def _saturation(picture: Frame, strength: float) -> Frame:
+def _saturation(picture: ImageBGR, strength: float) -> ImageBGR:
     # The plain mean of the channels serves RGB and BGR alike.
     gray = cv2.transform(picture, np.full((3, 3), 1 / 3, np.float32))
     factor = 1 + 0.9 * strength
     return cv2.addWeighted(picture, factor, gray, 1 - factor, 0)  # type: ignore[return-value]
 
 
-def _sharpness(picture: Frame, strength: float) -> Frame:
+def _sharpness(picture: ImageBGR, strength: float) -> ImageBGR:
     factor = 1 + 0.9 * strength
     return cv2.addWeighted(picture, factor, cv2.blur(picture, (3, 3)), 1 - factor, 0)  # type: ignore[return-value]
 
 
-def _posterize(picture: Frame, strength: float) -> Frame:
+def _posterize(picture: ImageBGR, strength: float) -> ImageBGR:
     dropped = math.ceil(4 * abs(strength))  # of 8 bits
     return picture & np.uint8(0xFF << dropped & 0xFF)
 
 
-def _solarize(picture: Frame, strength: float) -> Frame:
+def _solarize(picture: ImageBGR, strength: float) -> ImageBGR:
     return _mapped(picture, np.where(256 * (1 - abs(strength)) <= _VALUES, 255 - _VALUES, _VALUES))
 
 
-def _moved(picture: Frame, matrix: Sequence[Sequence[float]], shift: tuple[float, float]) -> Frame:
+def _moved(picture: ImageBGR, matrix: Sequence[Sequence[float]], shift: tuple[float, float]) -> ImageBGR:
     """Return the picture under x -> matrix (x - centre) + centre + shift, in pixels."""
     height, width = picture.shape[:2]
     centre = np.array(((width - 1) / 2, (height - 1) / 2))
@@ -157,23 +157,23 @@ def _moved(picture: Frame, matrix: Sequence[Sequence[float]], shift: tuple[float
     return cv2.warpAffine(picture, affine, (width, height), borderValue=empty)  # type: ignore[return-value]
 
 
-def _shear_x(picture: Frame, strength: float) -> Frame:
+def _shear_x(picture: ImageBGR, strength: float) -> ImageBGR:
     return _moved(picture, ((1, 0.3 * strength), (0, 1)), (0, 0))
 
 
-def _shear_y(picture: Frame, strength: float) -> Frame:
+def _shear_y(picture: ImageBGR, strength: float) -> ImageBGR:
     return _moved(picture, ((1, 0), (0.3 * strength, 1)), (0, 0))
 
 
-def _translate_x(picture: Frame, strength: float) -> Frame:
+def _translate_x(picture: ImageBGR, strength: float) -> ImageBGR:
     return _moved(picture, ((1, 0), (0, 1)), (0.45 * strength * picture.shape[1], 0))
 
 
-def _translate_y(picture: Frame, strength: float) -> Frame:
+def _translate_y(picture: ImageBGR, strength: float) -> ImageBGR:
     return _moved(picture, ((1, 0), (0, 1)), (0, 0.45 * strength * picture.shape[0]))
 
 
-def _turn(picture: Frame, strength: float) -> Frame:
+def _turn(picture: ImageBGR, strength: float) -> ImageBGR:
     angle = math.radians(30 * strength)
     return _moved(picture, ((math.cos(angle), math.sin(angle)), (-math.sin(angle), math.cos(angle))), (0, 0))
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from edgemae.data.augment import Augment, view
 from edgemae.data.image_bytes import content, read_ahead, shown
 from edgemae.data.image_check import ends_early
-from edgemae.device.preprocess import Frame
+from edgemae.device.preprocess import ImageBGR
 from edgemae.device.preprocess import decode as decode_bytes
 from edgemae.spec.errors import DataError
 from edgemae.spec.graph import PixelContract
@@ -80,7 +80,7 @@ def decode(request: Request) -> Views:
     return Views(pictures, tuple(broken))
 
 
-def read_picture(reference: str, pixel: PixelContract) -> Frame:
+def read_image(reference: str, pixel: PixelContract) -> ImageBGR:
     """Return an image, a file or a member of a shard, as a BGR frame. Raises DataError."""
     frame = _frame(reference, pixel)
     if frame is None:
@@ -88,7 +88,7 @@ def read_picture(reference: str, pixel: PixelContract) -> Frame:
     return frame
 
 
-def _frame(reference: str, pixel: PixelContract) -> Frame | None:
+def _frame(reference: str, pixel: PixelContract) -> ImageBGR | None:
     """Return an image as a BGR frame; None for one that is broken, also one whose rest OpenCV would make up in gray."""
     try:
         data = content(reference)

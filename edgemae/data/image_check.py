@@ -3,25 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import NamedTuple
 
 import cv2
 import numpy as np
 
 from edgemae.data.image_bytes import content
-
-
-@contextmanager
-def quiet_opencv() -> Iterator[None]:
-    """Keep OpenCV from writing its own traces of broken files, which are named in the log."""
-    logging_of_cv2 = cv2.utils.logging
-    before = logging_of_cv2.setLogLevel(logging_of_cv2.LOG_LEVEL_SILENT)
-    try:
-        yield
-    finally:
-        logging_of_cv2.setLogLevel(before)
 
 
 class Checked(NamedTuple):

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 
-from edgemae.data.image_set import EXTENSIONS
 from edgemae.data.shard_index import indexes
 from edgemae.data.shards import shards_at
+from edgemae.device.camera.image_header import IMAGE_SUFFIXES
 
 
 def count_images(where: str) -> int:
@@ -15,4 +15,4 @@ def count_images(where: str) -> int:
     if shards is not None:
         return sum(len(index.starts) for index in indexes(shards))
     names = (name for _, _, files in os.walk(where) for name in files)
-    return sum(name.lower().endswith(EXTENSIONS) and not name.startswith(".") for name in names)
+    return sum(name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".") for name in names)

@@ -21,10 +21,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgemae.data.image_bytes import key_of_file
-from edgemae.data.image_check import Checked, check, quiet_opencv
+from edgemae.data.image_check import Checked, check
+from edgemae.device.camera.image_header import IMAGE_SUFFIXES
+from edgemae.device.opencv_log import quiet_opencv
 from edgemae.spec.errors import DataError
 
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 CHOICE_MOST = 200_000  # images that a sample is drawn from, themselves drawn at random: millions take too long
 SPLITS = {"train", "val", "valid", "validation", "test", "eval", "unlabelled", "unlabeled"}
 log = logging.getLogger("edgemae.data")
@@ -163,7 +164,7 @@ def _sound(images: ImageSet, found: list[Checked]) -> ImageSet:
         raise DataError(
             f"no readable image in '{images.folder}' ({len(skipped)} broken files)"
             if skipped else f"no image in '{images.folder}'",
-            expected=f"files ending in {', '.join(EXTENSIONS)}",
+            expected=f"files ending in {', '.join(IMAGE_SUFFIXES)}",
             fix="check the path and the files",
         )  # fmt: skip
     return replace(images.pick(good), skipped=skipped, sides_px=tuple(found[i].side_px for i in good))
@@ -182,8 +183,8 @@ def _list(root: Path) -> tuple[list[str], dict[str, list[str]]]:
             if not name.startswith(".") and os.path.realpath(os.path.join(where, name)) not in seen
         )  # fmt: skip
         shown = sorted(name for name in files if not name.startswith("."))
-        found = [name for name in shown if name.lower().endswith(EXTENSIONS)]
-        others.update(Path(name).suffix.lower() or name for name in shown if not name.lower().endswith(EXTENSIONS))
+        found = [name for name in shown if name.lower().endswith(IMAGE_SUFFIXES)]
+        others.update(Path(name).suffix.lower() or name for name in shown if not name.lower().endswith(IMAGE_SUFFIXES))
         if not found:
             continue
         part = Path(where).relative_to(root).parts

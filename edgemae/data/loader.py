@@ -19,6 +19,7 @@ from torch import Tensor
 
 from edgemae.data.augment import Augment
 from edgemae.data.decode_worker import Request, Views, decode, joined, start
+from edgemae.data.decoded_images import DecodedImages, decoded_images
 from edgemae.data.image_bytes import shown
 from edgemae.data.image_set import ImageSet
 from edgemae.device.preprocess import normalise_into
@@ -57,6 +58,8 @@ class Loader:
     `batch` counts the images of a step over all `world` processes; the one numbered `rank` gets its rows of it, in one
     piece. Every step's batch is the same for any `world`. With `views` above 0 an image has that many views, which
     return epoch after epoch.
+
+    What is not for training is decoded once for each pixel contract and kept, within `decoded_images.LIMIT_BYTES`.
     """
 
     images: ImageSet
@@ -109,11 +112,27 @@ class Loader:
         that cannot be read any more, MachineError when a worker process dies.
         """
         asked, lost = self._asked(first, stop), Lost()
-        if not self.workers or stop - first < 2:
+        kept = None if self.train else decoded_images(self.images, self.pixel)
+        found = self._views(asked, stop - first) if kept is None else self._kept_views(list(asked), kept)
+        for ask, views in found:
+            yield self._batch(ask, views, lost)
+
+    def _kept_views(self, asked: list[_Ask], kept: DecodedImages) -> Generator[tuple[_Ask, Views], None, None]:
+        """Yield requests with their views, in order; what is not kept yet is decoded and kept."""
+        missing = [ask for ask in asked if not kept.has(ask.indices)]
+        decoded = self._views(iter(missing), len(missing))
+        for ask in asked:
+            if not kept.has(ask.indices):
+                kept.put(ask.indices, next(decoded)[1].pictures)
+            yield ask, Views(kept.get(ask.indices))
+
+    def _views(self, asked: Iterator[_Ask], count: int) -> Generator[tuple[_Ask, Views], None, None]:
+        """Yield `count` requests with their views, in order, decoded here or by workers."""
+        if not self.workers or count < 2:
             for ask in asked:
-                yield self._batch(ask, decode(ask.request), lost)
+                yield ask, decode(ask.request)
             return
-        pool = _workers(min(self.workers, stop - first))
+        pool = _workers(min(self.workers, count))
         waiting: deque[tuple[_Ask, list[Future[Views]]]] = deque()
         ahead = self.ahead
         try:
@@ -122,9 +141,9 @@ class Loader:
                 parts = ask.request.divided(1 if ahead >= self.workers else self.workers)
                 waiting.append((ask, [pool.submit(decode, part) for part in parts]))
                 if len(waiting) > ahead:
-                    yield self._next(waiting, lost)
+                    yield _next(waiting)
             while waiting:
-                yield self._next(waiting, lost)
+                yield _next(waiting)
         except BrokenProcessPool as error:
             raise MachineError(
                 "a worker process that decodes images died",
@@ -154,10 +173,6 @@ class Loader:
             augment=self.augment,
             go_on=self.train and not self.images.checked,
         )
-
-    def _next(self, waiting: deque[tuple[_Ask, list[Future[Views]]]], lost: Lost) -> Batch:
-        ask, parts = waiting.popleft()
-        return self._batch(ask, joined([part.result() for part in parts]), lost)
 
     def _batch(self, ask: _Ask, views: Views, lost: Lost) -> Batch:
         lost.served += len(ask.indices)
@@ -221,6 +236,11 @@ class Lost:
                 expected=f"{LOST_FEW} at most, or 1 % of all",
                 fix="the shards are damaged, or were changed after they were indexed: copy or pack them again",
             )
+
+
+def _next(waiting: deque[tuple[_Ask, list[Future[Views]]]]) -> tuple[_Ask, Views]:
+    ask, parts = waiting.popleft()
+    return ask, joined([part.result() for part in parts])
 
 
 def _workers(count: int) -> ProcessPoolExecutor:

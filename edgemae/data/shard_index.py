@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgemae.data.image_bytes import BLOCK, close_shards, content_key
-from edgemae.data.image_set import EXTENSIONS
 from edgemae.data.tar_reader import Member, members
+from edgemae.device.camera.image_header import IMAGE_SUFFIXES
 from edgemae.device.engine_cache import cache_folder
 from edgemae.spec.atomic_file import replace_file
 from edgemae.spec.errors import DataError
@@ -142,7 +142,7 @@ class _Samples:
             seen = ", ".join(f"{ending} ({count})" for ending, count in self.others.most_common(5))
             raise DataError(
                 f"shard '{self.path}' holds no image" + (f", only {seen}" if seen else ""),
-                expected=f"members ending in {', '.join(EXTENSIONS)}",
+                expected=f"members ending in {', '.join(IMAGE_SUFFIXES)}",
                 fix="leave it out, or pack it anew",
             )
         starts, sizes, keys, labels = zip(*self.rows, strict=True)
@@ -153,8 +153,8 @@ class _Samples:
 
     def _close(self, sample: list[Member]) -> None:
         by_ending = {"." + member.name.rpartition("/")[2].partition(".")[2].lower(): member for member in sample}
-        pictures = [member for ending, member in by_ending.items() if ending in EXTENSIONS]
-        self.others.update(ending for ending in by_ending if ending not in (*EXTENSIONS, *LABELS))
+        pictures = [member for ending, member in by_ending.items() if ending in IMAGE_SUFFIXES]
+        self.others.update(ending for ending in by_ending if ending not in (*IMAGE_SUFFIXES, *LABELS))
         if not pictures:
             return
         if len(pictures) > 1:

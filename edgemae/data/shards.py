@@ -26,8 +26,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgemae.data.image_bytes import Part, shown
-from edgemae.data.image_set import EXTENSIONS, ImageSet, only_local, scan, sift
+from edgemae.data.image_set import ImageSet, only_local, scan, sift
 from edgemae.data.shard_index import Index, indexes
+from edgemae.device.camera.image_header import IMAGE_SUFFIXES
 from edgemae.spec.errors import DataError
 
 LANES_MOST = 64  # shards that are read side by side
@@ -195,7 +196,7 @@ def _shards_in(root: Path) -> list[str] | None:
     shards = [str(root / name) for name in names if name.endswith(".tar")]
     if not shards:
         return None
-    loose = [name for _, _, files in os.walk(root) for name in files if name.lower().endswith(EXTENSIONS)]
+    loose = [name for _, _, files in os.walk(root) for name in files if name.lower().endswith(IMAGE_SUFFIXES)]
     if loose:
         raise DataError(
             f"'{root}' mixes {len(shards)} tar files with {len(loose)} images",

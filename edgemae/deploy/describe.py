@@ -7,13 +7,11 @@ from typing import Any
 
 import msgspec
 
-from edgemae.evaluation.evaluate import require_model_path
 from edgemae.spec.bundle import Bundle, is_bundle, open_bundle
 
 
 def describe(path: Path, heads: int = 0, decoder_heads: int = 0) -> dict[str, Any]:
     """Return what a bundle or a model file is."""
-    require_model_path(path)
     if is_bundle(path):
         return _describe_bundle(open_bundle(path))
     from edgemae.model.import_teacher import load_teacher

@@ -32,18 +32,19 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 def main(verb: str, order: dict[str, Any]) -> None:
     """Do one order and print its answer; what the disk refuses is an answer too."""
     verbs: dict[str, Callable[..., dict[str, Any]]] = {
-        "look": look, "stored": stored, "receive": receive, "start": start, "follow": follow, "drop": drop,
+        "environment": environment, "stored": stored, "receive": receive,
+        "start": start, "follow": follow, "drop": drop,
     }  # fmt: skip
     try:
-        tell({"answer": verbs[verb](**order)})
+        send({"answer": verbs[verb](**order)})
     except BrokenPipeError:  # nobody listens any more
         os._exit(0)
     except OSError as error:
         kind = "full" if error.errno in FULL else "refused"
-        tell({"answer": {"error": kind, "text": f"{error.filename or folder()}: {error.strerror}"}})
+        send({"answer": {"error": kind, "text": f"{error.filename or folder()}: {error.strerror}"}})
 
 
-def tell(message: dict[str, Any]) -> None:
+def send(message: dict[str, Any]) -> None:
     sys.stdout.write(MARK + json.dumps(message) + "\n")
     sys.stdout.flush()
 
@@ -58,7 +59,7 @@ def folder() -> Path:
 # ---------------------------------------------------------------- this machine
 
 
-def look() -> dict[str, Any]:
+def environment() -> dict[str, Any]:
     """Return what is installed here, and make room for what will come."""
     os.makedirs(folder(), mode=0o700, exist_ok=True)
     os.makedirs(folder() / "jobs", exist_ok=True)
@@ -89,7 +90,7 @@ def stored(sha256: str, size: int, name: str) -> dict[str, Any]:
         return {"done": False, "have": have}
     if have > size or digest(part) != sha256:
         part.unlink()
-        return {"done": False, "have": 0, "spoiled": True}
+        return {"done": False, "have": 0, "corrupted": True}
     whole.parent.mkdir(exist_ok=True)
     os.replace(part, whole)
     kept = sorted((p for p in folder().iterdir() if p.name != "jobs"), key=lambda p: p.stat().st_mtime, reverse=True)
@@ -173,18 +174,18 @@ def follow(job: str, offset: int) -> dict[str, Any]:
 
     No codes: it was killed.
     """
-    place, told_s = folder() / "jobs" / job, time.monotonic()
+    place, sent_s = folder() / "jobs" / job, time.monotonic()
     while True:
         over = (place / "ended").exists() or not alive(place)
         for line in new_lines(place / "log", offset, over):
             offset += len(line)
-            told_s = time.monotonic()
-            tell({"line": line.decode(errors="replace").rstrip("\n"), "offset": offset})
+            sent_s = time.monotonic()
+            send({"line": line.decode(errors="replace").rstrip("\n"), "offset": offset})
         if over:
             break
-        if time.monotonic() - told_s > HEARTBEAT_S:
-            told_s = time.monotonic()
-            tell({})
+        if time.monotonic() - sent_s > HEARTBEAT_S:
+            sent_s = time.monotonic()
+            send({})
         time.sleep(LOOK_EVERY_S)
     ended = place / "ended"
     outputs = sorted(place.glob("out.*"), key=lambda path: int(path.suffix[1:]))

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from edgemae.deploy.ssh import Far, parse_address
+from edgemae.deploy.ssh import RemoteHost, parse_address
 from edgemae.device.engine_cache import cache_folder
 from edgemae.profiling.records import store
 from edgemae.spec.bundle import open_bundle
@@ -28,7 +28,7 @@ FILES = {
 }  # options whose value may be a file with such an ending: it is copied along
 
 
-def profile_there(
+def profile_remotely(
     bundle: Path, remote: str, options: Sequence[tuple[str, str]] = (), python: str = "python3"
 ) -> Path:  # fmt: skip
     """Finalize and profile a bundle on another machine; return the record of it, BUNDLE.HOST.profile.json beside it.
@@ -36,47 +36,47 @@ def profile_there(
     `options` are those of `edgemae profile`, ("--runs", "300") and ("--per-layer", "") for a flag. Raises RemoteError
     for a machine that cannot be used, and what the other edgemae itself raises.
     """
-    open_bundle(bundle)  # what is broken here need not travel
-    with Far(parse_address(remote), python) as far, tempfile.TemporaryDirectory() as draft:
-        program = check(far)
-        there = far.copy(_as_file(bundle, Path(draft)))
+    open_bundle(bundle)  # a corrupt bundle need not travel
+    with RemoteHost(parse_address(remote), python) as host, tempfile.TemporaryDirectory() as draft:
+        program = find_edgemae(host)
+        remote_path = host.copy(_as_file(bundle, Path(draft)))
         passed: dict[str, list[str]] = {}
         for name, value in options:
             is_file = name in FILES and value.endswith(FILES[name])
-            passed.setdefault(name, []).append(_along(far, value, Path(draft)) if is_file else value)
+            passed.setdefault(name, []).append(_copy_option_file(host, value, Path(draft)) if is_file else value)
         flat = [part for name, values in passed.items() for value in values for part in (name, value) if part]
         target = ["--target", passed["--target"][-1]] if "--target" in passed else []
-        codes, outputs = far.run([
-            [*program, "finalize", there, *target, "--no-profile", "--json"],
-            [*program, "profile", there, *flat, "--json"],
+        codes, outputs = host.run([
+            [*program, "finalize", remote_path, *target, "--no-profile", "--json"],
+            [*program, "profile", remote_path, *flat, "--json"],
         ])  # fmt: skip
-        found = answer(far, codes, outputs, commands=2)
+        found = parse_answer(host, codes, outputs, commands=2)
     scenario = "" if found["scenario"] == "single" else f".{found['scenario']}"
-    return _store(bundle.with_name(f"{bundle.name}.{far.address.name}{scenario}.profile.json"), found)
+    return _store(bundle.with_name(f"{bundle.name}.{host.address.name}{scenario}.profile.json"), found)
 
 
-def check(far: Far) -> list[str]:
+def find_edgemae(host: RemoteHost) -> list[str]:
     """Return the command that starts edgemae there. Raises RemoteError, with the line that installs it."""
-    found = far.again(lambda: far.ask("look"))
+    found = host.retry(lambda: host.ask("environment"))
     if found["edgemae"] is None:
         raise RemoteError(
-            f"{far.address.host} has no edgemae for {found['program']} (Python {found['python']})",
+            f"{host.address.host} has no edgemae for {found['program']} (Python {found['python']})",
             expected=f"edgemae {__version__} there, with an engine",
             fix="name the interpreter that has it: --remote-python ~/venv/bin/python; or bring a wheel there (pip "
             f"wheel --no-deps . in a checkout) and {found['program']} -m pip install 'WHEEL[camera,onnxruntime]'",
         )
     if found["edgemae"] != __version__:
-        log.warning("%s has edgemae %s, here it is %s", far.address.host, found["edgemae"], __version__)
+        log.warning("%s has edgemae %s, here it is %s", host.address.host, found["edgemae"], __version__)
     return [found["program"], "-m", "edgemae"]
 
 
-def _along(far: Far, value: str, draft: Path) -> str:
+def _copy_option_file(host: RemoteHost, value: str, draft: Path) -> str:
     """Copy the file that an option names, alone or behind a kind (`onnx:student.onnx`); a name is left as it is."""
     kind, colon, place = value.partition(":")
     if Path(value).exists():
-        return far.copy(_as_file(Path(value), draft))
+        return host.copy(_as_file(Path(value), draft))
     if colon and Path(place).exists():
-        return f"{kind}:{far.copy(_as_file(Path(place), draft))}"
+        return f"{kind}:{host.copy(_as_file(Path(place), draft))}"
     return value
 
 
@@ -91,20 +91,20 @@ def _as_file(path: Path, draft: Path) -> Path:
     return whole
 
 
-def answer(far: Far, codes: list[int], outputs: list[str], commands: int = 1) -> dict[str, Any]:
-    """Return what the last of so many commands printed; raise the error that it tells of, as if it came from here."""
+def parse_answer(host: RemoteHost, codes: list[int], outputs: list[str], commands: int = 1) -> dict[str, Any]:
+    """Return what the last of so many commands printed; raise the error that it reports, as if it came from here."""
     try:
         found = json.loads(outputs[-1])
         if not isinstance(found, dict) or (len(codes) < commands and "error" not in found):
             raise ValueError("no record")
     except (IndexError, ValueError) as error:
         raise RemoteError(
-            f"edgemae on {far.address.host} ended with {codes[-1]} and without a record",
+            f"edgemae on {host.address.host} ended with {codes[-1]} and without a record",
             expected="one JSON object on its stdout",
             fix="see its last lines above; try `edgemae doctor` there",
         ) from error
-    if said := found.get("error"):
-        raise error_of({**said, "what": f"on {far.address.host}: {said['what']}"})
+    if failed := found.get("error"):
+        raise error_of({**failed, "what": f"on {host.address.host}: {failed['what']}"})
     return found
 
 

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
 from edgemae.deploy.remote_agent import MARK
-from edgemae.deploy.ssh_errors import LostError, failure
+from edgemae.deploy.ssh_errors import ConnectionLostError, failure
 from edgemae.device.engine_cache import cache_folder
 from edgemae.spec.errors import EngineRuntimeError, InputError, RemoteError, StorageError
 from edgemae.terminal.progress import Progress, progress
@@ -64,28 +64,28 @@ def parse_address(text: str) -> Address:
     found = re.fullmatch(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9_][A-Za-z0-9_.-]*)(?::(\d{1,5}))?", place)
     if found and (not at or re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.\\@-]*", user)):
         return Address(user, found[1].strip("[]"), found[2] or "")
-    shown = f"...@{place}" if ":" in user else text  # what stands behind the colon may be a password
+    visible = f"...@{place}" if ":" in user else text  # what stands behind the colon may be a password
     raise InputError(
-        f"--remote '{shown}' is not the address of a machine" + (": it may hold no password" if ":" in user else ""),
+        f"--remote '{visible}' is not the address of a machine" + (": it may hold no password" if ":" in user else ""),
         expected="user@host, user@host:port or a Host of your ssh_config",
         fix="correct it; log in with a key: ssh-keygen, then ssh-copy-id user@host",
     )
 
 
-class Far:
+class RemoteHost:
     """One machine behind `address`, for as long as a `with` block; `python` is its interpreter that has edgemae.
 
-    `met`: it has answered before, so that a connection that fails now is worth another attempt.
+    `has_answered`: it has answered before, so that a connection that fails now is worth another attempt.
     """
 
-    def __init__(self, address: Address, python: str = "python3", *, met: bool = False) -> None:
-        self.address, self._met = address, met
+    def __init__(self, address: Address, python: str = "python3", *, has_answered: bool = False) -> None:
+        self.address, self._has_answered = address, has_answered
         # ~/ is the other machine's: quoted, its shell would not expand it.
         home, rest = ("~/", python[2:]) if python.startswith("~/") else ("", python)
         self._python, self._python_text = home + shlex.quote(rest), python
         self._sockets: Path | None = None
 
-    def __enter__(self) -> Far:
+    def __enter__(self) -> RemoteHost:
         if shutil.which("ssh") is None:
             raise RemoteError(
                 "the program 'ssh' is not installed here", expected="OpenSSH's client",
@@ -101,13 +101,13 @@ class Far:
             shutil.rmtree(self._sockets, ignore_errors=True)
 
     def ask(
-        self, verb: str, *, data: BinaryIO | None = None, shown: Progress | None = None,
-        heard: Callable[[dict[str, Any]], None] | None = None, **order: Any,
+        self, verb: str, *, data: BinaryIO | None = None, bar: Progress | None = None,
+        on_message: Callable[[dict[str, Any]], None] | None = None, **order: Any,
     ) -> dict[str, Any]:  # fmt: skip
         """Give one order of `remote_agent` and return its answer; `data` follows it.
 
-        Raises LostError for a connection that broke, RemoteError for a machine that cannot be used at all, and
-        StorageError when its disk refuses.
+        Raises ConnectionLostError, RemoteError for a machine that cannot be used at all, and StorageError when its disk
+        refuses.
         """
         text = AGENT.read_bytes() + f"\nmain({verb!r}, {order!r})\n".encode()
         command = [*self._ssh(), "--", self.address.host, f"{self._python} -c {shlex.quote(BOOT)} {len(text)}"]
@@ -121,8 +121,8 @@ class Far:
                     ssh.stdin.write(text)
                     while data is not None and (chunk := data.read(CHUNK)):
                         ssh.stdin.write(chunk)
-                        if shown is not None:
-                            shown.advance(len(chunk))
+                        if bar is not None:
+                            bar.advance(len(chunk))
                 with contextlib.suppress(BrokenPipeError):
                     ssh.stdin.close()
                 for line in ssh.stdout:
@@ -131,29 +131,29 @@ class Far:
                     message = json.loads(line[len(MARK) :])
                     if "answer" in message:
                         answer = message["answer"]
-                    elif heard is not None:
-                        heard(message)
+                    elif on_message is not None:
+                        on_message(message)
                 code = ssh.wait()
             finally:
                 ssh.kill()
                 ssh.wait()
                 ssh.stdout.close()
             errors.seek(0)
-            said = errors.read().decode(errors="replace").strip()
+            stderr = errors.read().decode(errors="replace").strip()
         if answer is None:
-            raise failure(code, said, self.address.host, self._python_text, met=self._met)
-        self._met = True
+            raise failure(code, stderr, self.address.host, self._python_text, has_answered=self._has_answered)
+        self._has_answered = True
         if "error" in answer:
-            raise self._disk(answer)
+            raise self._disk_error(answer)
         return answer
 
-    def again(self, act: Callable[[], T], progressed: Callable[[], object] = lambda: None) -> T:
+    def retry(self, act: Callable[[], T], progressed: Callable[[], object] = lambda: None) -> T:
         """Act until the connection holds; raise RemoteError after ATTEMPTS losses in a row that brought nothing new."""
         losses, before = 0, progressed()
         while True:
             try:
                 return act()
-            except LostError as error:
+            except ConnectionLostError as error:
                 losses, before = (1 if (now := progressed()) != before else losses + 1), now
                 if losses >= ATTEMPTS:
                     raise RemoteError(
@@ -166,30 +166,31 @@ class Far:
                 time.sleep(wait_s)
 
     def copy(self, path: Path) -> str:
-        """Bring a file there unless it is there already, and return its path there; a broken copy goes on."""
+        """Bring a file there unless it is there already, and return its path there; an interrupted copy goes on."""
         with path.open("rb") as file:
             sha256 = hashlib.sha256(file.read()).hexdigest()
-        size, spoiled, have = path.stat().st_size, 0, 0
+        size, corrupted, have = path.stat().st_size, 0, 0
         about: dict[str, Any] = {"sha256": sha256, "size": size, "name": re.sub(r"[^A-Za-z0-9._-]", "_", path.name)}
 
         def act() -> str:
-            nonlocal have, spoiled
-            there = self.ask("stored", **about)
-            while not there["done"]:
-                have = there["have"]
-                spoiled += "spoiled" in there
-                if spoiled >= COPIES:
+            nonlocal have, corrupted
+            stored = self.ask("stored", **about)
+            while not stored["done"]:
+                have = stored["have"]
+                corrupted += "corrupted" in stored
+                if corrupted >= COPIES:
                     raise RemoteError(
-                        f"'{path}' arrives changed on {self.address.host}, {spoiled} times", expected="the same bytes",
+                        f"'{path}' arrives changed on {self.address.host}, {corrupted} times",
+                        expected="the same bytes",
                         fix="see that nothing writes to the file meanwhile, and check the disk there",
                     )  # fmt: skip
                 label = f"copy {path.name} to {self.address.host}"
-                with path.open("rb") as file, progress(label, size, done=have) as shown:
+                with path.open("rb") as file, progress(label, size, done=have) as bar:
                     file.seek(have)
-                    there = self.ask("receive", data=file, shown=shown, offset=have, **about)
-            return str(there["path"])
+                    stored = self.ask("receive", data=file, bar=bar, offset=have, **about)
+            return str(stored["path"])
 
-        return self.again(act, progressed=lambda: have)
+        return self.retry(act, progressed=lambda: have)
 
     def run(self, commands: list[list[str]]) -> tuple[list[int], list[str]]:
         """Run commands there one after another until one fails; return exit codes and what each wrote to stdout.
@@ -200,7 +201,7 @@ class Far:
         offset = 0
         job = hashlib.sha256(json.dumps([platform.node(), commands]).encode()).hexdigest()[:16]
 
-        def heard(message: dict[str, Any]) -> None:
+        def on_message(message: dict[str, Any]) -> None:
             nonlocal offset
             if "line" in message:
                 offset = message["offset"]
@@ -210,20 +211,22 @@ class Far:
         fetched = cache_folder() / "remote" / f"{self.address.name}-{job}.fetched"
         try:
             if fetched.exists():
-                self.again(lambda: self.ask("drop", job=job))
+                self.retry(lambda: self.ask("drop", job=job))
                 fetched.unlink(missing_ok=True)
-            begun = self.again(lambda: self.ask("start", job=job, commands=commands))
+            begun = self.retry(lambda: self.ask("start", job=job, commands=commands))
             if not begun["started"]:
                 log.info("%s: found the same run there, begun %.0f s ago", self.address.host, begun["age_s"])
-            ended = self.again(lambda: self.ask("follow", heard=heard, job=job, offset=offset), lambda: offset)
+            ended = self.retry(
+                lambda: self.ask("follow", on_message=on_message, job=job, offset=offset), lambda: offset
+            )
         except RemoteError:  # it cannot be reached: what runs there is kept for the next attempt
             raise
         except BaseException:
-            with contextlib.suppress(LostError, RemoteError, StorageError):
+            with contextlib.suppress(ConnectionLostError, RemoteError, StorageError):
                 self.ask("drop", job=job)
             raise
         try:
-            self.again(lambda: self.ask("drop", job=job))
+            self.retry(lambda: self.ask("drop", job=job))
         except (RemoteError, StorageError):
             with contextlib.suppress(OSError):
                 fetched.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -248,7 +251,7 @@ class Far:
         command += ["-l", self.address.user] if self.address.user else []
         return command + (["-p", self.address.port] if self.address.port else [])
 
-    def _disk(self, answer: dict[str, Any]) -> StorageError:
+    def _disk_error(self, answer: dict[str, Any]) -> StorageError:
         what = "the disk of {} is full" if answer["error"] == "full" else "{} refuses to write"
         return StorageError(
             f"{what.format(self.address.host)}: {answer['text']}",

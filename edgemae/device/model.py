@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -18,10 +18,11 @@ from numpy.typing import NDArray
 from edgemae.device.engines import ENGINES, find_engine, open_session
 from edgemae.device.hardware.cpu_affinity import checked_cores
 from edgemae.device.hardware.heap import trim_heap
+from edgemae.device.outputs import top_classes
 from edgemae.device.preprocess import as_bgr, preprocess
 from edgemae.device.selfcheck import Check, check
 from edgemae.device.session import Session
-from edgemae.device.stream_result import MAX_FAILURES, Streamed
+from edgemae.device.stream_result import MAX_FAILURES, StreamResult
 from edgemae.spec.bundle import Bundle, Variant, open_bundle
 from edgemae.spec.errors import EdgemaeError, EngineMissingError, EngineRuntimeError, InputError, nearest
 from edgemae.spec.provenance import Provenance, provenance_of
@@ -79,7 +80,7 @@ class Model:
         with self._turn:
             outputs = self.session(pixels)
         after = time.perf_counter_ns()
-        _must_be_finite(outputs, self.variant)
+        _require_finite(outputs, self.variant)
         logits, embedding, tokens = (outputs.get(name) for name in ("logits", "embedding", "tokens"))
         topk = [] if logits is None else top_classes(logits[0], self.labels, top)
         label, score = topk[0] if topk else (None, None)
@@ -101,14 +102,14 @@ class Model:
 
     def stream(
         self, source: Sources, policy: str | None = None, *, realtime: bool = False,
-        on_result: Callable[[Streamed[Result]], object] | None = None, max_age_ms: float | None = None,
+        on_result: Callable[[StreamResult[Result]], object] | None = None, max_age_ms: float | None = None,
         max_failures: int | None = MAX_FAILURES,
     ) -> Stream[Result]:  # fmt: skip
         """Return a stream of results for a camera index, a video file, a URL, an image folder, or several of them.
 
         Take them by `for`, by `async for`, or with `on_result` by `.run()` here or `.start()` in a thread. Without
         `policy` a live source gives its newest frame and a file every frame; `realtime` plays a file at its own rate.
-        A mapping or a list of sources is served in turns, and `seen.source` tells which. A result whose frame is older
+        A mapping or a list of sources is read in turns, and `seen.source` names the one. A result whose frame is older
         than `max_age_ms` is withheld. After `max_failures` failures in a row the stream raises (None: never). Close it,
         or use a `with` block. Raises CameraError, InputError.
         """
@@ -153,7 +154,7 @@ class Model:
         self.close()
 
 
-def _must_be_finite(outputs: Mapping[str, NDArray[np.float32]], variant: Variant) -> None:
+def _require_finite(outputs: Mapping[str, NDArray[np.float32]], variant: Variant) -> None:
     """Raise EngineRuntimeError for NaN or infinity: any label made of that would be a wrong one."""
     for name, values in outputs.items():
         if not np.isfinite(values).all():
@@ -162,17 +163,6 @@ def _must_be_finite(outputs: Mapping[str, NDArray[np.float32]], variant: Variant
                 expected="finite outputs",
                 fix="run `edgemae verify` on the bundle; another of its engines (--engine) may compute it right",
             )
-
-
-def top_classes(logits: NDArray[np.float32], labels: Sequence[str], top: int = 5) -> list[tuple[str, float]]:
-    """Return (label, softmax share) of the `top` best classes of logits (K,), the best first."""
-    shares = np.exp(logits.astype(np.float64) - logits.max())
-    shares /= shares.sum()
-    count = min(max(top, 1), len(shares))
-    # Only those that can be among the best are sorted: of 1000 classes in a third of the time. NaN stays in.
-    best = np.flatnonzero(~(shares < np.partition(shares, -count)[-count]))
-    order = np.argsort(-shares[best], kind="stable")[:count]
-    return [(labels[i] if i < len(labels) else str(i), float(shares[i])) for i in best[order].tolist()]
 
 
 def load(
@@ -203,13 +193,13 @@ def load(
     bundle = open_bundle(path)
     goal = bundle.manifest.target if target is None else target if isinstance(target, Target) else find_target(target)
     placed = checked_cores(cores)
-    model = _first_that_works(bundle, engine, _with_threads(goal, threads, placed), placed, fallback)
+    model = _load_first_working(bundle, engine, _with_threads(goal, threads, placed), placed, fallback)
     del bundle  # with every byte of it
     trim_heap()
     return model
 
 
-def _first_that_works(bundle: Bundle, engine: str, goal: Target, cores: tuple[int, ...], fallback: str) -> Model:
+def _load_first_working(bundle: Bundle, engine: str, goal: Target, cores: tuple[int, ...], fallback: str) -> Model:
     manifest = bundle.manifest
     if manifest.status == "failed":
         missed = ", ".join(gate.gate for gate in manifest.gates if not gate.passed)
@@ -231,7 +221,7 @@ def _first_that_works(bundle: Bundle, engine: str, goal: Target, cores: tuple[in
             raise
         model.skipped = tuple((variant.id, error.what) for variant, error in failures)
         return model
-    raise _nothing_left(bundle, failures)
+    raise _no_variant_error(bundle, failures)
 
 
 def _variants(bundle: Bundle, engine: str) -> list[Variant]:
@@ -250,14 +240,14 @@ def _variants(bundle: Bundle, engine: str) -> list[Variant]:
 
 def _with_threads(target: Target, threads: int | None, cores: tuple[int, ...]) -> Target:
     """Return the target with the threads that were asked for, or with no more than there are cores for them."""
-    wanted = min(target.threads, len(cores) or target.threads) if threads is None else threads
-    if wanted < 1 or (cores and wanted > len(cores)):
+    asked = min(target.threads, len(cores) or target.threads) if threads is None else threads
+    if asked < 1 or (cores and asked > len(cores)):
         raise InputError(
-            f"{wanted} threads were asked for" + (f", on {len(cores)} cores" if cores else ""),
+            f"{asked} threads were asked for" + (f", on {len(cores)} cores" if cores else ""),
             expected=f"1 to {len(cores)}" if cores else "1 or more",
             fix="correct `threads`; more of them than cores only switch one another out",
         )
-    return msgspec.structs.replace(target, threads=wanted)
+    return msgspec.structs.replace(target, threads=asked)
 
 
 def _open(bundle: Bundle, variant: Variant, target: Target, cores: tuple[int, ...]) -> Session:
@@ -270,7 +260,7 @@ def _open(bundle: Bundle, variant: Variant, target: Target, cores: tuple[int, ..
     return open_session(variant.engine, bundle.variant_files(variant), target, cores)
 
 
-def _nothing_left(bundle: Bundle, failures: list[tuple[Variant, EdgemaeError]]) -> EdgemaeError:
+def _no_variant_error(bundle: Bundle, failures: list[tuple[Variant, EdgemaeError]]) -> EdgemaeError:
     """Return the one error when there was one variant, else an error that lists every variant's reason."""
     if len(failures) == 1:
         return failures[0][1]

@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from edgemae.device.preprocess import Frame, as_bgr, decode, preprocess
+from edgemae.device.preprocess import ImageBGR, as_bgr, decode, preprocess
 from edgemae.device.session import Session
 from edgemae.spec.bundle import Bundle, Golden, Variant
 from edgemae.spec.errors import BundleCorruptError, InternalError, SelfCheckError
@@ -47,7 +47,7 @@ def some_tokens(tokens: NDArray[Any]) -> NDArray[np.float64]:
 
 
 def golden_files(
-    frames_bgr: Sequence[Frame], pixel: PixelContract, outputs: Mapping[str, NDArray[Any]],
+    frames_bgr: Sequence[ImageBGR], pixel: PixelContract, outputs: Mapping[str, NDArray[Any]],
     tokens: Mapping[str, NDArray[Any]] | None = None, dtype: str = "float32",
 ) -> tuple[Golden, dict[str, bytes]]:  # fmt: skip
     """Return the golden set and its files: frames as PNG, their tensors, and outputs[variant id] of shape (frames, K).
@@ -86,11 +86,11 @@ def check(session: Session, bundle: Bundle, variant: Variant) -> Check:
     for frame_name, tensor_name in zip(manifest.golden.frames, manifest.golden.tensors, strict=True):
         tensor = _golden_tensor(bundle, frame_name, tensor_name)
         start = time.perf_counter_ns()
-        said = session(tensor)
+        outputs_of_frame = session(tensor)
         took_ns.append(time.perf_counter_ns() - start)
-        rows.append(said[output].reshape(-1).astype(np.float64))
+        rows.append(outputs_of_frame[output].reshape(-1).astype(np.float64))
         if "tokens" in names:
-            patches.append(some_tokens(said["tokens"]))
+            patches.append(some_tokens(outputs_of_frame["tokens"]))
     if patches:
         _compare_tokens(np.stack(patches), _array(bundle, golden_name(variant.id, TOKENS)), variant)
     reference = _array(bundle, variant.golden).astype(np.float64)

@@ -80,7 +80,7 @@ class Instrumented:
             self._read()
 
     def finish(self) -> list[Operator]:
-        with engine_errors(self.engine, "tell of its operators"):
+        with engine_errors(self.engine, "report its operators"):
             return self._finish()
 
 
@@ -93,23 +93,23 @@ class Engine:
     version: Callable[[], str | None]  # None: cannot be imported here
     compile: Callable[[Mapping[str, bytes], Target], bytes]
     load: Callable[[bytes, Target], Session]
-    instrument: Callable[[Mapping[str, bytes], Target], Instrumented]  # tells of every operator, and is slower
+    instrument: Callable[[Mapping[str, bytes], Target], Instrumented]  # reports every operator, and is slower
     facts: Callable[[], dict[str, str]]  # what else a compiled blob depends on, such as the GPU and its driver
     cached: bool = True  # False where compiling is free
 
 
 def library(engine: str, modules: tuple[str, ...], needs: str) -> ModuleType:
-    """Import the first module that is installed. Raises EngineMissingError, also for one that is there but broken."""
-    broken = ""
+    """Import the first module that is installed. Raises EngineMissingError, also for one that cannot be imported."""
+    reason = ""
     for name in modules:
         try:
             return importlib.import_module(name)
         except ModuleNotFoundError as error:
             if error.name != name:
-                broken = f": {error}"
+                reason = f": {error}"
         except (ImportError, OSError) as error:  # a shared library of the engine is missing
-            broken = f": {error}"
-    state = f"is installed but cannot be imported{broken}" if broken else "is not installed"
+            reason = f": {error}"
+    state = f"is installed but cannot be imported{reason}" if reason else "is not installed"
     raise EngineMissingError(f"the engine '{engine}' {state}", expected=" or ".join(modules), fix=needs)
 
 

@@ -16,8 +16,8 @@ from types import TracebackType
 from typing import Any, Generic
 
 from edgemae.device.camera.camera import Camera, Frame
-from edgemae.device.camera.multi_camera import Sources, Turns, close_all, open_cameras
-from edgemae.device.stream_result import MAX_FAILURES, R, StreamCounters, Streamed, Wanted, too_many
+from edgemae.device.camera.multi_camera import MultiCameraReader, Sources, close_all, open_cameras
+from edgemae.device.stream_result import MAX_FAILURES, R, StreamCounters, StreamOptions, StreamResult, too_many
 from edgemae.spec.errors import EdgemaeError, InputError
 
 log = logging.getLogger(__name__)
@@ -35,11 +35,15 @@ class Stream(Generic[R]):
     """
 
     def __init__(
-        self, model: Callable[[Any], R], cameras: Mapping[str, Camera], owned: Sequence[Camera], wanted: Wanted[R]
+        self,
+        model: Callable[[Any], R],
+        cameras: Mapping[str, Camera],
+        owned: Sequence[Camera],
+        options: StreamOptions[R],
     ) -> None:
-        self._model, self._owned, self._wanted = model, owned, wanted
+        self._model, self._owned, self._options = model, owned, options
         self.cameras = dict(cameras)
-        self._turns = Turns(self.cameras) if len(self.cameras) > 1 else None
+        self._multi_camera = MultiCameraReader(self.cameras) if len(self.cameras) > 1 else None
         self.state = "running"
         self.error: Exception | None = None
         self._lock = threading.Lock()
@@ -51,7 +55,7 @@ class Stream(Generic[R]):
     def counters(self) -> StreamCounters:
         with self._lock:
             counts = dict(self._counts)
-        counts["dropped"] += self._turns.dropped if self._turns else 0
+        counts["dropped"] += self._multi_camera.dropped if self._multi_camera else 0
         return StreamCounters(**counts)
 
     @property
@@ -62,30 +66,30 @@ class Stream(Generic[R]):
     @property
     def lost(self) -> dict[str, EdgemaeError]:
         """Return which of several cameras failed, and why; the others go on without them."""
-        return dict(self._turns.lost) if self._turns else {}
+        return dict(self._multi_camera.lost) if self._multi_camera else {}
 
     # ---------------------------------------------------------------- by iteration
 
-    def __iter__(self) -> Iterator[Streamed[R]]:
+    def __iter__(self) -> Iterator[StreamResult[R]]:
         return self
 
-    def __next__(self) -> Streamed[R]:
+    def __next__(self) -> StreamResult[R]:
         self._refuse_callback()
         if (seen := self._next()) is None:
             raise StopIteration
         return seen
 
     def _refuse_callback(self) -> None:
-        if self._wanted.on_result is not None:
+        if self._options.on_result is not None:
             raise InputError(
                 "a stream with a callback was iterated over",
                 expected="run() or start(), which call `on_result`",
                 fix="call one of them, or leave out `on_result`",
             )
 
-    def _next(self) -> Streamed[R] | None:
-        while (made := self._make()) is not None:
-            if (seen := self._hand_over(made)) is not None:
+    def _next(self) -> StreamResult[R] | None:
+        while (inference := self._infer_next()) is not None:
+            if (seen := self._hand_over(inference)) is not None:
                 return seen
         return None
 
@@ -93,10 +97,10 @@ class Stream(Generic[R]):
 
     def run(self) -> None:
         """Call `on_result` with every result until the source ends or the stream is closed. Raises what ended it."""
-        if (callback := self._wanted.on_result) is None:
+        if (callback := self._options.on_result) is None:
             raise InputError(
                 "a stream without a callback was run",
-                expected="`on_result`, a function that takes a Streamed",
+                expected="`on_result`, a function that takes a StreamResult",
                 fix="pass `on_result`, or iterate over the stream",
             )
         try:
@@ -104,7 +108,7 @@ class Stream(Generic[R]):
                 try:
                     callback(seen)
                 except Exception as error:  # noqa: BLE001 - counted, logged, and an error after five in a row
-                    self._note("sink_failed", error, seen.frame)
+                    self._record_failure("sink_failed", error, seen.frame)
                 else:
                     self._in_a_row["sink_failed"] = 0
         finally:
@@ -133,30 +137,35 @@ class Stream(Generic[R]):
 
     # ---------------------------------------------------------------- by event loop
 
-    async def __aiter__(self) -> AsyncIterator[Streamed[R]]:
+    async def __aiter__(self) -> AsyncIterator[StreamResult[R]]:
         """Yield results, made in a thread: the loop is never blocked. Cancelling closes the stream."""
         self._refuse_callback()
         threads = ThreadPoolExecutor(2, "edgemae-stream")  # one makes results, one closes
-        making: Future[tuple[str, Frame, R] | None] | None = None
+        pending: Future[tuple[str, Frame, R] | None] | None = None
         try:
             while True:
-                making = threads.submit(self._make)
-                made = await asyncio.wrap_future(making)
-                making = None
-                if made is None:
+                pending = threads.submit(self._infer_next)
+                inference = await asyncio.wrap_future(pending)
+                pending = None
+                if inference is None:
                     return
-                if (seen := self._hand_over(made)) is not None:
+                if (seen := self._hand_over(inference)) is not None:
                     yield seen
         finally:
             try:
-                await asyncio.wrap_future(threads.submit(self._abandon, making))
+                await asyncio.wrap_future(threads.submit(self._abandon, pending))
             finally:
                 threads.shutdown(wait=False)
 
-    def _abandon(self, making: Future[tuple[str, Frame, R] | None] | None) -> None:
+    def _abandon(self, pending: Future[tuple[str, Frame, R] | None] | None) -> None:
         """Close, and wait for the inference that nobody waits for any more."""
         self.close()
-        if making is not None and not making.cancelled() and making.exception() is None and making.result() is not None:
+        if (
+            pending is not None
+            and not pending.cancelled()
+            and pending.exception() is None
+            and pending.result() is not None
+        ):
             self._count("dropped")
 
     # ---------------------------------------------------------------- ends
@@ -188,12 +197,12 @@ class Stream(Generic[R]):
             if self.state == "running":
                 self.state, self.error = state, error
         close_all(self._owned)
-        if self._turns is not None:
-            self._turns.close()
+        if self._multi_camera is not None:
+            self._multi_camera.close()
 
     # ---------------------------------------------------------------- frames and results
 
-    def _make(self) -> tuple[str, Frame, R] | None:
+    def _infer_next(self) -> tuple[str, Frame, R] | None:
         """Return the next (source, frame, result), or None when the stream is over. Raises what ended it, each time."""
         if self.error is not None:
             raise self.error
@@ -205,7 +214,7 @@ class Stream(Generic[R]):
                 try:
                     result = self._model(frame.array_bgr)
                 except Exception as error:  # noqa: BLE001 - counted, logged, and an error after five in a row
-                    self._note("failed", error, frame)
+                    self._record_failure("failed", error, frame)
                     continue
                 except BaseException:
                     self._count("dropped")
@@ -223,25 +232,25 @@ class Stream(Generic[R]):
         return None
 
     def _read(self) -> tuple[str, Frame] | None:
-        if self._turns is not None:
-            return self._turns.read()
+        if self._multi_camera is not None:
+            return self._multi_camera.read()
         ((name, camera),) = self.cameras.items()
         frame = camera.read()
         return None if frame is None else (name, frame)
 
-    def _hand_over(self, made: tuple[str, Frame, R]) -> Streamed[R] | None:
-        name, frame, result = made
+    def _hand_over(self, inference: tuple[str, Frame, R]) -> StreamResult[R] | None:
+        name, frame, result = inference
         if self.state != "running":  # closed during the inference
             self._count("dropped")
             return None
         if self._too_old(frame):
             return None
         self._count("delivered")
-        return Streamed(result, frame, frame.age_ms, name)
+        return StreamResult(result, frame, frame.age_ms, name)
 
     def _too_old(self, frame: Frame) -> bool:
         """Tell whether a frame is older than allowed, and count it."""
-        if self._wanted.max_age_ms is None or frame.age_ms <= self._wanted.max_age_ms:
+        if self._options.max_age_ms is None or frame.age_ms <= self._options.max_age_ms:
             return False
         self._count("withheld")
         return True
@@ -250,23 +259,23 @@ class Stream(Generic[R]):
         with self._lock:
             self._counts[what] += 1
 
-    def _note(self, what: str, error: Exception, frame: Frame) -> None:
+    def _record_failure(self, what: str, error: Exception, frame: Frame) -> None:
         """Note an inference or a callback that raised; end the stream when too many did so in a row."""
         self._count(what)
         self._in_a_row[what] += 1
-        said = f"{type(error).__name__}: {error}"
-        log.warning("%s failed on %s: %s", "inference" if what == "failed" else "the callback", frame.name, said)
-        most = self._wanted.max_failures
+        message = f"{type(error).__name__}: {error}"
+        log.warning("%s failed on %s: %s", "inference" if what == "failed" else "the callback", frame.name, message)
+        most = self._options.max_failures
         if most is None or self._in_a_row[what] < most:
             return
-        raised = too_many(what, self._in_a_row[what], said)
+        raised = too_many(what, self._in_a_row[what], message)
         self._finish("failed", raised)
         raise raised from error
 
 
 def stream(
     model: Callable[[Any], R], source: Sources, policy: str | None = None, *, realtime: bool = False,
-    on_result: Callable[[Streamed[R]], object] | None = None, max_age_ms: float | None = None,
+    on_result: Callable[[StreamResult[R]], object] | None = None, max_age_ms: float | None = None,
     max_failures: int | None = MAX_FAILURES,
 ) -> Stream[R]:  # fmt: skip
     """Open one source, several by name (a mapping) or several by themselves (a list), and stream a model's results.
@@ -277,4 +286,6 @@ def stream(
     if max_age_ms is not None and not max_age_ms > 0:
         raise InputError(f"max_age_ms is {max_age_ms}", expected="more than 0, or None", fix="correct max_age_ms")
     cameras, owned = open_cameras(source, policy, realtime=realtime, pixel=getattr(model, "pixel", None))
-    return Stream(model, cameras, owned, Wanted(on_result=on_result, max_age_ms=max_age_ms, max_failures=max_failures))
+    return Stream(
+        model, cameras, owned, StreamOptions(on_result=on_result, max_age_ms=max_age_ms, max_failures=max_failures)
+    )

@@ -14,7 +14,7 @@ R = TypeVar("R")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Streamed(Generic[R]):
+class StreamResult(Generic[R]):
     """Hold a result, the frame it belongs to, the frame's age at hand-over, and the name of its source."""
 
     result: R
@@ -36,24 +36,24 @@ class StreamCounters:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Wanted(Generic[R]):
+class StreamOptions(Generic[R]):
     """Say how results are handed over: to whom, up to which age, and how many failures in a row are too many."""
 
-    on_result: Callable[[Streamed[R]], object] | None = None
+    on_result: Callable[[StreamResult[R]], object] | None = None
     max_age_ms: float | None = None
     max_failures: int | None = MAX_FAILURES  # None: never too many
 
 
-def too_many(what: str, times: int, said: str) -> EdgemaeError:
+def too_many(what: str, times: int, message: str) -> EdgemaeError:
     """Return the error that ends a stream whose inferences ("failed") or callbacks failed so often in a row."""
     if what == "failed":
         return EngineRuntimeError(
-            f"inference failed on {times} frames in a row, the last time with {said}",
+            f"inference failed on {times} frames in a row, the last time with {message}",
             expected="a model that runs on the frames of this source",
             fix="run `edgemae verify` on the bundle and try it on one image of this source",
         )
     return InputError(
-        f"the callback failed on {times} results in a row, the last time with {said}",
+        f"the callback failed on {times} results in a row, the last time with {message}",
         expected="an `on_result` that returns",
         fix="handle inside it what may fail for a while, or pass a larger max_failures (None: never give up)",
     )

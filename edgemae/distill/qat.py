@@ -1,4 +1,4 @@
-"""The quantization-aware tail: a student trained on with its linears rounded as the int8 graph rounds them.
+"""Quantization-aware training: a student trained on with its linears rounded as the int8 graph rounds them.
 
 Forward, a linear multiplies integers; backward, rounding counts as identity inside the range and as constant outside
 (Jacob et al. 2018, section 3). What comes out is an ordinary float student and the very scales that it was trained for.
@@ -97,7 +97,7 @@ class RoundedLinear(nn.Linear):
         return Grid(scale=float(scale), zero=int(zero), weight_scale=tuple(self.weight_scale()[:, 0].tolist()))
 
 
-def train_aware(
+def train_quantized(
     student: Student, start: Scales, divisors: Mapping[str, NDArray[np.float32]], plan: Plan, images: Images,
     guide: Teacher | None, checkpoint: Path | None = None,
 ) -> tuple[Student, Curve]:  # fmt: skip
@@ -110,12 +110,12 @@ def train_aware(
     vit = copy.deepcopy(student.vit)
     _smooth(vit, divisors)
     begin = replace(student, vit=round_linears(vit, start))
-    settings = plan.quantize.aware
+    settings = plan.quantize.qat
     if images.labelled is None:
-        tuned, curve = heal_embedding(begin, student, settings, plan, images.unlabelled, checkpoint, "aware")
+        tuned, curve = heal_embedding(begin, student, settings, plan, images.unlabelled, checkpoint, "qat")
     else:
         guide = guide or Teacher(student.vit, student.pixel, student.labels)
-        tuned, curve = train_further(begin, settings, plan, images, guide, checkpoint, "aware")
+        tuned, curve = train_further(begin, settings, plan, images, guide, checkpoint, "qat")
     vit, scales = plain_linears(tuned.vit, start.symmetric)
     return replace(tuned, vit=vit.eval(), scales=scales), curve
 

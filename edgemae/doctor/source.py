@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from edgemae.device.camera.address import redact
+from edgemae.device.camera.image_header import IMAGE_SUFFIXES
 from edgemae.doctor.board import is_jetson
 from edgemae.doctor.cameras import GROUP_FIX, SHARE_FIX, devices
 from edgemae.doctor.finding import Finding
@@ -21,7 +22,6 @@ LOOK_FRAMES = 30
 PATIENCE_MS = 5000  # for a frame: a source may fall silent after its first ones
 HEAD_BYTES = 4096
 ARGUS = "/tmp/argus_socket"  # of nvargus-daemon
-PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 Opener = Callable[[str], Any]
 
 
@@ -106,7 +106,7 @@ def _file(path: Path) -> Finding | None:
         return _bad(text, f"does not exist{'.' if said else ''}{said}", fix)
     if not os.access(text, os.R_OK):
         return _bad(text, "this user may not read it", f"chmod a+r '{text}', or run as its owner")
-    if not path.is_file() or path.suffix.lower() in PICTURES:
+    if not path.is_file() or path.suffix.lower() in IMAGE_SUFFIXES:
         return None  # of a named pipe a look at its head would take it away, or wait for ever
     with path.open("rb") as file:
         head = file.read(HEAD_BYTES)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edgemae.device.outputs import softmax
 from edgemae.evaluation.gates import exit_code, judge
 from edgemae.evaluation.intervals import paired_interval, wilson
 from edgemae.spec.errors import DataError, EngineRuntimeError, InternalError
@@ -26,7 +27,6 @@ __all__ = [
     "per_class",
     "predict",
     "score",
-    "softmax",
     "top1",
     "wilson",
 ]
@@ -142,13 +142,6 @@ def paired_drop(a_correct: Array, b_correct: Array, confidence: float = 0.95) ->
     lost, gained = int((a & ~b).sum()), int((b & ~a).sum())
     low, high = paired_interval(lost, gained, len(a), confidence)
     return 100 * (lost - gained) / len(a), 100 * low, 100 * high
-
-
-def softmax(logits: Array) -> Array:
-    """Return class shares (N, K) of logits (N, K), in float64."""
-    shifted = np.exp(np.asarray(logits, np.float64) - np.max(logits, axis=1, keepdims=True))
-    shares: Array = shifted / shifted.sum(axis=1, keepdims=True)
-    return shares
 
 
 def calibration_bins(logits: Array, labels: Array, bins: int = 15) -> tuple[Array, Array, Array]:

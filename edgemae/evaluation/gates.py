@@ -51,7 +51,7 @@ def exit_code(verdicts: Sequence[GateVerdict]) -> int:
 
 def stage_of(engine: EngineLatency, stages: Sequence[StageScore]) -> StageScore | None:
     """Return the stage whose weights an engine runs: int8 for int8, else the pruned or else the float student."""
-    wanted = ("int8",) if engine.precision == "int8" else _FLOAT_STAGES
+    wanted = ("int8 (QAT)", "int8") if engine.precision == "int8" else _FLOAT_STAGES
     return next((stage for name in wanted for stage in stages if stage.stage == name), None)
 
 

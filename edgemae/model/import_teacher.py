@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -63,17 +64,18 @@ class _Import:
 
 def load_teacher(
     path: str | Path, *, heads: int = 0, decoder_heads: int = 0, pixel: PixelContract | None = None,
-    loss_kind: str | None = None, licence: str | None = None,
+    loss_kind: str | None = None, licence: str | None = None, hashes: Mapping[Path, str] | None = None,
 ) -> Teacher:  # fmt: skip
     """Read a teacher: edgemae, Meta MAE, timm, or a Hugging Face ViTMAE or ViT folder.
 
-    `heads`, `decoder_heads`, `pixel`, `loss_kind` (norm-pixel, pixel or bce) and `licence` say what the file cannot.
+    `heads`, `decoder_heads`, `pixel`, `loss_kind` (norm-pixel, pixel or bce) and `licence` say what the file cannot;
+    `hashes` are the sha256 of files that were hashed already.
     A decoder whose heads stay unknown is left out, and the history says so. Raises CheckpointError.
     """
     path = Path(path)
     if loss_kind is not None and loss_kind not in LOSSES:
         raise CheckpointError(f"unknown MAE loss '{loss_kind}'", expected=", ".join(LOSSES), fix="pass one of those")
-    found = read_weights(path)
+    found = read_weights(path, hashes)
     if found.header is not None:
         return _own(path, found, heads, pixel, licence, loss_kind)
     refuse_relatives(list(found.tensors), path)

@@ -55,11 +55,7 @@ def read_model(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
                 return None
             tensors = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118 - not a dict
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(
-            f"'{path}' cannot be read as safetensors: {error}",
-            expected="a complete .safetensors file",
-            fix="copy or download it again",
-        ) from error
+        raise _unreadable(path, error) from error
     if DIGEST_KEY in said and said[DIGEST_KEY] != tensors_digest(tensors, raw):  # the first files had none
         raise CheckpointError(
             f"'{path}' is damaged: its contents do not match the sha256 in it",
@@ -67,6 +63,16 @@ def read_model(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
             fix="copy or make it again",
         )
     return {k: v.float() if v.dtype == torch.float16 else v for k, v in tensors.items()}, _header(raw, path)
+
+
+def read_header(path: Path) -> dict[str, Any] | None:
+    """Return the header of an edgemae model file without its tensors, None for another kind of safetensors."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            raw = (file.metadata() or {}).get(HEADER_KEY)
+    except (SafetensorError, OSError) as error:
+        raise _unreadable(path, error) from error
+    return None if raw is None else _header(raw, path)
 
 
 def tensors_digest(tensors: Mapping[str, Tensor], header: str = "") -> str:
@@ -90,6 +96,14 @@ def _header(raw: str, path: Path) -> dict[str, Any]:
     except (ValueError, TypeError, KeyError) as error:
         raise broken(path, error) from error
     return header
+
+
+def _unreadable(path: Path, error: Exception) -> CheckpointError:
+    return CheckpointError(
+        f"'{path}' cannot be read as safetensors: {error}",
+        expected="a complete .safetensors file",
+        fix="copy or download it again",
+    )
 
 
 def broken(path: Path, error: Exception) -> CheckpointError:

@@ -8,6 +8,7 @@ import json
 import re
 import warnings
 import zipfile
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -46,9 +47,12 @@ class Found:
     args: dict[str, Any] = field(default_factory=dict)
     card_licence: str = ""
     ignored: tuple[str, ...] = ()
+    hashes: Mapping[Path, str] = field(default_factory=dict)
 
     def sha256(self) -> str:
         """Return the hash of the weight files, one after the other."""
+        if len(self.files) == 1 and self.files[0] in self.hashes:
+            return self.hashes[self.files[0]]
         digest = hashlib.sha256()
         for path in self.files:
             with open(path, "rb") as file:
@@ -57,13 +61,17 @@ class Found:
         return digest.hexdigest()
 
 
-def read_weights(path: Path) -> Found:
-    """Open a weight file or a model folder. Raises CheckpointError for anything that is not one."""
+def read_weights(path: Path, hashes: Mapping[Path, str] | None = None) -> Found:
+    """Open a weight file or a model folder. Raises CheckpointError for anything that is not one.
+
+    `hashes` are the sha256 of files that were hashed already: large ones are not read again for it.
+    """
     if not path.exists():
         raise CheckpointError(
             f"'{path}' does not exist", expected="a weight file or a model folder", fix="check the path of the teacher"
         )
-    return _read_folder(path) if path.is_dir() else _read_file(path)
+    found = _read_folder(path) if path.is_dir() else _read_file(path)
+    return replace(found, hashes=hashes or {})
 
 
 def _read_file(path: Path) -> Found:

@@ -1,4 +1,4 @@
-"""Where a compile measures its candidates: on this machine, or on a device over ssh."""
+"""The latency of every candidate, as a cached stage: measured on this machine, or on a device over ssh."""
 
 from __future__ import annotations
 
@@ -11,10 +11,15 @@ from typing import Any, Protocol
 import msgspec
 import torch
 
-from edgemae.deploy.remote_profile import answer, check
-from edgemae.deploy.ssh import Far, parse_address
+from edgemae.deploy.remote_profile import find_edgemae, parse_answer
+from edgemae.deploy.ssh import RemoteHost, parse_address
 from edgemae.model.vit import ViT
+from edgemae.pipeline.candidate_graphs import Candidate
+from edgemae.pipeline.stage_cache import digest_of
+from edgemae.pipeline.stage_files import ModelFile
+from edgemae.pipeline.training_stages import Flow
 from edgemae.profiling.compare.graph_benchmark import Entry, Job, Latencies, Machine, measure, this_machine, write_job
+from edgemae.spec.atomic_file import write_atomic
 from edgemae.spec.errors import InputError
 from edgemae.spec.graph import Graph
 from edgemae.spec.target import Target
@@ -25,7 +30,7 @@ MODULE = "edgemae.profiling.compare.graph_benchmark"
 Entries = list[tuple[Entry, Graph]]
 
 
-class Bench(Protocol):
+class Benchmark(Protocol):
     """A machine that graphs are measured on; `name` says which in a sentence."""
 
     name: str
@@ -37,8 +42,8 @@ class Bench(Protocol):
         """Return what was measured, by the names of the entries."""
 
 
-class Here:
-    """This machine: every graph in turns with torch eager fp32 of the same student on the same threads."""
+class LocalBenchmark:
+    """This machine: every graph, interleaved with torch eager fp32 of the same student on the same threads."""
 
     name = "this machine"
 
@@ -64,7 +69,7 @@ class Here:
             torch.set_num_threads(before)
 
 
-class There:
+class RemoteBenchmark:
     """A device behind ssh, with edgemae and without torch; the graphs are copied to it once."""
 
     def __init__(self, remote: str, python: str = "python3") -> None:
@@ -73,25 +78,25 @@ class There:
 
     @cached_property
     def machine(self) -> Machine:
-        with Far(self._address, self._python) as far:
-            machine = msgspec.convert(self._ask(far), Machine)
+        with RemoteHost(self._address, self._python) as host:
+            machine = msgspec.convert(self._ask(host), Machine)
         engines = ", ".join(f"{name} {version}" for name, version in machine.engines.items())
         log.info("candidates are measured on %s: %s, %s", self.name, machine.fingerprint.get("cpu"), engines)
         return machine
 
     def measure(self, target: Target, vit: ViT, entries: Entries) -> Latencies:
         with (
-            Far(self._address, self._python, met="machine" in self.__dict__) as far,
+            RemoteHost(self._address, self._python, has_answered="machine" in self.__dict__) as host,
             tempfile.TemporaryDirectory() as draft,
         ):
             path = Path(draft) / f"candidates-{target.name}.zip"
             write_job(path, job_of(target, entries), [graph.files for _, graph in entries])
-            return msgspec.convert(self._ask(far, far.copy(path)), Latencies)
+            return msgspec.convert(self._ask(host, host.copy(path)), Latencies)
 
-    def _ask(self, far: Far, *arguments: str) -> dict[str, Any]:
-        python = check(far)[0]
-        codes, outputs = far.run([[python, "-m", MODULE, *arguments]])
-        return answer(far, codes, outputs)
+    def _ask(self, host: RemoteHost, *arguments: str) -> dict[str, Any]:
+        python = find_edgemae(host)[0]
+        codes, outputs = host.run([[python, "-m", MODULE, *arguments]])
+        return parse_answer(host, codes, outputs)
 
 
 def job_of(target: Target, entries: Entries) -> Job:
@@ -101,15 +106,36 @@ def job_of(target: Target, entries: Entries) -> Job:
     return Job(target=target, shape=pixels.shape, dtype=pixels.dtype, graphs=graphs)
 
 
-HERE = Here()
+LOCAL = LocalBenchmark()
 
 
-def bench_at(remote: str | None, python: str | None) -> Bench:
-    """Return the bench that the command line names. Raises InputError for the Python of no machine."""
+def benchmark_at(remote: str | None, python: str | None) -> Benchmark:
+    """Return the benchmark that the command line names. Raises InputError for the Python of no machine."""
     if remote is None and python is not None:
         raise InputError(
             "--remote-python says which Python another machine uses, and no machine is named",
             expected="--remote user@host beside it",
             fix="name the machine, or leave --remote-python out",
         )
-    return HERE if remote is None else There(remote, python or "python3")
+    return LOCAL if remote is None else RemoteBenchmark(remote, python or "python3")
+
+
+def latencies(
+    flow: Flow, target: Target, student: ModelFile, candidates: list[Candidate], benchmark: Benchmark
+) -> Latencies:
+    """Measure every candidate that the machine runs, interleaved; the next run measures INVALID figures again."""
+    able = [c for c in candidates if c.engine in benchmark.machine.engines]
+
+    def make(folder: Path) -> None:
+        entries = [(c.entry, c.graph) for c in able]
+        found = benchmark.measure(target, student.student.vit, entries) if entries else Latencies()
+        write_atomic(folder / "latency.json", msgspec.json.format(msgspec.json.encode(found), indent=1))
+
+    key = {"graphs": [[c.name, c.digest] for c in able], "student": student.digest,
+           "target": msgspec.to_builtins(target), "machine": digest_of(benchmark.machine.fingerprint)}  # fmt: skip
+    folder = flow.work.run(f"latency-{target.name}", key, make)
+    measurements = msgspec.json.decode((folder / "latency.json").read_bytes(), type=Latencies)
+    if any(row.verdict == "INVALID" for row in measurements.rows.values()):
+        log.warning("%s was too busy while candidates were measured: run this again when it is quiet", benchmark.name)
+        flow.work.forget(folder)
+    return measurements

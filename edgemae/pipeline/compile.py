@@ -1,4 +1,4 @@
-"""The whole way on one page: teacher -> student -> pruned -> graphs -> int8 -> measured -> chosen -> bundle."""
+"""The way of a compile on one page: a teacher or a student and images in, one measured bundle for each target out."""
 
 from __future__ import annotations
 
@@ -8,71 +8,73 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import numpy as np
 
-from edgemae.evaluation.accuracy import Predictions, cosine, judge, score
+from edgemae.evaluation.accuracy import Predictions
 from edgemae.evaluation.report.report import write_report
-from edgemae.model.student import Student, load_student
+from edgemae.model.student import Student
 from edgemae.model.teacher import Teacher
-from edgemae.model.vit import ViT, ViTShape, count_macs, count_params
-from edgemae.pipeline.benchmark import HERE, Bench
-from edgemae.pipeline.candidate_graphs import (
-    Candidate,
-    all_candidates,
-    engine_predictions,
-    latencies,
-    rehearsals,
-    torch_predictions,
-)
+from edgemae.model.vit import ViTShape
+from edgemae.pipeline import report_data
+from edgemae.pipeline.benchmark import LOCAL, Benchmark, latencies
+from edgemae.pipeline.candidate_graphs import Candidate, all_candidates, build_checks
 from edgemae.pipeline.datasets import gather
 from edgemae.pipeline.packaging import baseline_stats, bundle_readme, now, pack, report_files
-from edgemae.pipeline.preflight import check_ahead, check_bench, check_images
-from edgemae.pipeline.qat_stage import before_tail, tail
-from edgemae.pipeline.report_figures import pictures
-from edgemae.pipeline.selection import choose, table, unmeasured
+from edgemae.pipeline.preflight import check_benchmark, check_images, check_models
+from edgemae.pipeline.qat_stage import ptq_row, qat_stage
+from edgemae.pipeline.report_figures import report_figures
+from edgemae.pipeline.scoring import score_candidates, score_models, with_cosine
+from edgemae.pipeline.selection import choose, latency_table, unmeasured_rows
 from edgemae.pipeline.stage_cache import check_output
+from edgemae.pipeline.stage_files import ModelFile
 from edgemae.pipeline.training_stages import (
     Flow,
-    distilled,
-    extracted,
-    finetuned,
-    is_student,
+    distill_stages,
+    extract_stage,
+    finetune_stage,
     open_flow,
-    pretrained,
-    pruned,
+    pretrain_stage,
+    prune_stage,
     read_curves,
-    read_teacher,
 )
-from edgemae.profiling.layers.layer_profile import by_kind, profile_layers
 from edgemae.spec.bundle import Manifest, write_bundle
-from edgemae.spec.graph import PixelContract
 from edgemae.spec.plan_loading import plan_tree
 from edgemae.spec.plan_schema import Plan
-from edgemae.spec.report import EngineLatency, GateVerdict, Report, StageScore
+from edgemae.spec.report import GateVerdict, Report, StageScore
 from edgemae.spec.target import Target
 
 log = logging.getLogger("edgemae")
-EXPECTED_GAIN = 2.0  # int8 over float on one engine; below it the report shows where the time goes
 
 
 @dataclass(frozen=True)
 class Models:
-    """Model files of one compile. `source` is the teacher as given, `tuned` the one with a head."""
+    """Model files of one compile. `source` is the teacher as given, `finetuned` the one with a head, `qat` for int8."""
 
-    source: Path | None
-    tuned: Path | None
-    student: Path
-    pruned: Path
-    tail: Path | None = None  # for int8 only
+    source: ModelFile | None
+    finetuned: ModelFile | None
+    student: ModelFile
+    pruned: ModelFile
+    qat: ModelFile | None = None
 
     @property
-    def files(self) -> list[Path]:
-        made = (self.source, self.tuned, self.student, self.pruned, self.tail)
-        return list(dict.fromkeys(path for path in made if path is not None))
+    def files(self) -> list[ModelFile]:
+        """Return every model file once, in the order of the way."""
+        files = (self.source, self.finetuned, self.student, self.pruned, self.qat)
+        return list({file.path: file for file in files if file is not None}.values())
 
 
 @dataclass(frozen=True)
-class Built:
+class Measured:
+    """Candidates of one target with the stage rows, scores and predictions behind every decision."""
+
+    candidates: list[Candidate]
+    stages: tuple[StageScore, ...]
+    scores: dict[str, StageScore]
+    predictions: dict[str, Predictions]
+    trained: list[Candidate]  # those of quantization-aware training
+
+
+@dataclass(frozen=True)
+class Compiled:
     """One finished bundle with its report and verdicts."""
 
     bundle: Path
@@ -80,210 +82,121 @@ class Built:
     gates: tuple[GateVerdict, ...]
 
 
-def build(
-    plan: Plan, targets: list[Target], source: Path | None, output: Path, bench: Bench = HERE, *,
+def compile_bundles(
+    plan: Plan, targets: list[Target], source: Path | None, output: Path, benchmark: Benchmark = LOCAL, *,
     overwrite: bool = False, resume: bool = False,
-) -> list[Built]:  # fmt: skip
+) -> list[Compiled]:  # fmt: skip
     """Go the whole way from a teacher (None: pretrain one), or from a student, to one bundle for each target.
 
-    Candidates are measured on `bench`; everything else is done on this machine.
+    Candidates are measured on `benchmark`; everything else is done on this machine.
     Every stage is kept in `output` and is not done again. Raises the error tree of `edgemae.spec.errors`; missed gates
     are no error here: they are in the result, and the bundle is marked failed.
     """
-    begin = check_ahead(plan, targets, source)
-    check_bench(bench, targets)
-    flow = open_flow(plan, output, overwrite=overwrite, resume=resume, reads=_read(begin))
-    check_images(plan, targets, begin, flow.inputs, bench, scratch=source is None)
-    models = train(flow, source, max(target.width_multiple for target in targets))
-    return [finish(flow, models, target, output, bench, alone=len(targets) == 1) for target in targets]
+    file = _model_file(plan, source)
+    begin = check_models(plan, targets, file)
+    check_benchmark(benchmark, targets)
+    flow = open_flow(plan, output, overwrite=overwrite, resume=resume, reads=_shape_read(begin))
+    check_images(plan, targets, begin, flow.inputs, benchmark, scratch=source is None)
+    models = train(flow, file, max(target.width_multiple for target in targets))
+    return [finish(flow, models, target, output, benchmark, alone=len(targets) == 1) for target in targets]
 
 
 def dry_run(
-    plan: Plan, targets: list[Target], source: Path | None, output: Path, bench: Bench = HERE, **flags: bool
+    plan: Plan, targets: list[Target], source: Path | None, output: Path, benchmark: Benchmark = LOCAL, **flags: bool
 ) -> dict[str, Any]:
     """Check all that can be known before the first expensive step and return it; nothing is written."""
-    begin = check_ahead(plan, targets, source)
-    check_bench(bench, targets)
+    begin = check_models(plan, targets, _model_file(plan, source))
+    check_benchmark(benchmark, targets)
     check_output(output, **flags)
-    inputs = gather(plan, reads=_read(begin))
-    check_images(plan, targets, begin, inputs, bench, scratch=source is None)
+    inputs = gather(plan, reads=_shape_read(begin))
+    check_images(plan, targets, begin, inputs, benchmark, scratch=source is None)
     return {"plan": plan_tree(plan), "targets": [target.name for target in targets], "data": inputs.summary()}
 
 
-def _read(begin: Teacher | Student) -> ViTShape | None:
+def train(flow: Flow, source: ModelFile | None, width_multiple: int) -> Models:
+    """Return the model files, training what is missing."""
+    if source is not None and source.is_student:
+        return Models(None, None, source, prune_stage(flow, source, None, width_multiple))
+    source = source or pretrain_stage(flow, None)
+    teacher, classes = source.teacher, flow.inputs.classes
+    finetuned = source if teacher.vit.head is not None and teacher.labels == classes else None
+    if finetuned is None and flow.inputs.labelled is not None:
+        finetuned = finetune_stage(flow, source)
+    student = extract_stage(flow, distill_stages(flow, source, finetuned))
+    return Models(source, finetuned, student, prune_stage(flow, student, finetuned, width_multiple))
+
+
+def finish(flow: Flow, models: Models, target: Target, output: Path, benchmark: Benchmark, *, alone: bool) -> Compiled:
+    """Measure candidates for one target, choose, evaluate the gates, and write report and bundle."""
+    plan, student = flow.plan, models.pruned.student
+    models, measured = measure_accuracy(flow, models, target)
+    candidates, scores = measured.candidates, measured.scores
+    measurements = latencies(flow, target, models.pruned, candidates, benchmark)
+    choices = choose(target, plan.quantize, candidates, scores, measurements, benchmark.machine)
+    latency, best = measurements.rows, choices[0].candidate
+    engines = latency_table(choices, scores, latency, len(target.engines))
+    stages = (*measured.stages, *report_data.int8_row(best, [best, *(measured.trained or candidates)], scores, latency))
+    history = models.qat.student.history if models.qat and best.is_qat else student.history
+    packed = pack(choices, target, student.pixel, flow.inputs.calibration, plan.seed)
+    mismatch = benchmark.machine.mismatch(target)
+    rows = (*engines, *unmeasured_rows(choices, latency, len(target.engines)))
+    gates = report_data.gate_verdicts(plan, stages, rows, mismatch, sum(map(len, packed.files.values())))
+    name = plan.name if alone else f"{plan.name}-{target.name}"
+    report = Report(
+        name=name, target=target.name, created=now(), stages=stages, engines=engines, gates=gates,
+        machine=benchmark.machine.fingerprint, data=flow.inputs.summary(), curves=read_curves(*models.files),
+        history=[msgspec.to_builtins(step) for step in history],
+        attention=report_data.attention_rows(candidates, latency),
+        int8_evidence=report_data.int8_evidence(target, candidates, latency, mismatch) if benchmark is LOCAL else {},
+        notes=report_data.notes(target, benchmark, pruned=models.pruned is not models.student)
+        + build_checks(flow, target, candidates),
+    )  # fmt: skip
+    folder = output if alone else output / target.name
+    write_report(report, folder, report_figures(flow, models.source, measured.predictions))
+    pruned = measured.predictions["pruned"]
+    manifest = Manifest(
+        name=name, version=plan.version, created=report.created, target=target, io=best.graph.io,
+        status="passed" if all(g.passed for g in gates) else "failed", pixel=student.pixel, variants=packed.variants,
+        golden=packed.golden, labels=student.labels, history=history, gates=gates, latency=engines,
+        machine=report.machine, licence=_licence(models),
+        baseline_stats=baseline_stats(pruned.logits, pruned.embedding),
+    )  # fmt: skip
+    files = packed.files | report_files(folder) | {"README.md": bundle_readme(manifest)}
+    return Compiled(write_bundle(folder / f"{name}.edgemae", manifest, files), report, gates)
+
+
+def measure_accuracy(flow: Flow, models: Models, target: Target) -> tuple[Models, Measured]:
+    """Score the float stages and every candidate, those of quantization-aware training too where it runs."""
+    student, candidates = models.pruned.student, all_candidates(flow, target, models.pruned)
+    teacher = models.finetuned or models.source
+    stages: dict[str, tuple[ModelFile, Teacher | Student]] = {"teacher": (teacher, teacher.teacher)} if teacher else {}
+    stages |= {"student": (models.student, models.student.student), "pruned": (models.pruned, student)}
+    rows, predictions = score_models(flow, stages)
+
+    def scored(graphs: list[Candidate]) -> dict[str, StageScore]:
+        found, predicted = score_candidates(flow, target, student, graphs, predictions["student"])
+        predictions.update(predicted)
+        return with_cosine(found, predicted, predictions["pruned"])
+
+    scores = scored(candidates)
+    qat, trained = qat_stage(flow, target, models.pruned, models.finetuned, candidates, scores)
+    if qat is not None:
+        rows.append(ptq_row(candidates, scores))
+        scores |= scored(trained)
+    return replace(models, qat=qat), Measured([*candidates, *trained], tuple(rows), scores, predictions, trained)
+
+
+def _model_file(plan: Plan, path: Path | None) -> ModelFile | None:
+    return None if path is None else ModelFile.of(path, plan)
+
+
+def _shape_read(begin: Teacher | Student) -> ViTShape | None:
     """Return the shape of the student that is compiled, where it is there already."""
     return begin.vit.shape if isinstance(begin, Student) else None
 
 
-def train(flow: Flow, source: Path | None, width_multiple: int) -> Models:
-    """Return the model files, training what is missing."""
-    if source is not None and is_student(source):
-        return Models(None, None, source, pruned(flow, source, None, width_multiple))
-    source = source or pretrained(flow, None)
-    teacher = read_teacher(source, flow.plan)
-    tuned = source if teacher.vit.head is not None and teacher.labels == flow.inputs.classes else None
-    if tuned is None and flow.inputs.labelled is not None:
-        tuned = finetuned(flow, source)
-    student = extracted(flow, distilled(flow, source, tuned))
-    return Models(source, tuned, student, pruned(flow, student, tuned, width_multiple))
-
-
-def finish(flow: Flow, models: Models, target: Target, output: Path, bench: Bench, *, alone: bool) -> Built:
-    """Measure candidates for one target, choose, judge the gates, and write report and bundle."""
-    plan = flow.plan
-    student = load_student(models.pruned)
-    found = all_candidates(flow, target, models.pruned)
-    stages, scores, predictions = evaluate(flow, models, target, found)
-    trained, more = tail(flow, target, models.pruned, models.tuned, found, scores)
-    if trained is not None:
-        models, stages = replace(models, tail=trained), (*stages, before_tail(found, scores))
-        found += more
-        scores |= evaluate(flow, models, target, more)[1]
-    taken = latencies(flow, target, models.pruned, found, bench)
-    choices, latency = choose(target, plan.quantize, found, scores, taken, bench.machine), taken.rows
-    engines = table(choices, scores, latency, len(target.engines))
-    stages = (*stages, *_int8_stage(choices[0].candidate, [choices[0].candidate, *(more or found)], scores, latency))
-    history = load_student(trained).history if trained and choices[0].candidate.aware else student.history
-    packed = pack(choices, target, student.pixel, flow.inputs.calibration, plan.seed)
-    rows = (*engines, *unmeasured(choices, latency, len(target.engines)))
-    unlike = bench.machine.mismatch(target)
-    gates = _verdicts(plan, stages, rows, unlike, sum(map(len, packed.files.values())))
-    name = plan.name if alone else f"{plan.name}-{target.name}"
-    report = Report(
-        name=name, target=target.name, created=now(), stages=stages, engines=engines, gates=gates,
-        machine=bench.machine.fingerprint, data=flow.inputs.summary(), curves=read_curves(*models.files),
-        history=[msgspec.to_builtins(step) for step in history], attention=_attention(found, latency),
-        int8_evidence=_evidence(target, found, latency, unlike) if bench is HERE else {},
-        notes=_notes(target, models, bench) + rehearsals(flow, target, found),
-    )  # fmt: skip
-    folder = output if alone else output / target.name
-    write_report(report, folder, pictures(flow, models.source, predictions))
-    manifest = Manifest(
-        name=name, version=plan.version, created=report.created, target=target, io=choices[0].candidate.graph.io,
-        status="passed" if all(g.passed for g in gates) else "failed", pixel=student.pixel, variants=packed.variants,
-        golden=packed.golden, labels=student.labels, history=history, gates=gates, latency=engines,
-        machine=report.machine, licence=_licence(models, student, plan),
-        baseline_stats=baseline_stats(predictions["pruned"].logits, predictions["pruned"].embedding),
-    )  # fmt: skip
-    files = packed.files | report_files(folder) | {"README.md": bundle_readme(manifest)}
-    return Built(write_bundle(folder / f"{name}.edgemae", manifest, files), report, gates)
-
-
-def evaluate(
-    flow: Flow, models: Models, target: Target, found: list[Candidate]
-) -> tuple[tuple[StageScore, ...], dict[str, StageScore], dict[str, Predictions]]:
-    """Return the float stages in order, the score of every candidate by name, and the predictions behind them."""
-    predictions: dict[str, Predictions] = {}
-    stages: list[StageScore] = []
-    labels = flow.inputs.classes
-
-    def add(stage: str, path: Path, vit: ViT, pixel: PixelContract, reference: Predictions | None) -> Predictions:
-        predictions[stage] = torch_predictions(flow, stage, path, vit, pixel)
-        stages.append(score(
-            stage, predictions[stage], reference, params=count_params(vit), macs=count_macs(vit.shape),
-            size_bytes=4 * count_params(vit), label_names=labels, confidence=flow.plan.gates.confidence,
-        ))  # fmt: skip
-        return predictions[stage]
-
-    teacher_path = models.tuned or models.source
-    if teacher_path is not None:
-        teacher = read_teacher(teacher_path, flow.plan)
-        add("teacher", teacher_path, teacher.vit, teacher.pixel, None)
-    first, last = load_student(models.student), load_student(models.pruned)
-    reference = add("student", models.student, first.vit, first.pixel, None)
-    add("pruned", models.pruned, last.vit, last.pixel, reference)
-    scores = {}
-    for candidate in found:
-        said = engine_predictions(flow, candidate, target, last.pixel)
-        scores[candidate.name] = score(
-            "int8" if candidate.graph.precision == "int8" else "float", said, reference, params=count_params(last.vit),
-            macs=count_macs(last.vit.shape), size_bytes=candidate.graph.size_bytes, label_names=labels,
-            confidence=flow.plan.gates.confidence,
-        )  # fmt: skip
-        # Beside the stage's figures against the float student: how near the graph is to the weights it was made from.
-        nearness = float(cosine(said.embedding, predictions["pruned"].embedding).mean())
-        scores[candidate.name] = msgspec.structs.replace(scores[candidate.name], cosine=nearness)
-        predictions[candidate.name] = said
-    return tuple(stages), scores, predictions
-
-
-# ---------------------------------------------------------------- parts of the report
-
-
-def _int8_stage(
-    first: Candidate, found: list[Candidate], scores: dict[str, StageScore], latency: dict[str, EngineLatency]
-) -> tuple[StageScore, ...]:
-    """Return the stage row of the int8 graph that ships, or else of the fastest one of the first engine."""
-    eights = [c for c in found if c.graph.precision == "int8"]
-    if not eights:
-        return ()
-    mine = [c for c in eights if c.engine == first.engine] or eights
-    shown = first if first in mine else min(mine, key=lambda c: latency[c.name].p50_ms if c.name in latency else 0.0)
-    return (scores[shown.name],)
-
-
-def _verdicts(
-    plan: Plan, stages: tuple[StageScore, ...], engines: tuple[EngineLatency, ...], unlike: str, size: int
-) -> tuple[GateVerdict, ...]:
-    """Return the gates' verdicts; a latency that was taken on other arithmetic than the target's shows nothing."""
-    if not unlike:
-        return judge(plan.gates, stages, engines, size)
-    found = judge(plan.gates, stages, [msgspec.structs.replace(e, p90_ms=None) for e in engines], size)
-    return tuple(
-        msgspec.structs.replace(g, note=f"{g.note}: {unlike}; profile on the device") if g.gate == "p90_ms" else g
-        for g in found
-    )
-
-
-def _attention(found: list[Candidate], latency: dict[str, EngineLatency]) -> list[dict[str, Any]]:
-    """Return both exported forms of attention as measured on each engine, the faster one marked."""
-    floats = [c for c in found if c.graph.precision == "fp32" and c.name in latency]
-    fastest = {
-        e: min((c for c in floats if c.engine == e), key=lambda c: latency[c.name].p50_ms)
-        for e in {c.engine for c in floats}
-    }
-    return [
-        {
-            "engine": c.engine, "form": c.form, "p50_ms": latency[c.name].p50_ms, "n": latency[c.name].n,
-            "ratio_to_torch_eager": latency[c.name].ratio_to_torch_eager, "chosen": c is fastest[c.engine],
-        }
-        for c in floats
-    ]  # fmt: skip
-
-
-def _evidence(target: Target, found: list[Candidate], latency: dict[str, EngineLatency], unlike: str) -> dict[str, Any]:
-    """Return shares of time by operator, float beside int8, for engines where int8 gains less than EXPECTED_GAIN."""
-    evidence: dict[str, Any] = {}
-    for engine in target.engines:
-        mine = [c for c in found if c.engine == engine and c.name in latency]
-        floats = [c for c in mine if c.graph.precision == "fp32"]
-        eights = [c for c in mine if c.graph.precision == "int8"]
-        if not floats or not eights:
-            continue
-        best, eight = (min(part, key=lambda c: latency[c.name].p50_ms) for part in (floats, eights))
-        gain = latency[best.name].p50_ms / latency[eight.name].p50_ms
-        if gain >= EXPECTED_GAIN:
-            continue
-        pixels = np.zeros(best.graph.io.inputs[0].shape, best.graph.io.dtype)
-        evidence[engine] = {
-            "int8_gain": round(gain, 3),
-            "why": unlike or "share of time by operator, float beside int8",
-            "float": by_kind(profile_layers(engine, best.graph.files, target, pixels, limits=False)),
-            "int8": by_kind(profile_layers(engine, eight.graph.files, target, pixels, limits=False)),
-        }
-    return evidence
-
-
-def _notes(target: Target, models: Models, bench: Bench) -> list[str]:
-    notes = [] if bench is HERE else [f"Latencies were measured on {bench.name}, where there is no torch."]
-    if unlike := bench.machine.mismatch(target):
-        notes.append(f"Latencies do not speak for {target.title}: {unlike}. Profile the bundle on the device.")
-    if models.pruned == models.student:
-        notes.append("Pruning was off: the pruned stage is the student itself.")
-    return notes
-
-
-def _licence(models: Models, student: Student, plan: Plan) -> str:
+def _licence(models: Models) -> str:
+    """Return the licence of the teacher's weights, which the bundle inherits."""
     if models.source is not None:
-        return read_teacher(models.source, plan).licence
-    return next((step.licence for step in student.history if step.licence), "unknown")
+        return models.source.teacher.licence
+    return next((step.licence for step in models.pruned.student.history if step.licence), "unknown")

@@ -8,8 +8,8 @@ from typing import Any
 import cv2
 import numpy as np
 
-from edgemae.pipeline.compile import Built, build
-from edgemae.pipeline.stage_cache import Workdir
+from edgemae.pipeline.compile import Compiled, compile_bundles
+from edgemae.pipeline.stage_cache import StageCache
 from edgemae.spec.errors import MachineError
 from edgemae.spec.plan_loading import load_plan
 from edgemae.spec.target import Target
@@ -40,14 +40,14 @@ PLAN: dict[str, Any] = {
 def run_demo(
     output: Path, target: Target, overrides: tuple[str, ...] = (), seed: int | None = None, *,
     overwrite: bool = False, resume: bool = False,
-) -> Built:  # fmt: skip
+) -> Compiled:  # fmt: skip
     """Write the digits as image folders and compile them: training half in, test half judges."""
     at: dict[str, Any] = {"overwrite": overwrite, "resume": resume}
     folders = {"data.train": str(output / "images" / "train"), "data.eval": str(output / "images" / "test")}
     plan = load_plan(None, overrides, {**PLAN, **folders, "seed": seed})
-    Workdir(output, **at)  # refuses somebody else's folder before anything is written
+    StageCache(output, **at)  # refuses somebody else's folder before anything is written
     write_digits(output / "images")
-    return build(plan, [target], None, output, resume=resume)[0]
+    return compile_bundles(plan, [target], None, output, resume=resume)[0]
 
 
 def write_digits(folder: Path) -> None:

@@ -11,13 +11,13 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from edgemae.data.decode_worker import read_picture
+from edgemae.data.decode_worker import read_image
 from edgemae.data.image_set import ImageSet, sample
 from edgemae.device.engines import open_session
-from edgemae.device.preprocess import Frame, preprocess, resize
+from edgemae.device.preprocess import ImageBGR, preprocess, resize
 from edgemae.device.selfcheck import golden_files, golden_name, some_tokens
 from edgemae.evaluation.parity import COSINE_MIN, tolerance_for
-from edgemae.pipeline.benchmark import HERE
+from edgemae.pipeline.benchmark import LOCAL
 from edgemae.pipeline.candidate_graphs import Candidate
 from edgemae.pipeline.selection import Choice
 from edgemae.spec.bundle import Golden, Manifest, Tolerance, Variant
@@ -50,7 +50,7 @@ def pack(choices: list[Choice], target: Target, pixel: PixelContract, images: Im
         candidate = choice.candidate
         names = _names(candidate)
         files |= {name: candidate.graph.files[part] for name, part in names.items()}
-        own = candidate.engine in HERE.machine.engines
+        own = candidate.engine in LOCAL.machine.engines
         engine = candidate.engine if own else "onnxruntime"
         with open_session(engine, candidate.graph.files, target) as session:
             rows = [session(preprocess(frame, pixel, dtype)) for frame in frames]
@@ -58,7 +58,7 @@ def pack(choices: list[Choice], target: Target, pixel: PixelContract, images: Im
         reference = np.concatenate([row[output] for row in rows])
         precision = candidate.graph.precision
         cosine_min, max_abs = tolerance_for(precision, reference)
-        if not own or HERE.machine.mismatch(target):
+        if not own or LOCAL.machine.mismatch(target):
             max_abs *= float(np.sqrt((1 - LOOSE_COSINE[precision]) / (1 - COSINE_MIN[precision])))
             cosine_min = LOOSE_COSINE[precision]
         variant = Variant(
@@ -73,11 +73,11 @@ def pack(choices: list[Choice], target: Target, pixel: PixelContract, images: Im
     return Packed(tuple(variants), golden, files | golden_data)
 
 
-def golden_frames(images: ImageSet, pixel: PixelContract, seed: int) -> list[Frame]:
+def golden_frames(images: ImageSet, pixel: PixelContract, seed: int) -> list[ImageBGR]:
     """Return frames of calibration images, at most twice the input's size: enough to prove the resize too."""
     frames = []
     for path in sample(images, GOLDEN_FRAMES, seed).paths:
-        frame = read_picture(path, pixel)
+        frame = read_image(path, pixel)
         scale = 2 * pixel.image_px / min(frame.shape[:2])
         if scale < 1:
             frame = resize(frame, (round(frame.shape[0] * scale), round(frame.shape[1] * scale)), pixel)

@@ -1,4 +1,4 @@
-"""What the names and numbers of a plan must be, whatever it is used for."""
+"""The names and numbers that a plan may hold, whatever it is used for. What images and models add: `preflight`."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ def check_plan(plan: Plan) -> None:
         ("distill.recipe", plan.distill.recipe, RECIPES),
         ("pretrain.loss", plan.pretrain.loss, ("norm-pixel", "pixel", "bce")),
         ("prune.criterion", plan.prune.criterion, CRITERIA),
-        ("quantize.aware_when", plan.quantize.aware_when, ("hurt", "always")),
+        ("quantize.qat_when", plan.quantize.qat_when, ("on_accuracy_loss", "always")),
         ("data.resize", plan.data.resize, ("short-side", "stretch")),
         ("data.kernel", plan.data.kernel or KERNELS[0], KERNELS),
         ("graph_input", plan.graph_input, ("float32", "uint8")),
     )
     for name, value, known in choices:
         check_named(name, value, known)
-    masking(plan.pretrain, "pretrain")
-    masking(plan.distill, "distill")
     for name, value, fine, expected in chain(_numbers(plan), _trainings(plan)):
         if not fine:
             raise PlanError(
                 f"{name} is {value!r}", expected=expected, fix=f"correct {name} in the plan file, the flag or in --set"
             )
+    masking(plan.pretrain, "pretrain")
+    masking(plan.distill, "distill")
 
 
 LIMITS = (
@@ -52,6 +52,18 @@ def _numbers(plan: Plan) -> Iterator[Rule]:
         counts = len(values) in (0, plan.student.channels) and len(plan.data.mean) == len(plan.data.std)
         yield name, values, counts, "mean and std of each channel, or neither"
     yield "data.std", plan.data.std, all(value > 0 for value in plan.data.std), "values above 0"
+    student = plan.student
+    yield "student.width", student.width, student.width > 0 and student.width % 4 == 0, "a multiple of 4"
+    grid = student.patch_px > 0 and student.image_px % student.patch_px == 0
+    yield "student.image_px", student.image_px, grid, f"a multiple of patch_px={student.patch_px}"
+    yield "student.depth", student.depth, student.depth >= 1, ">= 1"
+    for table, ratio in (("pretrain", plan.pretrain.mask_ratio), ("distill", plan.distill.mask_ratio)):
+        yield f"{table}.mask_ratio", ratio, 0 < ratio < 1, "between 0 and 1"
+    yield "prune.keep_macs", plan.prune.keep_macs, 0.1 <= plan.prune.keep_macs <= 1, "between 0.1 and 1"
+    yield "gates.confidence", plan.gates.confidence, 0.5 <= plan.gates.confidence < 1, "between 0.5 and 1"
+    yield "workers", plan.workers, plan.workers >= 0, ">= 0"
+    yield "threads", plan.threads, plan.threads >= 1, ">= 1"
+    yield "data.eval_fraction", plan.data.eval_fraction, 0 < plan.data.eval_fraction < 1, "between 0 and 1"
     elastic = plan.elastic
     sizes = (elastic.depths, elastic.heads, elastic.mlp_ratios, elastic.image_pxs, elastic.shape)
     yield "elastic.on", elastic.on, elastic.on or not any(sizes), "true, for the other fields of [elastic] to count"
@@ -66,6 +78,7 @@ def _numbers(plan: Plan) -> Iterator[Rule]:
     yield "prune.score_batches", plan.prune.score_batches, plan.prune.score_batches >= 1, ">= 1"
     quantize = plan.quantize
     yield "quantize.percentile", quantize.percentile, 50 < quantize.percentile <= 100, "above 50 and at most 100"
+    yield "quantize.calibration_images", quantize.calibration_images, quantize.calibration_images >= 32, ">= 32"
     alphas = bool(quantize.smooth_alphas) and all(a == -1 or 0 <= a <= 1 for a in quantize.smooth_alphas)
     yield "quantize.smooth_alphas", quantize.smooth_alphas, alphas, "some of -1 (off) and 0 to 1"
 
@@ -75,14 +88,14 @@ def training_tables(plan: Plan) -> dict[str, Any]:
     return {
         "pretrain": plan.pretrain, "finetune": plan.finetune, "distill": plan.distill,
         "distill.finetune": plan.distill.finetune, "prune.heal": plan.prune.heal,
-        "quantize.aware": plan.quantize.aware,
+        "quantize.qat": plan.quantize.qat,
     }  # fmt: skip
 
 
 def _trainings(plan: Plan) -> Iterator[Rule]:
     """Yield the rules of everything that trains."""
     for table, t in training_tables(plan).items():
-        least = 0 if table in ("prune.heal", "quantize.aware") else 1
+        least = 0 if table in ("prune.heal", "quantize.qat") else 1
         yield f"{table}.epochs", t.epochs, t.epochs >= least, f">= {least}"
         yield f"{table}.batch", t.batch, t.batch >= 1, ">= 1"
         yield f"{table}.lr", t.lr, 0 < t.lr < 100, "above 0, and below 100"

@@ -1,4 +1,4 @@
-"""What can be known before the first expensive step: a compile that must fail does so in seconds, not after hours."""
+"""Checks before the first expensive step: a compile that must fail does so in seconds, not after hours."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ from edgemae.distill.elastic import sizes_of, space_of
 from edgemae.distill.frozen_teacher import require_colours
 from edgemae.distill.recipes import choose_recipe
 from edgemae.distill.stages import shape_of, student_pixel
-from edgemae.model.student import Student, load_student
-from edgemae.model.teacher import Teacher
+from edgemae.model.student import Student
+from edgemae.model.teacher import Teacher, import_notes
 from edgemae.model.vit import ViT, ViTShape
-from edgemae.pipeline.benchmark import HERE, Bench
+from edgemae.pipeline.benchmark import LOCAL, Benchmark
 from edgemae.pipeline.candidate_graphs import calibration_of
 from edgemae.pipeline.datasets import Inputs
 from edgemae.pipeline.plan_rules import check_plan, training_tables
-from edgemae.pipeline.training_stages import is_student, read_teacher, teacher_pixel, tell_import
+from edgemae.pipeline.stage_files import ModelFile
+from edgemae.pipeline.training_stages import teacher_pixel
 from edgemae.prune.budget import check_budget
 from edgemae.quantize.calibrate import check_calibration
 from edgemae.quantize.schemes import candidates
@@ -31,7 +32,7 @@ from edgemae.train.distributed import Ranks
 log = logging.getLogger("edgemae")
 
 
-def check_ahead(plan: Plan, targets: list[Target], source: Path | None) -> Teacher | Student:
+def check_models(plan: Plan, targets: list[Target], source: ModelFile | None) -> Teacher | Student:
     """Refuse names, shapes, files and machines that cannot work; return the model that the way begins with.
 
     Raises PlanError, CheckpointError and EngineMissingError.
@@ -39,18 +40,18 @@ def check_ahead(plan: Plan, targets: list[Target], source: Path | None) -> Teach
     check_plan(plan)
     for target in targets:
         _check_engines(plan, target)
-    if source is not None and is_student(source):
-        student = load_student(source)
+    if source is not None and source.is_student:
+        student = source.student
         shape = student.vit.shape
-        _refuse_elastic(plan, source)
+        _refuse_elastic(plan, source.path)
         _refuse_kernel(plan, student)
         begin: Teacher | Student = student
     else:
-        begin = read_teacher(source, plan) if source else blank_teacher(plan)
+        begin = source.teacher if source else blank_teacher(plan)
         shape = check_recipe(plan, begin)
     check_budget(shape, plan.prune.keep_macs, max(target.width_multiple for target in targets))
     if isinstance(begin, Teacher) and source is not None:
-        tell_import(begin)
+        log_import(begin)
     return begin
 
 
@@ -87,7 +88,13 @@ def check_recipe(plan: Plan, teacher: Teacher, tuned: Teacher | None = None) -> 
 
 
 def check_images(
-    plan: Plan, targets: list[Target], begin: Teacher | Student, inputs: Inputs, bench: Bench, *, scratch: bool = False
+    plan: Plan,
+    targets: list[Target],
+    begin: Teacher | Student,
+    inputs: Inputs,
+    benchmark: Benchmark,
+    *,
+    scratch: bool = False,
 ) -> None:
     """Refuse images that do not fit the model or cannot calibrate int8; with `scratch` a teacher is pretrained too.
 
@@ -105,18 +112,28 @@ def check_images(
     if plan.gates.max_drop_pts and inputs.evaluation.labels is None:
         log.warning("gate max_drop_pts will be missed: without labels no drop can be shown")
     for target in targets:
-        if plan.gates.p90_ms and (unlike := bench.machine.mismatch(target)):
-            log.warning("gate p90_ms will be missed for %s: %s", target.name, unlike)
+        if plan.gates.p90_ms and (mismatch := benchmark.machine.mismatch(target)):
+            log.warning("gate p90_ms will be missed for %s: %s", target.name, mismatch)
 
 
 def _trained(plan: Plan, begin: Teacher | Student, inputs: Inputs) -> list[str]:
     """Return the tables of what a compile trains."""
-    tables = ["quantize.aware"] + (["prune.heal"] if plan.prune.keep_macs < 1 else [])
+    tables = ["quantize.qat"] + (["prune.heal"] if plan.prune.keep_macs < 1 else [])
     if isinstance(begin, Student):
         return tables
     if inputs.labelled is not None:
         tables += ["distill.finetune"] + (["finetune"] if begin.labels != inputs.classes else [])
     return ["distill", *tables]
+
+
+def log_import(teacher: Teacher) -> None:
+    """Log what a teacher is, and what its file did not say: what was assumed and what was left out."""
+    shape = teacher.vit.shape
+    log.info("teacher: %s, %d blocks, width %d, licence of the weights: %s",
+             teacher.source, shape.depth, shape.width, teacher.licence)  # fmt: skip
+    for kind, notes in import_notes(teacher).items():
+        for note in notes:
+            log.info("teacher: %s: %s", kind, note)
 
 
 def check_batches(plan: Plan, inputs: Inputs, *tables: str) -> None:
@@ -133,12 +150,12 @@ def check_batches(plan: Plan, inputs: Inputs, *tables: str) -> None:
         ranks.rows(batch, plan.scale.accumulate, f"{name}.batch")
 
 
-def check_bench(bench: Bench, targets: list[Target]) -> None:
+def check_benchmark(benchmark: Benchmark, targets: list[Target]) -> None:
     """Raise EngineMissingError when a device that is to measure can run no engine of a target; here it is no error."""
-    for target in targets if bench is not HERE else ():
-        if not set(target.engines) & set(bench.machine.engines):
+    for target in targets if benchmark is not LOCAL else ():
+        if not set(target.engines) & set(benchmark.machine.engines):
             raise EngineMissingError(
-                f"{bench.name} runs no engine of target '{target.name}'",
+                f"{benchmark.name} runs no engine of target '{target.name}'",
                 expected=" or ".join(target.engines),
                 fix=f"there: {ENGINES[target.engines[0]].needs}; or choose another --target",
             )
@@ -176,17 +193,17 @@ def check_labels(model: Student | Teacher, inputs: Inputs) -> None:
     )
 
 
-def read_guide(path: Path, plan: Plan, pixel: PixelContract) -> Teacher:
-    """Return a fine-tuned teacher for a student's pixels.
+def check_finetuned(file: ModelFile, pixel: PixelContract) -> Teacher:
+    """Return a fine-tuned teacher that fits a student's pixels.
 
     Raises CheckpointError without a head, PlanError for other channels or another order of them.
     """
-    teacher = read_teacher(path, plan)
+    teacher = file.teacher
     if teacher.vit.head is None:
         raise CheckpointError(
-            f"'{path}' has no classification head",
+            f"'{file.path}' has no classification head",
             expected="a fine-tuned teacher",
-            fix=f"make one with `edgemae finetune {path}`",
+            fix=f"make one with `edgemae finetune {file.path}`",
         )
     require_colours(teacher, pixel)
     return teacher

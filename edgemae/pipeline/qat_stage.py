@@ -1,7 +1,7 @@
-"""The quantization-aware tail of a compile: when plain int8 hurts a student, it is trained on for the integers.
+"""Quantization-aware training (QAT) in a compile, for a student whose int8 graphs lose accuracy.
 
-Its weights are for int8 only. Float graphs stay those of the student before the tail, so that the report compares int8
-with what it replaces.
+The trained weights are for int8 only. Float graphs stay those of the student before it, so that the report compares
+int8 with what it replaces.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from pathlib import Path
 
 import msgspec
 
-from edgemae.distill.qat import train_aware
-from edgemae.model.student import load_student
-from edgemae.pipeline.candidate_graphs import Candidate, calibration_of, graphs, int8_candidates
-from edgemae.pipeline.selection import is_hurt
-from edgemae.pipeline.stage_cache import file_digest
-from edgemae.pipeline.training_stages import STUDENT, Flow, read_teacher
+from edgemae.distill.qat import train_quantized
+from edgemae.pipeline.candidate_graphs import Candidate, calibration_of, float_graphs, int8_candidates
+from edgemae.pipeline.selection import int8_loses_accuracy
+from edgemae.pipeline.stage_files import ModelFile
+from edgemae.pipeline.training_stages import STUDENT, Flow
 from edgemae.quantize.range_search import starting_scales
-from edgemae.quantize.schemes import STATIC_SCHEMES, candidates
+from edgemae.quantize.schemes import STATIC_SCHEMES
+from edgemae.quantize.schemes import candidates as schemes_for
 from edgemae.spec.plan_loading import plan_tree
 from edgemae.spec.report import StageScore
 from edgemae.spec.target import Target
@@ -27,52 +27,49 @@ from edgemae.spec.target import Target
 log = logging.getLogger("edgemae")
 
 
-def tail(
-    flow: Flow, target: Target, student: Path, guide: Path | None, found: list[Candidate],
+def qat_stage(
+    flow: Flow, target: Target, source: ModelFile, finetuned: ModelFile | None, candidates: list[Candidate],
     scores: Mapping[str, StageScore],
-) -> tuple[Path | None, list[Candidate]]:  # fmt: skip
-    """Return the student after the tail and its int8 candidates; (None, []) when the tail does not run.
+) -> tuple[ModelFile | None, list[Candidate]]:  # fmt: skip
+    """Return the student after QAT and its int8 candidates; (None, []) when QAT does not run.
 
-    It runs when no int8 candidate is right, or always if the plan says so, for the scales of the target's first static
-    scheme. A student that has scales already is left alone.
+    It runs when no int8 candidate is within the accuracy limit, or always if the plan says so, for the scales of the
+    target's first static scheme. A student that has scales already is left alone.
     """
-    kinds = [STATIC_SCHEMES[name] for name in _schemes(flow, target) if name in STATIC_SCHEMES]
-    wanted = flow.plan.quantize.aware_when == "always" or is_hurt(found, scores)
-    if not kinds or not wanted or flow.plan.quantize.aware.epochs == 0 or load_student(student).scales is not None:
+    plan, schemes = flow.plan.quantize, schemes_for(target, flow.plan.quantize)
+    kinds = [STATIC_SCHEMES[name] for name in schemes if name in STATIC_SCHEMES]
+    lossy = int8_loses_accuracy(candidates, scores)
+    runs = kinds and plan.qat.epochs and (lossy or plan.qat_when == "always")
+    if not runs or source.student.scales is not None:
         return None, []
     symmetric = kinds[0]
-    log.info(
-        "quantization-aware tail: %s", "int8 without it is not right enough" if is_hurt(found, scores) else "asked for"
-    )
-    trained = aware(flow, student, guide, symmetric)
-    fitting = tuple(name for name in _schemes(flow, target) if STATIC_SCHEMES.get(name) is symmetric)
+    log.info("quantization-aware training: %s", "int8 without it loses accuracy" if lossy else "asked for")
+    trained = _train(flow, source, finetuned, symmetric)
+    fitting = tuple(name for name in schemes if STATIC_SCHEMES.get(name) is symmetric)
     return trained, int8_candidates(flow, trained, fitting)
 
 
-def aware(flow: Flow, source: Path, guide: Path | None, symmetric: bool) -> Path:
-    """Train a student on with rounded linears, as one cached stage; return its file."""
+def _train(flow: Flow, source: ModelFile, finetuned: ModelFile | None, symmetric: bool) -> ModelFile:
+    """Train a student on with rounded linears, as one cached stage."""
     plan, inputs = flow.plan, flow.inputs
 
     def make(folder: Path) -> None:
-        student = load_student(source)
+        student = source.student
         calibration = calibration_of(inputs.calibration, student.pixel, plan.workers)
-        start, divisors = starting_scales(graphs(flow, source)["explicit"], calibration, plan.quantize, symmetric)
-        teacher = read_teacher(guide, plan) if guide else None
-        trained, curve = train_aware(student, start, divisors, plan, flow.images, teacher, folder / "train.ckpt")
-        flow.keep(folder / STUDENT, trained, {"aware": curve})
+        graph = float_graphs(flow, source)["explicit"]
+        start, divisors = starting_scales(graph, calibration, plan.quantize, symmetric)
+        teacher = finetuned.teacher if finetuned else None
+        trained, curve = train_quantized(student, start, divisors, plan, flow.images, teacher, folder / "train.ckpt")
+        flow.keep(folder / STUDENT, trained, {"qat": curve})
 
-    settings = {name: plan_tree(plan.quantize)[name] for name in ("aware", "smooth_alphas", "percentile")}
-    key = {"heads": plan.teacher_heads, "quantize": settings, "from": file_digest(source), "symmetric": symmetric,
-           "guide": file_digest(guide) if guide else "", "calibration": inputs.calibration.fingerprint}  # fmt: skip
-    return flow.work.run("aware", flow.key_with_labels(**key), make) / STUDENT
+    settings = {name: plan_tree(plan.quantize)[name] for name in ("qat", "smooth_alphas", "percentile")}
+    key = {"heads": plan.teacher_heads, "quantize": settings, "from": source.digest, "symmetric": symmetric,
+           "guide": finetuned.digest if finetuned else "", "calibration": inputs.calibration.fingerprint}  # fmt: skip
+    return flow.model_stage("qat", flow.key_with_labels(**key), make, STUDENT)
 
 
-def before_tail(found: list[Candidate], scores: Mapping[str, StageScore]) -> StageScore:
-    """Return the stage row of the best int8 candidate that was not trained for its integers."""
-    rows = [scores[c.name] for c in found if c.graph.precision == "int8" and not c.aware]
+def ptq_row(candidates: list[Candidate], scores: Mapping[str, StageScore]) -> StageScore:
+    """Return the stage row of the best int8 candidate of post-training quantization (PTQ)."""
+    rows = [scores[c.name] for c in candidates if c.graph.precision == "int8" and not c.is_qat]
     best = max(rows, key=lambda row: (row.top1 or 0.0, row.cosine or 0.0))
-    return msgspec.structs.replace(best, stage="int8 before the tail")
-
-
-def _schemes(flow: Flow, target: Target) -> tuple[str, ...]:
-    return candidates(target, flow.plan.quantize)
+    return msgspec.structs.replace(best, stage="int8 (PTQ)")

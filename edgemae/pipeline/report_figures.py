@@ -1,8 +1,6 @@
-"""Pictures for a report: what an MAE sees and makes of it, and how far scores can be trusted."""
+"""Figures of a report: what an MAE sees and makes of it, and how far scores can be trusted."""
 
 from __future__ import annotations
-
-from pathlib import Path
 
 import torch
 
@@ -12,7 +10,8 @@ from edgemae.evaluation.accuracy import Predictions
 from edgemae.evaluation.report.plots import picture_grid, reliability
 from edgemae.model.mae import MASKS, make_keep
 from edgemae.model.teacher import Teacher
-from edgemae.pipeline.training_stages import Flow, read_teacher
+from edgemae.pipeline.stage_files import ModelFile
+from edgemae.pipeline.training_stages import Flow
 from edgemae.spec.plan_schema import Plan
 
 SHOWN = 6
@@ -26,25 +25,27 @@ def reconstructions(teacher: Teacher, images: ImageSet, plan: Plan) -> bytes:
     generator = torch.Generator().manual_seed(plan.seed)
     pattern = plan.pretrain.mask if plan.pretrain.mask in MASKS else "random"  # not a schedule, nor attention
     keep = make_keep(len(chosen), teacher.vit.shape.grid, plan.pretrain.mask_ratio, pattern, generator)
-    masked, made = teacher.mae.reconstruct(batch.pixels, keep)
+    masked, rebuilt = teacher.mae.reconstruct(batch.pixels, keep)
     original = (batch.pixels * teacher.mae.std + teacher.mae.mean).clamp(0, 1)
-    rows = [tuple(x[i].permute(1, 2, 0).numpy() for x in (original, masked, made)) for i in range(len(chosen))]
+    rows = [tuple(x[i].permute(1, 2, 0).numpy() for x in (original, masked, rebuilt)) for i in range(len(chosen))]
     return picture_grid(rows)  # type: ignore[arg-type]
 
 
-def pictures(flow: Flow, source: Path | None, predictions: dict[str, Predictions]) -> list[tuple[str, bytes]]:
+def report_figures(
+    flow: Flow, source: ModelFile | None, predictions: dict[str, Predictions]
+) -> list[tuple[str, bytes]]:
     """Return reconstructions by the teacher's decoder and reliability diagrams, where there is what they need."""
     shown: list[tuple[str, bytes]] = []
     if source is not None:
-        teacher: Teacher = read_teacher(source, flow.plan)
+        teacher = source.teacher
         if teacher.mae is not None:
             shown.append(
                 ("Original, masked, reconstructed", reconstructions(teacher, flow.inputs.evaluation, flow.plan))
             )
     panels = [
-        (name, said.logits, said.labels)
-        for name, said in predictions.items()
-        if said.logits is not None and said.labels is not None and (name in ("student", "pruned") or "int8" in name)
+        (name, found.logits, found.labels)
+        for name, found in predictions.items()
+        if found.logits is not None and found.labels is not None and (name in ("student", "pruned") or "int8" in name)
     ]
     if panels:
         shown.append(("Reliability before and after", reliability(panels[:4])))

@@ -1,4 +1,4 @@
-"""Which graph ships on which engine, and why. int8 must earn its place: faster than float here, and as right."""
+"""Which graph ships on which engine, and why: int8 where it is faster than float and within the accuracy limit."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Choice:
 
 
 def choose(
-    target: Target, plan: QuantizePlan, found: list[Candidate], scores: Mapping[str, StageScore],
+    target: Target, plan: QuantizePlan, candidates: list[Candidate], scores: Mapping[str, StageScore],
     latency: Latencies, machine: Machine,
 ) -> list[Choice]:  # fmt: skip
     """Return the variants in order of preference, by what a machine measured.
@@ -35,7 +35,7 @@ def choose(
     """
     first, behind = [], []
     for engine in target.engines:
-        mine = [c for c in found if c.engine == engine]
+        mine = [c for c in candidates if c.engine == engine]
         choice, spare = _for_engine(target, plan, mine, scores, latency, machine)
         first.append(choice)
         if spare is not None:
@@ -45,7 +45,7 @@ def choose(
     return first + behind
 
 
-def table(
+def latency_table(
     choices: list[Choice], scores: Mapping[str, StageScore], latency: Mapping[str, EngineLatency], places: int
 ) -> tuple[EngineLatency, ...]:  # fmt: skip
     """Return the measured rows in their order, the first `places` variants marked as chosen, with the reason."""
@@ -60,7 +60,9 @@ def table(
     return tuple(rows)
 
 
-def unmeasured(choices: list[Choice], latency: Mapping[str, EngineLatency], places: int) -> tuple[EngineLatency, ...]:
+def unmeasured_rows(
+    choices: list[Choice], latency: Mapping[str, EngineLatency], places: int
+) -> tuple[EngineLatency, ...]:
     """Return rows of 0 runs for the chosen variants that could not run here: what was not measured passes no limit."""
     return tuple(
         EngineLatency(
@@ -76,55 +78,55 @@ def _for_engine(
     latency: Latencies, machine: Machine,
 ) -> tuple[Choice, Candidate | None]:  # fmt: skip
     """Return the choice of one engine and the float candidate behind it, if the choice is int8."""
-    floats = [c for c in mine if c.graph.precision != "int8"]
-    eights = [c for c in mine if c.graph.precision == "int8"]
-    best = min(floats, key=lambda c: _p50(c, latency))
-    if not eights:
+    float_graphs = [c for c in mine if c.graph.precision != "int8"]
+    int8_graphs = [c for c in mine if c.graph.precision == "int8"]
+    best = min(float_graphs, key=lambda c: _p50(c, latency))
+    if not int8_graphs:
         return Choice(best, "the target lists no int8"), None
-    right = [c for c in eights if _is_right(scores[c.name], scores[best.name])]
-    if not right:
-        worst = min(eights, key=lambda c: _p50(c, latency))
+    accurate = [c for c in int8_graphs if _is_accurate(scores[c.name], scores[best.name])]
+    if not accurate:
+        fastest = min(int8_graphs, key=lambda c: _p50(c, latency))
         return Choice(
-            best, f"int8 is not right enough ({_figures(scores[worst.name], scores[best.name])}): kept float"
+            best, f"int8 loses accuracy ({_figures(scores[fastest.name], scores[best.name])}): kept float"
         ), None
-    eight = min(right, key=lambda c: _p50(c, latency))
-    figures = _figures(scores[eight.name], scores[best.name])
-    unlike = machine.mismatch(target) if eight.engine in machine.engines else f"the machine does not run {eight.engine}"
-    if unlike:
-        wanted = next(p for p in target.precisions if p == "int8" or p == best.graph.precision)
-        seen = _speed_text(eight, best, latency)
-        note = f"by the target's order, latency did not decide: {unlike}{seen}; {figures}"
-        return (Choice(eight, note), best) if wanted == "int8" else (Choice(best, note), None)
-    gain = latency.gains[eight.name][best.name]
+    int8 = min(accurate, key=lambda c: _p50(c, latency))
+    figures = _figures(scores[int8.name], scores[best.name])
+    mismatch = machine.mismatch(target) if int8.engine in machine.engines else f"the machine does not run {int8.engine}"
+    if mismatch:
+        preferred = next(p for p in target.precisions if p == "int8" or p == best.graph.precision)
+        speed = _speed_text(int8, best, latency)
+        note = f"by the target's order, latency did not decide: {mismatch}{speed}; {figures}"
+        return (Choice(int8, note), best) if preferred == "int8" else (Choice(best, note), None)
+    gain = latency.gains[int8.name][best.name]
     if gain < plan.min_speedup:
         return Choice(best, f"int8 {gain:.2f}x on {machine.isa}: kept float"), None
-    return Choice(eight, f"int8 {gain:.2f}x as fast as float on {machine.isa}; {figures}"), best
+    return Choice(int8, f"int8 {gain:.2f}x as fast as float on {machine.isa}; {figures}"), best
 
 
-def is_hurt(found: list[Candidate], scores: Mapping[str, StageScore]) -> bool:
-    """Tell whether there are int8 candidates and none is as right as the float graph of its engine."""
-    eights = [c for c in found if c.graph.precision == "int8"]
-    floats = {c.engine: scores[c.name] for c in reversed(found) if c.graph.precision != "int8"}
-    return bool(eights) and not any(_is_right(scores[c.name], floats[c.engine]) for c in eights)
+def int8_loses_accuracy(candidates: list[Candidate], scores: Mapping[str, StageScore]) -> bool:
+    """Return whether there are int8 candidates, and none is within the accuracy limit of its engine's float graph."""
+    int8_graphs = [c for c in candidates if c.graph.precision == "int8"]
+    float_graphs = {c.engine: scores[c.name] for c in reversed(candidates) if c.graph.precision != "int8"}
+    return bool(int8_graphs) and not any(_is_accurate(scores[c.name], float_graphs[c.engine]) for c in int8_graphs)
 
 
-def _is_right(eight: StageScore, float_score: StageScore) -> bool:
-    if eight.top1 is not None and float_score.top1 is not None:
-        return eight.top1 >= float_score.top1 - MAX_INT8_DROP - 1e-9
-    return eight.cosine is not None and eight.cosine >= MIN_COSINE
+def _is_accurate(int8: StageScore, float_score: StageScore) -> bool:
+    if int8.top1 is not None and float_score.top1 is not None:
+        return int8.top1 >= float_score.top1 - MAX_INT8_DROP - 1e-9
+    return int8.cosine is not None and int8.cosine >= MIN_COSINE
 
 
-def _figures(eight: StageScore, float_score: StageScore) -> str:
-    cosine = "" if eight.cosine is None else f", cosine {eight.cosine:.4f}"
-    if eight.top1 is None or float_score.top1 is None:
+def _figures(int8: StageScore, float_score: StageScore) -> str:
+    cosine = "" if int8.cosine is None else f", cosine {int8.cosine:.4f}"
+    if int8.top1 is None or float_score.top1 is None:
         return f"no labels{cosine}"
-    return f"top-1 {100 * eight.top1:.2f} % against {100 * float_score.top1:.2f} %{cosine}"
+    return f"top-1 {100 * int8.top1:.2f} % against {100 * float_score.top1:.2f} %{cosine}"
 
 
 def _p50(candidate: Candidate, latency: Latencies) -> float:
     return latency.rows[candidate.name].p50_ms if candidate.name in latency.rows else 0.0
 
 
-def _speed_text(eight: Candidate, best: Candidate, latency: Latencies) -> str:
-    gain = latency.gains.get(eight.name, {}).get(best.name)
+def _speed_text(int8: Candidate, best: Candidate, latency: Latencies) -> str:
+    gain = latency.gains.get(int8.name, {}).get(best.name)
     return "" if gain is None else f" (there int8 ran at {gain:.2f}x of float)"

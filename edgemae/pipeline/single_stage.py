@@ -1,4 +1,4 @@
-"""Single arrows of the way, each on its own: what their verbs do before and around the cached stages of `flow`."""
+"""Single stages of a compile, a verb each: what it does before and around the cached stage."""
 
 from __future__ import annotations
 
@@ -11,92 +11,86 @@ from edgemae.distill.elastic import SIZES, sizes_of
 from edgemae.distill.elastic import extract as take_out
 from edgemae.distill.recipes import choose_recipe
 from edgemae.distill.stages import student_pixel
-from edgemae.evaluation.accuracy import score
-from edgemae.model.student import Student, load_student
+from edgemae.model.student import load_student
 from edgemae.model.vit import count_macs, count_params
-from edgemae.pipeline.candidate_graphs import (
-    Candidate,
-    engine_predictions,
-    graphs,
-    int8_candidates,
-    torch_predictions,
-)
+from edgemae.pipeline.candidate_graphs import Candidate, float_graphs, int8_candidates
 from edgemae.pipeline.plan_rules import check_plan
 from edgemae.pipeline.preflight import (
     blank_teacher,
     check_batches,
     check_elastic,
+    check_finetuned,
     check_guided,
     check_labels,
     check_recipe,
-    read_guide,
+    log_import,
 )
-from edgemae.pipeline.qat_stage import tail
-from edgemae.pipeline.stage_files import graph_digest
+from edgemae.pipeline.qat_stage import qat_stage
+from edgemae.pipeline.scoring import score_candidates, torch_predictions
+from edgemae.pipeline.stage_files import ModelFile, graph_digest
 from edgemae.pipeline.training_stages import (
     Flow,
-    distilled,
-    finetuned,
+    distill_stages,
+    finetune_stage,
     open_flow,
-    pretrained,
-    pruned,
-    read_teacher,
-    tell_import,
+    pretrain_stage,
+    prune_stage,
 )
 from edgemae.quantize.range_search import AWARE
-from edgemae.quantize.schemes import STATIC_SCHEMES, candidates
+from edgemae.quantize.schemes import STATIC_SCHEMES
+from edgemae.quantize.schemes import candidates as schemes_for
 from edgemae.spec.atomic_file import write_atomic
 from edgemae.spec.errors import InputError
 from edgemae.spec.plan_schema import Plan
-from edgemae.spec.report import StageScore
 from edgemae.spec.target import Target
 
 
 def pretrain(plan: Plan, start: Path | None, **at: Any) -> Path:
     """Pretrain an MAE, from scratch or onwards from `start`; return its file. `at`: output, overwrite, resume."""
     check_plan(plan)
-    teacher = blank_teacher(plan) if start is None else read_teacher(start, plan)
-    if start is not None:
-        tell_import(teacher)
+    file = None if start is None else ModelFile.of(start, plan)
+    teacher = blank_teacher(plan) if file is None else file.teacher
+    if file is not None:
+        log_import(teacher)
     flow = open_flow(plan, together=True, labels=False, reads=teacher.vit.shape, **at)
     check_batches(plan, flow.inputs, "pretrain")
-    return pretrained(flow, start)
+    return pretrain_stage(flow, file).path
 
 
 def finetune(plan: Plan, teacher: Path, **at: Any) -> Path:
     """Train a teacher with a head on labels; return its file."""
     check_plan(plan)
-    begin = read_teacher(teacher, plan)
-    tell_import(begin)
-    flow = open_flow(plan, together=True, reads=begin.vit.shape, **at)
+    file = ModelFile.of(teacher, plan)
+    log_import(file.teacher)
+    flow = open_flow(plan, together=True, reads=file.teacher.vit.shape, **at)
     check_batches(plan, flow.inputs, "finetune")
-    return finetuned(flow, teacher)
+    return finetune_stage(flow, file).path
 
 
-def distill(plan: Plan, teacher: Path, guide: Path | None, **at: Any) -> Path:
-    """Distill a student, guided by a fine-tuned teacher (made here when there are labels and none is given)."""
+def distill(plan: Plan, teacher: Path, finetuned: Path | None, **at: Any) -> Path:
+    """Distill a student, with a fine-tuned teacher (made here when there are labels and none is given)."""
     check_plan(plan)
-    begin = read_teacher(teacher, plan)
-    tuned = read_guide(guide, plan, student_pixel(begin.pixel, plan)) if guide else None
-    check_recipe(plan, begin, tuned)
-    tell_import(begin)
+    source, tuned = ModelFile.of(teacher, plan), None if finetuned is None else ModelFile.of(finetuned, plan)
+    begin = source.teacher
+    own = check_finetuned(tuned, student_pixel(begin.pixel, plan)) if tuned else None
+    check_recipe(plan, begin, own)
+    log_import(begin)
     flow = open_flow(plan, together=True, **at)
     check_elastic(plan, flow.inputs)
-    if tuned is not None:
-        check_labels(tuned, flow.inputs)
-        if choose_recipe(plan.distill, begin, tuned)[1] is not tuned:
+    if own is not None:
+        check_labels(own, flow.inputs)
+        if choose_recipe(plan.distill, begin, own)[1] is not own:
             check_guided(flow.inputs, "stage 2")
     has_head = begin.vit.head is not None and begin.labels == flow.inputs.classes
-    labels = ["distill.finetune"] + ([] if guide or has_head else ["finetune"]) if flow.inputs.labelled else []
+    labels = ["distill.finetune"] + ([] if tuned or has_head else ["finetune"]) if flow.inputs.labelled else []
     check_batches(plan, flow.inputs, "distill", *labels)
-    del begin, tuned  # the stages read them again, and a large teacher is gigabytes
-    if guide is None and flow.inputs.labelled is not None:
-        guide = teacher if has_head else finetuned(flow, teacher)
-    return distilled(flow, teacher, guide)
+    if tuned is None and flow.inputs.labelled is not None:
+        tuned = source if has_head else finetune_stage(flow, source)
+    return distill_stages(flow, source, tuned).path
 
 
 def extract(source: Path, wanted: dict[str, int | None], output: Path) -> dict[str, Any]:
-    """Write one sub-network of an elastic student as a student file and say what it is; None: the full size."""
+    """Write one sub-network of an elastic student as a student file and describe it; None: the full size."""
     student = load_student(source)
     full = dict(zip(SIZES, sizes_of(student.vit.shape), strict=True))
     sizes = full | {name: size for name, size in wanted.items() if size is not None}
@@ -105,36 +99,37 @@ def extract(source: Path, wanted: dict[str, int | None], output: Path) -> dict[s
     return {"student": str(output), **sizes, "macs": count_macs(small.vit.shape), "params": count_params(small.vit)}
 
 
-def prune(plan: Plan, student: Path, guide: Path | None, width_multiple: int, **at: Any) -> Path:
+def prune(plan: Plan, student: Path, finetuned: Path | None, width_multiple: int, **at: Any) -> Path:
     """Prune a student and heal it; return its file."""
     check_plan(plan)
-    flow = _with_student(plan, load_student(student), guide, "prune.heal", **at)
-    return pruned(flow, student, guide, width_multiple)
+    flow, file, teacher = _with_student(plan, student, finetuned, "prune.heal", **at)
+    return prune_stage(flow, file, teacher, width_multiple).path
 
 
-def quantize(plan: Plan, student: Path, guide: Path | None, target: Target, **at: Any) -> dict[str, Any]:
-    """Make and score the int8 graphs of a student that fit a target, those of the tail too where it runs.
+def quantize(plan: Plan, student: Path, finetuned: Path | None, target: Target, **at: Any) -> dict[str, Any]:
+    """Make and score the int8 graphs of a student that fit a target, those of QAT too where it runs.
 
     Returns a row for each scheme.
     """
     check_plan(plan)
-    schemes = candidates(target, plan.quantize)
-    if plan.quantize.aware_when == "always" and not set(schemes) & set(STATIC_SCHEMES):
+    schemes = schemes_for(target, plan.quantize)
+    if plan.quantize.qat_when == "always" and not set(schemes) & set(STATIC_SCHEMES):
         raise InputError(
-            f"--aware trains the scales of a static scheme, and there is none among {', '.join(schemes) or 'none'}",
+            f"--qat trains the scales of a static scheme, and there is none among {', '.join(schemes) or 'none'}",
             expected=f"one of {', '.join(STATIC_SCHEMES)}",
-            fix="leave --scheme or --aware out",
+            fix="leave --scheme or --qat out",
         )
-    flow = _with_student(plan, load_student(student), guide, "quantize.aware", **at)
-    float_graph = graphs(flow, student)["explicit"]
-    floats = [Candidate(e, float_graph, "explicit", graph_digest(float_graph)) for e in target.engines]
-    eights = int8_candidates(flow, student, schemes)
-    scores = _scores(flow, target, student, [*floats, *eights])
-    _, more = tail(flow, target, student, guide, [*floats, *eights], scores)
-    scores |= _scores(flow, target, student, more)
+    flow, file, teacher = _with_student(plan, student, finetuned, "quantize.qat", **at)
+    graph = float_graphs(flow, file)["explicit"]
+    float_candidates = [Candidate(e, graph, "explicit", graph_digest(graph)) for e in target.engines]
+    made = int8_candidates(flow, file, schemes)
+    reference = torch_predictions(flow, "student", file, file.student)
+    scores, _ = score_candidates(flow, target, file.student, [*float_candidates, *made], reference)
+    _, trained = qat_stage(flow, target, file, teacher, [*float_candidates, *made], scores)
+    scores |= score_candidates(flow, target, file.student, trained, reference)[0]
     rows: dict[str, Any] = {}
-    for c in (*eights, *more):
-        scheme = c.graph.history[-1].plan["scheme"] + (AWARE if c.aware else "")
+    for c in (*made, *trained):
+        scheme = c.graph.history[-1].plan["scheme"] + (AWARE if c.is_qat else "")
         files = {f"{scheme}{Path(name).suffix}": data for name, data in c.graph.files.items()}
         for name, data in files.items():
             write_atomic(flow.work.folder / name, data)
@@ -142,28 +137,20 @@ def quantize(plan: Plan, student: Path, guide: Path | None, target: Target, **at
     return rows
 
 
-def _scores(flow: Flow, target: Target, path: Path, found: list[Candidate]) -> dict[str, StageScore]:
-    """Return what candidates score through their engines, against a float student."""
-    student = load_student(path)
-    reference = torch_predictions(flow, "student", path, student.vit, student.pixel)
-    return {
-        c.name: score(
-            c.graph.precision, engine_predictions(flow, c, target, student.pixel), reference,
-            params=count_params(student.vit), macs=count_macs(student.vit.shape), size_bytes=c.graph.size_bytes,
-            label_names=student.labels,
-        )
-        for c in found
-    }  # fmt: skip
+def _with_student(
+    plan: Plan, student: Path, finetuned: Path | None, table: str, **at: Any
+) -> tuple[Flow, ModelFile, ModelFile | None]:
+    """Return the flow of a verb that trains a student on by one table of the plan, with the files of its models.
 
-
-def _with_student(plan: Plan, student: Student, guide: Path | None, table: str, **at: Any) -> Flow:
-    """Return the flow of a verb that trains a student on by one table of the plan; what cannot work is refused."""
-    tuned = read_guide(guide, plan, student.pixel) if guide else None
-    flow = open_flow(plan, reads=student.vit.shape, **at)
-    if tuned is not None:
+    What cannot work is refused.
+    """
+    file, tuned = ModelFile.of(student, plan), None if finetuned is None else ModelFile.of(finetuned, plan)
+    teacher = check_finetuned(tuned, file.student.pixel) if tuned else None
+    flow = open_flow(plan, reads=file.student.vit.shape, **at)
+    if teacher is not None:
         check_guided(flow.inputs, table)
-    for model in (student, tuned):
+    for model in (file.student, teacher):
         if model is not None:
             check_labels(model, flow.inputs)
     check_batches(plan, flow.inputs, table)
-    return flow
+    return flow, file, tuned

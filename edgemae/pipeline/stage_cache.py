@@ -39,11 +39,7 @@ def digest_of(value: Any) -> str:
 
 
 def file_digest(path: Path) -> str:
-    """Return the sha256 of a file, or of all files of a folder by name."""
-    if path.is_dir():
-        return digest_of(
-            {p.relative_to(path).as_posix(): file_digest(p) for p in sorted(path.rglob("*")) if p.is_file()}
-        )
+    """Return the sha256 of a file."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while chunk := file.read(1 << 20):
@@ -72,7 +68,7 @@ def check_output(folder: Path, *, overwrite: bool = False, resume: bool = False)
         )
 
 
-class Workdir:
+class StageCache:
     """Keep the stages of one output folder. Raises InputError for a folder that holds something else."""
 
     def __init__(self, folder: Path, *, overwrite: bool = False, resume: bool = False) -> None:
@@ -112,6 +108,11 @@ class Workdir:
             _finish(folder, inputs, time.monotonic() - began)
         self.ranks.wait()
         return folder
+
+    def digests(self, folder: Path) -> dict[str, str]:
+        """Return the sha256 of every file of a finished stage, by name: hashed when it was made or found."""
+        done: dict[str, dict[str, str]] = json.loads((folder / "done.json").read_bytes())
+        return done["files"]
 
     def forget(self, folder: Path) -> None:
         """Let a stage be made again by the next run; its files stay."""

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from edgemae.device.model import top_classes
+from edgemae.device.outputs import top_classes
 from edgemae.device.preprocess import preprocess
 from edgemae.model.student import load_student
 from edgemae.profiling.compare.ab_worker import Made, Order, goal_of, serve

@@ -1,12 +1,13 @@
 """The training half of a compile as cached stages: teacher -> fine-tuned teacher -> student -> pruned student.
 
-Each function takes and returns model files, so that a stage is known by the digest of what went into it.
+Each takes and returns model files, so that a stage is known by the digests of what went into it.
 """
 
 from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,16 +24,15 @@ from edgemae.distill.frozen_teacher import TeacherView
 from edgemae.distill.recipes import choose_recipe
 from edgemae.distill.stages import Images, distill, finetune, heal_embedding, pretrain, supervise, train_further
 from edgemae.distill.teacher_cache import require_folder
-from edgemae.model.import_teacher import load_teacher
-from edgemae.model.model_file import read_model
-from edgemae.model.student import Student, load_student
-from edgemae.model.teacher import Teacher, import_notes
+from edgemae.model.student import Student
+from edgemae.model.teacher import Teacher
 from edgemae.model.vit import ViT, ViTShape
 from edgemae.pipeline.datasets import Inputs, gather
-from edgemae.pipeline.stage_cache import Workdir, check_output, file_digest
+from edgemae.pipeline.stage_cache import StageCache, check_output
+from edgemae.pipeline.stage_files import ModelFile
 from edgemae.prune import prune
 from edgemae.spec.atomic_file import write_atomic
-from edgemae.spec.errors import CheckpointError, InputError
+from edgemae.spec.errors import InputError
 from edgemae.spec.graph import IMAGENET_MEAN, IMAGENET_STD, KERNELS, PixelContract
 from edgemae.spec.plan_loading import plan_tree
 from edgemae.spec.plan_schema import Plan
@@ -50,7 +50,7 @@ class Flow:
     """Bundle what every stage needs: the plan, the output folder and the images."""
 
     plan: Plan
-    work: Workdir
+    work: StageCache
     inputs: Inputs
 
     @property
@@ -66,6 +66,11 @@ class Flow:
         """Return what decides a stage that learns from labels; the evaluation set is scored along the way."""
         labels = self.inputs.labelled.fingerprint if self.inputs.labelled else ""
         return self.key(labels=labels, evaluation=self.inputs.evaluation.fingerprint, **more)
+
+    def model_stage(self, name: str, key: dict[str, Any], make: Callable[[Path], None], file: str) -> ModelFile:
+        """Return the model file of a stage, made with `make(folder)` unless its key is done already."""
+        folder = self.work.run(name, key, make)
+        return ModelFile(folder / file, digest=self.work.digests(folder)[file])
 
     def keep(self, path: Path, model: Teacher | Student, curves: dict[str, Curve]) -> None:
         """Write a model with its loss curves beside it; of several processes only the first does."""
@@ -94,44 +99,15 @@ def open_flow(
     check_output(output, overwrite=overwrite, resume=resume)
     inputs = ranks.from_first(lambda: gather(plan, labels=labels, reads=reads))  # every picture is decoded once
     require_folder(plan.scale.views_folder)
-    work = Workdir(output, overwrite=overwrite, resume=resume)
+    work = StageCache(output, overwrite=overwrite, resume=resume)
     work.keep_plan(plan)
     return Flow(plan, work, inputs)
 
 
-def is_student(path: Path) -> bool:
-    """Tell whether a file is an edgemae student."""
-    if path.suffix != ".safetensors" or not path.is_file():
-        return False
-    read = read_model(path)
-    return read is not None and read[1].get("kind") == "student"
-
-
-def read_teacher(path: Path, plan: Plan) -> Teacher:
-    """Read a teacher of any supported format. Raises CheckpointError for a missing path."""
-    if not path.exists():
-        raise CheckpointError(
-            f"checkpoint '{path}' does not exist",
-            expected="a .pth, .safetensors or .bin file, or a Hugging Face folder",
-            fix="check the path",
-        )
-    return load_teacher(path, heads=plan.teacher_heads, decoder_heads=plan.teacher_decoder_heads)
-
-
-def tell_import(teacher: Teacher) -> None:
-    """Log what a teacher is, and what its file did not say: what was assumed and what was left out."""
-    shape = teacher.vit.shape
-    log.info("teacher: %s, %d blocks, width %d, licence of the weights: %s",
-             teacher.source, shape.depth, shape.width, teacher.licence)  # fmt: skip
-    for kind, notes in import_notes(teacher).items():
-        for note in notes:
-            log.info("teacher: %s: %s", kind, note)
-
-
-def pretrained(flow: Flow, start: Path | None) -> Path:
-    """Pretrain an MAE on all images without labels, from scratch or onwards from `start`; return its file."""
+def pretrain_stage(flow: Flow, start: ModelFile | None) -> ModelFile:
+    """Pretrain an MAE on all images without labels, from scratch or onwards from `start`."""
     plan = flow.plan
-    key = {"pretrain": plan_tree(plan.pretrain), "start": file_digest(start) if start else plan_tree(plan.teacher)}
+    key = {"pretrain": plan_tree(plan.pretrain), "start": start.digest if start else plan_tree(plan.teacher)}
     # What decides the result only sometimes is in the key only then, so that earlier runs stay valid.
     rest: dict[str, Any] = {"heads": plan.teacher_heads, "decoder_heads": plan.teacher_decoder_heads}
     if start is None:
@@ -140,92 +116,93 @@ def pretrained(flow: Flow, start: Path | None) -> Path:
     key |= {name: value for name, value in rest.items() if value}
 
     def make(folder: Path) -> None:
-        teacher = read_teacher(start, plan) if start else None
+        teacher = start.teacher if start else None
         pixel = teacher.pixel if teacher else teacher_pixel(plan)
         trained, curve = pretrain(plan, flow.inputs.unlabelled, pixel, teacher, folder / "train.ckpt")
         flow.keep(folder / TEACHER, trained, {"pretrain": curve})
 
-    return flow.work.run("pretrain", flow.key(**key), make) / TEACHER
+    return flow.model_stage("pretrain", flow.key(**key), make, TEACHER)
 
 
-def finetuned(flow: Flow, source: Path) -> Path:
-    """Train a classification head and the whole teacher on labels; return its file."""
+def finetune_stage(flow: Flow, source: ModelFile) -> ModelFile:
+    """Train a classification head and the whole teacher on labels."""
 
     def make(folder: Path) -> None:
-        tuned, curve = finetune(read_teacher(source, flow.plan), flow.plan, flow.images, folder / "train.ckpt")
-        flow.keep(folder / TEACHER, tuned, {"finetune": curve})
+        finetuned, curve = finetune(source.teacher, flow.plan, flow.images, folder / "train.ckpt")
+        flow.keep(folder / TEACHER, finetuned, {"finetune": curve})
 
-    key = {"finetune": plan_tree(flow.plan.finetune), "from": file_digest(source), "heads": flow.plan.teacher_heads}
-    return flow.work.run("finetune", flow.key_with_labels(**key), make) / TEACHER
+    key = {"finetune": plan_tree(flow.plan.finetune), "from": source.digest, "heads": flow.plan.teacher_heads}
+    return flow.model_stage("finetune", flow.key_with_labels(**key), make, TEACHER)
 
 
-def distilled(flow: Flow, source: Path, guide: Path | None) -> Path:
-    """Distill a student from the teacher, then train it with labels, guided by the fine-tuned one; return its file."""
+def distill_stages(flow: Flow, source: ModelFile, finetuned: ModelFile | None) -> ModelFile:
+    """Distill a student from the teacher, then train it with labels and the logits of the fine-tuned teacher."""
     plan, labelled = flow.plan, flow.inputs.labelled is not None
-    first = _stage_one(flow, source, guide, "stage-1" if labelled else "student")
+    first = _stage_one(flow, source, finetuned, "stage-1" if labelled else "student")
     if not labelled:
         return first
 
     def make(folder: Path) -> None:
-        tuned = read_teacher(guide, plan) if guide else None
-        student, curve = supervise(load_student(first), plan, flow.images, tuned, folder / "train.ckpt")
+        teacher = finetuned.teacher if finetuned else None
+        student, curve = supervise(first.student, plan, flow.images, teacher, folder / "train.ckpt")
         flow.keep(folder / STUDENT, student, read_curves(first) | {student.history[-1].stage: curve})
         if plan.elastic.on and flow.work.ranks.first:
             rows = elastic_curve(student, flow.inputs.evaluation, plan.workers)
             write_atomic(folder / ELASTIC_CURVE, json.dumps(rows, indent=1).encode())
 
-    key = {"finetune": plan_tree(plan.distill.finetune), "from": file_digest(first),
-           "guide": file_digest(guide) if guide else "", "heads": plan.teacher_heads}  # fmt: skip
+    key = {"finetune": plan_tree(plan.distill.finetune), "from": first.digest,
+           "guide": finetuned.digest if finetuned else "", "heads": plan.teacher_heads}  # fmt: skip
     if plan.elastic.on:
         key["elastic"] = plan_tree(msgspec.structs.replace(plan.elastic, shape=()))
-    return flow.work.run("student", flow.key_with_labels(**key), make) / STUDENT
+    return flow.model_stage("student", flow.key_with_labels(**key), make, STUDENT)
 
 
-def _stage_one(flow: Flow, source: Path, guide: Path | None, name: str) -> Path:
-    """Distill a student by the plan's recipe, without labels; return its file."""
-    plan = flow.plan
-    teacher, tuned = read_teacher(source, plan), read_teacher(guide, plan) if guide else None
-    recipe, chosen = choose_recipe(plan.distill, teacher, tuned or (teacher if teacher.vit.head is not None else None))
+def _stage_one(flow: Flow, source: ModelFile, finetuned: ModelFile | None, name: str) -> ModelFile:
+    """Distill a student by the plan's recipe, without labels."""
+    plan, teacher = flow.plan, source.teacher
+    with_head = finetuned.teacher if finetuned else (teacher if teacher.vit.head is not None else None)
+    recipe, chosen = choose_recipe(plan.distill, teacher, with_head)
 
     def make(folder: Path) -> None:
         images = replace(flow.images, labelled=None)
-        student, curves = distill(teacher, plan, images, folder / "train.ckpt", tuned)
+        own = finetuned.teacher if finetuned else None
+        student, curves = distill(teacher, plan, images, folder / "train.ckpt", own)
         flow.keep(folder / STUDENT, student, curves)
 
     settings = plan_tree(plan.distill)
     temperature = settings.pop("finetune")["teacher_temperature"]
+    origin = finetuned if finetuned and chosen is finetuned.teacher else source
     key = {"distill": settings, "student": plan_tree(plan.student), "heads": plan.teacher_heads,
-           "from": file_digest(guide if guide and chosen is tuned else source), "pixels": plan.data.resize,
-           "mean": plan.data.mean, "std": plan.data.std}  # fmt: skip
+           "from": origin.digest, "pixels": plan.data.resize, "mean": plan.data.mean, "std": plan.data.std}  # fmt: skip
     key |= {"temperature": temperature} if recipe.needs_head else {}
     key |= {"kernel": plan.data.kernel} if plan.data.kernel else {}
     if plan.elastic.on:
         sizes = ("depths", "heads", "mlp_ratios", "image_pxs", "samples")
         key["elastic"] = {name: plan_tree(plan.elastic)[name] for name in sizes}
-    return flow.work.run(name, flow.key(**key), make) / STUDENT
+    return flow.model_stage(name, flow.key(**key), make, STUDENT)
 
 
-def extracted(flow: Flow, source: Path) -> Path:
-    """Return the sub-network of an elastic student that the plan names, or the student itself; a student's file."""
+def extract_stage(flow: Flow, source: ModelFile) -> ModelFile:
+    """Return the sub-network of an elastic student that the plan names, or the student itself."""
     shape = flow.plan.elastic.shape
     if not flow.plan.elastic.on or not shape:
         return source
 
     def make(folder: Path) -> None:
-        extract(load_student(source), shape).save(folder / STUDENT)
+        extract(source.student, shape).save(folder / STUDENT)
 
-    return flow.work.run("extract", {"from": file_digest(source), "shape": shape}, make) / STUDENT
+    return flow.model_stage("extract", {"from": source.digest, "shape": shape}, make, STUDENT)
 
 
-def pruned(flow: Flow, source: Path, guide: Path | None, width_multiple: int) -> Path:
-    """Prune heads and MLP units, healing by distillation after each cut; return the student's file."""
+def prune_stage(flow: Flow, source: ModelFile, finetuned: ModelFile | None, width_multiple: int) -> ModelFile:
+    """Prune heads and MLP units, healing by distillation after each cut."""
     plan = flow.plan
     if plan.prune.keep_macs >= 1:
         return source
 
     def make(folder: Path) -> None:
-        student = load_student(source)
-        teacher = read_teacher(guide, plan) if guide else None
+        student = source.student
+        teacher = finetuned.teacher if finetuned else None
         curves: dict[str, Curve] = {}
 
         def heal(cut: Student, step: int) -> Student:
@@ -243,9 +220,9 @@ def pruned(flow: Flow, source: Path, guide: Path | None, width_multiple: int) ->
         )  # fmt: skip
         flow.keep(folder / STUDENT, small, curves)
 
-    key = {"heads": plan.teacher_heads, "prune": plan_tree(plan.prune), "from": file_digest(source),
-           "multiple": width_multiple, "guide": file_digest(guide) if guide else ""}  # fmt: skip
-    return flow.work.run("pruned", flow.key_with_labels(**key), make) / STUDENT
+    key = {"heads": plan.teacher_heads, "prune": plan_tree(plan.prune), "from": source.digest,
+           "multiple": width_multiple, "guide": finetuned.digest if finetuned else ""}  # fmt: skip
+    return flow.model_stage("pruned", flow.key_with_labels(**key), make, STUDENT)
 
 
 def teacher_pixel(plan: Plan) -> PixelContract:
@@ -259,9 +236,9 @@ def teacher_pixel(plan: Plan) -> PixelContract:
     )  # fmt: skip
 
 
-def read_curves(*models: Path) -> dict[str, Curve]:
+def read_curves(*models: ModelFile) -> dict[str, Curve]:
     """Return the loss curves that lie beside model files, in order."""
-    files = [model.parent / "curves.json" for model in models]
+    files = [model.path.parent / "curves.json" for model in models]
     return {name: curve for file in files if file.exists() for name, curve in json.loads(file.read_bytes()).items()}
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from edgemae.device.preprocess import Frame, as_bgr, decode
+from edgemae.device.preprocess import ImageBGR, as_bgr, decode
 from edgemae.spec.bundle import Bundle, Manifest, open_bundle
 from edgemae.spec.errors import BundleError
 
@@ -34,12 +34,12 @@ def golden_bytes(bundle: Bundle) -> list[bytes]:
     return [bundle.read(name) for name in names]
 
 
-def golden_frames(bundle: Bundle) -> list[Frame]:
+def golden_frames(bundle: Bundle) -> list[ImageBGR]:
     """Return the golden frames as BGR (H, W, 3) uint8. Raises BundleError when there are none."""
     return [as_decoded(bundle.manifest, data) for data in golden_bytes(bundle)]
 
 
-def as_decoded(manifest: Manifest, data: bytes) -> Frame:
+def as_decoded(manifest: Manifest, data: bytes) -> ImageBGR:
     """Return one encoded golden frame as BGR (H, W, 3) uint8. Raises BundleError when it is no picture."""
     frame = decode(data, manifest.pixel)
     if frame is None:

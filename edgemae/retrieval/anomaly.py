@@ -21,13 +21,14 @@ from numpy.typing import NDArray
 from edgemae.device.camera.multi_camera import Sources
 from edgemae.device.model import Model, Result
 from edgemae.device.stream import Stream, stream
+from edgemae.retrieval import feature_file
 from edgemae.retrieval.coreset import k_center
-from edgemae.retrieval.feature_file import corrupt, seal, unseal
+from edgemae.retrieval.feature_file import corrupt
 from edgemae.retrieval.heatmap import spread
 from edgemae.spec.errors import GalleryError, InputError
 from edgemae.spec.provenance import Provenance
 
-SCHEMA = "edgemae.normal/1"
+SCHEMA = "edgemae.reference/1"
 MIN_FRAMES = 4  # to remember, and as many to hold out
 LIMIT_KIB = 512  # of fp16 core-set: 1,365 patches of 192 values; scoring holds them as fp32, 1 MiB
 CONFIDENCE = 0.95  # of `rate_high`
@@ -49,7 +50,7 @@ class Anomaly:
 class Calibration(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """State where the threshold comes from, and what may be said of it.
 
-    `is_claim`: the asked rate holds, on average over normal sets like this one. `rate_high`: the true rate of this
+    `is_claim`: the asked rate holds, on average over reference sets like this one. `rate_high`: the true rate of this
     threshold is below it with 95 % confidence.
     """
 
@@ -114,7 +115,7 @@ class AnomalyDetector:
     ) -> AnomalyDetector:  # fmt: skip
         """Remember normal frames (BGR uint8, or Results of this model) and set the threshold on others of them.
 
-        Without `held_out` a random half of `normal` is held out: right for single pictures. Neighbours in a video are
+        Without `held_out` a random half of `normal` is held out: right for single images. Neighbours in a video are
         near copies of each other, so pass frames of another recording, or the threshold is too low. While it works it
         holds the tokens of all frames, 32 KiB each at 64 patches of 128. Raises InputError for too few frames or
         another rate than 0..0.5, GalleryError for a model without tokens.
@@ -171,19 +172,21 @@ class AnomalyDetector:
         return 2 * self._memory.size
 
     def save(self, path: str | Path) -> None:
-        """Write the normal set, core-set in fp16, so that it appears whole or not at all. Raises StorageError."""
+        """Write the reference set, core-set in fp16, so that it appears whole or not at all. Raises StorageError."""
         facts = _Facts(
             provenance=self.model.provenance, calibration=self.calibration, normal_frames=self.normal_frames,
             patches_seen=self.patches_seen,
         )  # fmt: skip
-        seal(Path(path), SCHEMA, facts, {"memory": self._memory.astype(np.float16), "moments": self._moments})
+        feature_file.write(
+            Path(path), SCHEMA, facts, {"memory": self._memory.astype(np.float16), "moments": self._moments}
+        )
 
     @classmethod
     def load(cls, path: str | Path, model: Model) -> AnomalyDetector:
-        """Open a normal set that this very graph made. Raises GalleryError for a corrupt, foreign or other one."""
+        """Open a reference set that this very graph made. Raises GalleryError for a corrupt, foreign or other one."""
         path = Path(path)
-        facts, arrays = unseal(path, SCHEMA, _Facts)
-        _refuse_other(facts.provenance, model, f"the normal set '{path}'")
+        facts, arrays = feature_file.read(path, SCHEMA, _Facts)
+        _refuse_other(facts.provenance, model, f"the reference set '{path}'")
         memory, moments = arrays.get("memory", np.zeros(0)), arrays.get("moments", np.zeros(0))
         width = _width(model)
         if memory.ndim != 2 or not len(memory) or memory.shape[1] != width or moments.shape != (2, width):

@@ -1,4 +1,4 @@
-"""Sealed files: facts and arrays under one digest. Galleries and normal sets are kept in them.
+"""The checksummed feature file: facts and arrays under one digest. Galleries and reference sets are kept in it.
 
     edgemae.gallery/1                           schema, and a newline
     <sha256 of everything else>                 64 hex digits, and a newline
@@ -25,7 +25,8 @@ from edgemae.spec.atomic_file import write_atomic
 from edgemae.spec.errors import GalleryError
 
 MAX_BYTES = 1 << 30  # all of it is held in memory
-SCHEMAS = {"edgemae.gallery/1": "a labelled gallery", "edgemae.normal/1": "a normal set"}
+SCHEMAS = {"edgemae.gallery/1": "a labelled gallery", "edgemae.reference/1": "a reference set"}
+OLD_SCHEMAS = ("edgemae.normal/1",)  # of versions before 0.1.0, which nobody was given
 _DTYPES = {"float32": "<f4", "float16": "<f2"}
 _SIZE = 8
 F = TypeVar("F", bound=msgspec.Struct)
@@ -42,7 +43,7 @@ class _Header(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     arrays: tuple[_Array, ...]
 
 
-def seal(path: Path, schema: str, facts: msgspec.Struct, arrays: Mapping[str, NDArray[Any]]) -> None:
+def write(path: Path, schema: str, facts: msgspec.Struct, arrays: Mapping[str, NDArray[Any]]) -> None:
     """Write a file that appears whole or not at all; equal values give equal bytes. Raises StorageError."""
     listed = tuple(_Array(name, array.dtype.name, array.shape) for name, array in arrays.items())
     header = msgspec.json.encode(_Header(msgspec.Raw(msgspec.json.encode(facts, order="sorted")), listed))
@@ -52,12 +53,12 @@ def seal(path: Path, schema: str, facts: msgspec.Struct, arrays: Mapping[str, ND
     write_atomic(path, first, f"{_digest(first, *body)}\n".encode(), *body)
 
 
-def unseal(path: Path, schema: str, kind: type[F]) -> tuple[F, dict[str, NDArray[Any]]]:
-    """Return the facts and the arrays of a sealed file, after its digest agreed.
+def read(path: Path, schema: str, kind: type[F]) -> tuple[F, dict[str, NDArray[Any]]]:
+    """Return the facts and the arrays of a feature file, after its digest agreed.
 
     Raises GalleryError for a file that is missing, foreign, of another schema, or not what was written.
     """
-    first, _, rest = _read(path).partition(b"\n")
+    first, _, rest = _read_bytes(path).partition(b"\n")
     if first.decode("latin-1") != schema:
         raise _foreign(path, first, schema)
     digest, _, body = rest.partition(b"\n")
@@ -98,7 +99,7 @@ def _digest(*parts: bytes) -> str:
     return digest.hexdigest()
 
 
-def _read(path: Path) -> bytes:
+def _read_bytes(path: Path) -> bytes:
     try:
         facts = path.stat()
         if not stat.S_ISREG(facts.st_mode) or facts.st_size > MAX_BYTES:
@@ -116,11 +117,17 @@ def _read(path: Path) -> bytes:
 
 
 def _foreign(path: Path, first: bytes, schema: str) -> GalleryError:
-    said = first[:40].decode("latin-1")
-    if said in SCHEMAS:
-        what, fix = f"'{path}' is {SCHEMAS[said]}", "a gallery is searched, a normal set scores: pass the other file"
-    elif said.partition("/")[0] == schema.partition("/")[0]:
-        what, fix = f"'{path}' has schema '{said}'", "update edgemae on this machine, or build it again"
+    found = first[:40].decode("latin-1")
+    if found in SCHEMAS:
+        what, fix = (
+            f"'{path}' is {SCHEMAS[found]}",
+            "a gallery is searched, a reference set scores: pass the other file",
+        )
+    elif found in OLD_SCHEMAS:
+        what = f"'{path}' has schema '{found}', written by a development version of edgemae before 0.1.0"
+        fix = "build it again from the same images with `edgemae gallery build`"
+    elif found.partition("/")[0] == schema.partition("/")[0]:
+        what, fix = f"'{path}' has schema '{found}'", "update edgemae on this machine, or build it again"
     else:
         what, fix = f"'{path}' is not a file of edgemae galleries", "pass what `edgemae gallery build` wrote"
     return GalleryError(what, expected=f"{SCHEMAS[schema]}, schema '{schema}'", fix=fix)

@@ -1,4 +1,4 @@
-"""Gallery: embeddings with labels, searched by cosine. One picture makes a new thing known; nothing is trained."""
+"""Gallery: embeddings with labels, searched by cosine. One image makes a new thing known; nothing is trained."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgemae.device.model import Model, Result
-from edgemae.retrieval.feature_file import corrupt, seal, unseal
+from edgemae.retrieval import feature_file
+from edgemae.retrieval.feature_file import corrupt
 from edgemae.spec.errors import GalleryError, InputError
 from edgemae.spec.provenance import Provenance
 
@@ -22,7 +23,7 @@ SCHEMA = "edgemae.gallery/1"
 
 
 class Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """One picture of a gallery: its number (never given twice), its label, and what you want to remember about it."""
+    """One image of a gallery: its number (never given twice), its label, and what you want to remember about it."""
 
     id: int
     label: str
@@ -49,7 +50,7 @@ class Gallery:
     """Hold labelled embeddings of one model, and find the nearest to another. Results may come from several threads.
 
     It belongs to the model's embedding: a bundle whose pixels and graphs are the same (a new version, report or
-    profile) opens it; one with other weights or another quantization is refused, and the pictures have to be added
+    profile) opens it; one with other weights or another quantization is refused, and the images have to be added
     again. A search compares with every entry.
     """
 
@@ -135,13 +136,13 @@ class Gallery:
             facts = _Facts(provenance=self.provenance, next_id=self._next_id, entries=tuple(self._entries.values()))
             width = self._width
             rows = np.array(list(self._vectors.values()), np.float32).reshape(-1, width)
-        seal(Path(path), SCHEMA, facts, {"embeddings": rows})
+        feature_file.write(Path(path), SCHEMA, facts, {"embeddings": rows})
 
     @classmethod
     def load(cls, path: str | Path, model: Model) -> Gallery:
         """Open a gallery that this model's embedding made. Raises GalleryError for a corrupt, foreign or other one."""
         path = Path(path)
-        facts, arrays = unseal(path, SCHEMA, _Facts)
+        facts, arrays = feature_file.read(path, SCHEMA, _Facts)
         gallery = cls(model)
         gallery._refuse_other(facts.provenance, f"the gallery '{path}'")
         ids = [entry.id for entry in facts.entries]
@@ -195,5 +196,5 @@ class Gallery:
             raise GalleryError(
                 f"{what} was made by {made_by}, the model here is {self.provenance}",
                 expected="one model's embeddings: cosines between two models' mean nothing",
-                fix="load the bundle that made it, or build the gallery again from its pictures with this one",
+                fix="load the bundle that made it, or build the gallery again from its images with this one",
             )

@@ -6,12 +6,11 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from edgemae.device.preprocess import Frame, as_bgr, placement
+from edgemae.device.preprocess import ImageBGR, as_bgr, placement, rotate_clockwise
 from edgemae.spec.errors import InputError
 from edgemae.spec.graph import PixelContract
 
 Heat = NDArray[np.float32]
-_BACK = {90: cv2.ROTATE_90_COUNTERCLOCKWISE, 180: cv2.ROTATE_180, 270: cv2.ROTATE_90_CLOCKWISE}
 
 
 def spread(patches: Heat, frame_hw: tuple[int, ...], pixel: PixelContract) -> Heat:
@@ -25,10 +24,10 @@ def spread(patches: Heat, frame_hw: tuple[int, ...], pixel: PixelContract) -> He
     box_w = min(width - x, max(1, round(pixel.image_px * across)))
     heat = np.zeros((height, width), np.float32)
     heat[y : y + box_h, x : x + box_w] = cv2.resize(patches, (box_w, box_h), interpolation=cv2.INTER_LINEAR)
-    return cv2.rotate(heat, _BACK[pixel.rotation_deg]) if pixel.rotation_deg else heat  # type: ignore[return-value]
+    return rotate_clockwise(heat, -pixel.rotation_deg % 360)
 
 
-def overlay(frame_bgr: NDArray[np.uint8], heat: Heat, strength: float = 0.6, color: str = "BGR") -> Frame:
+def overlay(frame_bgr: NDArray[np.uint8], heat: Heat, strength: float = 0.6, color: str = "BGR") -> ImageBGR:
     """Return the frame as BGR with a heat map (H, W) of 0..1 drawn over it: blue to red, the cold parts see-through.
 
     Raises InputError when the map is not of the frame's size.
@@ -42,5 +41,5 @@ def overlay(frame_bgr: NDArray[np.uint8], heat: Heat, strength: float = 0.6, col
     heat = np.clip(heat, 0.0, 1.0)
     colors = cv2.applyColorMap((heat * 255).astype(np.uint8), cv2.COLORMAP_TURBO)
     share = (strength * heat)[:, :, None]
-    drawn: Frame = np.rint(frame_bgr * (1 - share) + colors * share).astype(np.uint8)
+    drawn: ImageBGR = np.rint(frame_bgr * (1 - share) + colors * share).astype(np.uint8)
     return drawn

@@ -6,7 +6,7 @@ EdgemaeError
 │   ├── CheckpointError       model files that cannot be imported
 │   ├── PlanError             a plan file, a flag or an override
 │   ├── TargetError           an unknown or malformed target
-│   ├── GalleryError          a gallery or normal set that is corrupt, foreign or another model's
+│   ├── GalleryError          a gallery or reference set that is corrupt, foreign or another model's
 │   └── BundleError           a bundle that cannot be opened
 │       ├── BundleCorruptError    bytes differ from what the manifest promises
 │       └── BundleSchemaError     a manifest this version cannot read

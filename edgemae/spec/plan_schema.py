@@ -139,8 +139,8 @@ class QuantizePlan(Section, frozen=True):
     smooth_alphas: tuple[float, ...] = (-1.0, 0.5)  # -1.0 is "off"
     percentile: float = 99.99  # where activations are clipped; not clipping is tried too
     min_speedup: float = 1.02  # int8 ships only if it is at least this much faster than float
-    aware_when: str = "hurt"  # hurt: the tail runs when no int8 graph is as right as its float one; or always
-    aware: FinetunePlan = FinetunePlan(epochs=8, layer_decay=1.0)  # quantization-aware tail; 0 epochs: never
+    qat_when: str = "on_accuracy_loss"  # train when no int8 graph is within the accuracy limit; or always
+    qat: FinetunePlan = FinetunePlan(epochs=8, layer_decay=1.0)  # quantization-aware training; 0 epochs: never
 
 
 class GatePlan(Section, frozen=True):

@@ -14,7 +14,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
 class StageScore(Record, frozen=True):
     """What one model of the way from teacher to int8 scores on the evaluation set."""
 
-    stage: str  # teacher | student | pruned | int8
+    stage: str  # teacher | student | pruned | int8; where QAT ran: int8 (PTQ), int8 (QAT)
     top1: float | None  # 0..1; None without labels
     n: int
     params: int

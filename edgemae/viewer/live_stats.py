@@ -11,7 +11,7 @@ import numpy as np
 
 from edgemae.device.model import Model, Result
 from edgemae.device.stream import Stream
-from edgemae.device.stream_result import Streamed
+from edgemae.device.stream_result import StreamResult
 from edgemae.profiling.stats.percentiles import Summary, runs_needed, summarise
 
 WINDOW = 1024  # results that percentiles are taken of: the last half minute at 30 fps, and more than p99 needs
@@ -22,7 +22,7 @@ AT_LEAST = {"p50": runs_needed(0.5), "p90": runs_needed(0.9), "p99": runs_needed
 
 
 @dataclass(frozen=True)
-class Shown:
+class LiveStats:
     """Hold the figures of one moment; what needs more results than there are is None."""
 
     title: str  # name of the bundle, its engine and precision
@@ -43,7 +43,7 @@ class Shown:
         return None if found is None else getattr(found, f"{name}_ms")
 
 
-class Figures:
+class StatsCollector:
     """Take note of every result, in one thread; `now` gives the figures to any other."""
 
     def __init__(self, model: Model, results: Stream[Result]) -> None:
@@ -52,10 +52,10 @@ class Figures:
         self._lock = threading.Lock()
         self._rows: deque[tuple[float, float, float, float]] = deque(maxlen=WINDOW)
         self._done: deque[float] = deque(maxlen=WINDOW)  # when, in s of the monotonic clock
-        self._seen: Streamed[Result] | None = None
+        self._seen: StreamResult[Result] | None = None
         self._start = time.monotonic()
 
-    def note(self, seen: Streamed[Result]) -> None:
+    def note(self, seen: StreamResult[Result]) -> None:
         speed = seen.result.speed
         with self._lock:
             self._seen = seen
@@ -69,11 +69,11 @@ class Figures:
             done = [at for at in self._done if at > time.monotonic() - RATE_S]
         return (len(done) - 1) / (done[-1] - done[0]) if len(done) > 1 and done[-1] > done[0] else 0.0
 
-    def now(self) -> Shown:
+    def now(self) -> LiveStats:
         with self._lock:
             rows, seen = np.array(self._rows), self._seen
         enough = len(rows) >= AT_LEAST["p50"]
-        return Shown(
+        return LiveStats(
             title=self._title, source=self._camera.source, policy=self._camera.policy, state=self._camera.state,
             seconds=time.monotonic() - self._start, fps=self.fps, answer=seen.result.topk if seen else [],
             frame=seen.frame.name if seen else "", counts=counts_of(self._results),
@@ -86,7 +86,7 @@ def counts_of(results: Stream[Result]) -> dict[str, int]:
     """Return what became of the frames, by name; what went wrong, and why frames were dropped, only where it did."""
     camera, ours = results.camera.counters, results.counters
     found = {"captured": camera.captured, "seen": ours.delivered, "dropped": camera.dropped}
-    told = (*found, "delivered")
-    reasons = {field.name: getattr(camera, field.name) for field in fields(camera) if field.name not in told}
+    named = (*found, "delivered")
+    reasons = {field.name: getattr(camera, field.name) for field in fields(camera) if field.name not in named}
     reasons |= {"withheld": ours.withheld, "failed": ours.failed}
     return found | {name: count for name, count in reasons.items() if count}

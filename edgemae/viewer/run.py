@@ -14,9 +14,9 @@ from typing import Any, Protocol
 
 from edgemae.device.model import Model, Result, load
 from edgemae.device.stream import Stream
-from edgemae.device.stream_result import Streamed
+from edgemae.device.stream_result import StreamResult
 from edgemae.viewer.line_output import Lines, as_json, as_text
-from edgemae.viewer.live_stats import Figures, counts_of
+from edgemae.viewer.live_stats import StatsCollector, counts_of
 
 SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")  # SIGHUP: the terminal was closed
 
@@ -24,7 +24,7 @@ SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")  # SIGHUP: the terminal was closed
 class View(Protocol):
     """Show results, between `with` and its end."""
 
-    def show(self, seen: Streamed[Result]) -> bool:
+    def show(self, seen: StreamResult[Result]) -> bool:
         """Show one result; False ends the run."""
 
     def __enter__(self) -> View: ...
@@ -35,7 +35,7 @@ class View(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Watch:
+class ViewerOptions:
     """Say what to run on and how to show it. `limit` 0: no limit; `port` None: no page."""
 
     policy: str | None = None
@@ -56,62 +56,62 @@ class EndedError(KeyboardInterrupt):
         self.code = 128 + number
 
 
-def run(bundle: Path, source: str, watch: Watch) -> int:
+def run(bundle: Path, source: str, options: ViewerOptions) -> int:
     """Run a bundle on a source and show its results; counts go to stderr at the end, however it comes.
 
     Returns the exit code: 0, or 128 and the number of the signal that ended it. Raises CameraError, EngineRuntimeError,
     MachineError, StorageError, InputError.
     """
-    if watch.window:
-        from edgemae.viewer.window import must_have_windows
+    if options.window:
+        from edgemae.viewer.window import require_windows
 
-        must_have_windows()
+        require_windows()
     try:
-        with _signals() as got, load(bundle, **watch.loading) as model:
-            _watch(model, source, watch, got)
+        with _signals() as got, load(bundle, **options.loading) as model:
+            _show_results(model, source, options, got)
     except KeyboardInterrupt as error:
         return error.code if isinstance(error, EndedError) else 128 + signal.SIGINT
     return 0
 
 
-def _watch(model: Model, source: str, watch: Watch, got: Sequence[int]) -> None:
-    realtime = watch.window or watch.port is not None  # a file is watched at its own speed
-    results = model.stream(source, watch.policy, realtime=realtime, max_age_ms=watch.max_age_ms)
-    figures = Figures(model, results)
+def _show_results(model: Model, source: str, options: ViewerOptions, got: Sequence[int]) -> None:
+    realtime = options.window or options.port is not None  # a file is watched at its own speed
+    results = model.stream(source, options.policy, realtime=realtime, max_age_ms=options.max_age_ms)
+    stats = StatsCollector(model, results)
     try:
         with results, contextlib.ExitStack() as stack:
-            views = [stack.enter_context(view) for view in _views(results, figures, watch)]
+            views = [stack.enter_context(view) for view in _views(results, stats, options)]
             for number, seen in enumerate(results, start=1):
-                figures.note(seen)
+                stats.note(seen)
                 going = [view.show(seen) for view in views]
                 if got:  # raised where Python swallows it, in a destructor
                     raise EndedError(got[0])
-                if number == watch.limit or not all(going):
+                if number == options.limit or not all(going):
                     break
     finally:
         sys.stderr.write(_counts(results) + "\n")
 
 
-def _views(results: Stream[Result], figures: Figures, watch: Watch) -> Iterator[View]:
+def _views(results: Stream[Result], stats: StatsCollector, options: ViewerOptions) -> Iterator[View]:
     """Make the views one after another, to be entered at once; what must not be lost is first, and closed last."""
-    if watch.save is not None:
+    if options.save is not None:
         from edgemae.viewer.video import Video
 
-        yield Video(watch.save, results.camera, figures)
-    if watch.port is not None:
+        yield Video(options.save, results.camera, stats)
+    if options.port is not None:
         from edgemae.viewer.web import Web
 
-        yield Web(watch.port, figures)
-    if watch.window:
+        yield Web(options.port, stats)
+    if options.window:
         from edgemae.viewer.window import Window
 
-        yield Window(f"edgemae {results.camera.source}", figures)
-    if not watch.json and sys.stdout.isatty():
+        yield Window(f"edgemae {results.camera.source}", stats)
+    if not options.json and sys.stdout.isatty():
         from edgemae.viewer.terminal import Terminal
 
-        yield Terminal(figures)
+        yield Terminal(stats)
     else:
-        yield Lines(as_json if watch.json else as_text)
+        yield Lines(as_json if options.json else as_text)
 
 
 def _counts(results: Stream[Result]) -> str:

@@ -11,22 +11,22 @@ from numpy.typing import NDArray
 
 from edgemae.device.camera.camera import Camera, Frame
 from edgemae.device.model import Result
-from edgemae.device.stream_result import Streamed
+from edgemae.device.stream_result import StreamResult
 from edgemae.spec.errors import InputError, MachineError, StorageError
 from edgemae.viewer import overlay
-from edgemae.viewer.live_stats import Figures
+from edgemae.viewer.live_stats import StatsCollector
 
 CODECS = {".mp4": "mp4v", ".mov": "mp4v", ".mkv": "mp4v", ".avi": "MJPG"}  # what OpenCV's own builds can all write
 LIVE_FPS, IMAGES_FPS = 30.0, 5.0
-LONGEST_STILL_S = 2.0  # an outage is shown as a still picture of this length, not of its own
+LONGEST_STILL_S = 2.0  # an outage is shown as a still image of this length, not of its own
 RESERVE_MIB = 32  # left on the disk: OpenCV says nothing of a write that fails, and the index is written last
 
 
 class Video:
     """Write a video file frame by frame. It starts with the first frame, whose size all others get."""
 
-    def __init__(self, path: Path, camera: Camera, figures: Figures) -> None:
-        self._path, self._camera, self._figures = path, camera, figures
+    def __init__(self, path: Path, camera: Camera, stats: StatsCollector) -> None:
+        self._path, self._camera, self._stats = path, camera, stats
         self._codec = _codec(path)
         if not path.parent.is_dir():
             raise StorageError(
@@ -42,17 +42,17 @@ class Video:
         self._size_hw, self._fps = (0, 0), 0.0
         self._start_ns, self.written = 0, 0
 
-    def show(self, seen: Streamed[Result]) -> bool:
-        picture = overlay.draw(seen, self._figures.fps)
+    def show(self, seen: StreamResult[Result]) -> bool:
+        image = overlay.draw(seen, self._stats.fps)
         if self._writer is None:
-            self._open(picture, seen.frame)
+            self._open(image, seen.frame)
         if (free_mib := shutil.disk_usage(self._path.parent).free >> 20) < RESERVE_MIB:
             raise StorageError(
                 f"the disk of '{self._path}' is full: {free_mib} MiB are left, {self.written} frames are kept",
                 expected=f"more than {RESERVE_MIB} MiB, so that the file can be ended properly",
                 fix="free some space, or choose another --save",
             )
-        fitted = _fit(picture, self._size_hw)
+        fitted = _fit(image, self._size_hw)
         for _ in range(self._due(seen.frame)):
             assert self._writer is not None
             self._writer.write(fitted)
@@ -70,8 +70,8 @@ class Video:
         if kind is None or issubclass(kind, KeyboardInterrupt):
             self._check()
 
-    def _open(self, picture: NDArray[np.uint8], frame: Frame) -> None:
-        self._fps, self._size_hw, self._start_ns = _fps(self._camera), picture.shape[:2], frame.t_capture_ns
+    def _open(self, image: NDArray[np.uint8], frame: Frame) -> None:
+        self._fps, self._size_hw, self._start_ns = _fps(self._camera), image.shape[:2], frame.t_capture_ns
         height, width = self._size_hw
         fourcc = cv2.VideoWriter.fourcc(*self._codec)
         self._writer = cv2.VideoWriter(str(self._path), fourcc, self._fps, (width, height))
@@ -84,7 +84,7 @@ class Video:
             )
 
     def _due(self, frame: Frame) -> int:
-        """Return how often to write a picture, so that the video runs as the source did, dropped frames included."""
+        """Return how often to write an image, so that the video runs as the source did, dropped frames included."""
         if not self._camera.live:
             return max(frame.seq + 1 - self.written, 1) if self._camera.kind == "video" else 1
         due = int((frame.t_capture_ns - self._start_ns) / 1e9 * self._fps) + 1 - self.written
@@ -125,14 +125,14 @@ def _fps(camera: Camera) -> float:
     return fps if 0.0 < fps < 1000.0 else LIVE_FPS
 
 
-def _fit(picture: NDArray[np.uint8], size_hw: tuple[int, int]) -> NDArray[np.uint8]:
-    """Return a picture of the video's size: scaled to fit, black around it."""
-    if picture.shape[:2] == size_hw:
-        return picture
-    scale = min(size_hw[0] / picture.shape[0], size_hw[1] / picture.shape[1])
-    height, width = (max(round(side * scale), 1) for side in picture.shape[:2])
+def _fit(image: NDArray[np.uint8], size_hw: tuple[int, int]) -> NDArray[np.uint8]:
+    """Return an image of the video's size: scaled to fit, black around it."""
+    if image.shape[:2] == size_hw:
+        return image
+    scale = min(size_hw[0] / image.shape[0], size_hw[1] / image.shape[1])
+    height, width = (max(round(side * scale), 1) for side in image.shape[:2])
     fitted = np.zeros((*size_hw, 3), np.uint8)
     top, left = (size_hw[0] - height) // 2, (size_hw[1] - width) // 2
-    small = cv2.resize(picture, (width, height), interpolation=cv2.INTER_AREA)
+    small = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
     fitted[top : top + height, left : left + width] = small
     return fitted

@@ -1,4 +1,4 @@
-"""A page on this machine alone: the live picture, the answer, how fresh and how fast, and what went wrong.
+"""A page on this machine alone: the live image, the answer, how fresh and how fast, and what went wrong.
 
 It listens on the loopback address only; from elsewhere, `ssh -L 8765:127.0.0.1:8765 device` brings it over. Requests
 that name another host are refused, so that no page of somebody else can reach it through a name of its own.
@@ -21,11 +21,11 @@ import cv2
 import msgspec
 
 from edgemae.device.model import Result
-from edgemae.device.stream_result import Streamed
+from edgemae.device.stream_result import StreamResult
 from edgemae.profiling.output.html_report import STYLE
 from edgemae.spec.errors import InputError
 from edgemae.viewer import overlay
-from edgemae.viewer.live_stats import AT_LEAST, Figures
+from edgemae.viewer.live_stats import AT_LEAST, StatsCollector
 
 log = logging.getLogger(__name__)
 ADDRESS = "127.0.0.1"
@@ -40,10 +40,10 @@ BOUNDARY = b"frame"
 class Web:
     """Serve the newest result to every browser at its own speed; nothing is encoded while none is watching."""
 
-    def __init__(self, port: int, figures: Figures) -> None:
-        self._figures, self._nonce = figures, secrets.token_urlsafe(16)
+    def __init__(self, port: int, stats: StatsCollector) -> None:
+        self._stats, self._nonce = stats, secrets.token_urlsafe(16)
         self._changed, self._encoding = threading.Condition(), threading.Lock()
-        self._seen: Streamed[Result] | None = None
+        self._seen: StreamResult[Result] | None = None
         self._number, self._encoded = 0, (0, b"")
         self._watching, self.closed = 0, False
         try:
@@ -60,7 +60,7 @@ class Web:
     def url(self) -> str:
         return f"http://{ADDRESS}:{self._server.server_port}/"
 
-    def show(self, seen: Streamed[Result]) -> bool:
+    def show(self, seen: StreamResult[Result]) -> bool:
         with self._changed:
             self._seen, self._number = seen, self._number + 1
             self._changed.notify_all()
@@ -94,12 +94,12 @@ class Web:
         return text.encode()
 
     def policy(self) -> str:
-        """Return what the page may load: its own picture and figures, nothing else."""
+        """Return what the page may load: its own image and figures, nothing else."""
         own = f"script-src 'nonce-{self._nonce}'; style-src 'unsafe-inline'; img-src 'self'; connect-src 'self'"
         return f"default-src 'none'; {own}; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 
-    def figures(self) -> bytes:
-        return msgspec.json.encode(self._figures.now())
+    def stats_json(self) -> bytes:
+        return msgspec.json.encode(self._stats.now())
 
     def enter(self) -> bool:
         """Take one of the places for those who watch; False when all are taken."""
@@ -113,8 +113,8 @@ class Web:
         with self._changed:
             self._watching -= 1
 
-    def next_picture(self, after: int, is_gone: Callable[[], bool]) -> tuple[int, bytes] | None:
-        """Wait for a picture newer than number `after`; return its number and it as JPEG.
+    def next_jpeg(self, after: int, is_gone: Callable[[], bool]) -> tuple[int, bytes] | None:
+        """Wait for an image newer than number `after`; return its number and it as JPEG.
 
         None at the end, or when the browser `is_gone`: while the source is away no write would tell.
         """
@@ -127,8 +127,8 @@ class Web:
                 return None
         with self._encoding:  # the first browser encodes for all; the stream does not wait for it
             if self._encoded[0] < number:
-                picture = overlay.draw(seen, self._figures.fps)
-                data = cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, QUALITY])[1]
+                image = overlay.draw(seen, self._stats.fps)
+                data = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, QUALITY])[1]
                 self._encoded = (number, data.tobytes())
             return self._encoded
 
@@ -159,8 +159,8 @@ class _Browser(BaseHTTPRequestHandler):
             self.send_error(403, "only for this machine")
         elif path == "/":
             self._send(web.page(), "text/html; charset=utf-8")
-        elif path == "/figures.json":
-            self._send(web.figures(), "application/json")
+        elif path == "/stats.json":
+            self._send(web.stats_json(), "application/json")
         elif path == "/live.mjpg":
             self._stream(web)
         else:
@@ -189,7 +189,7 @@ class _Browser(BaseHTTPRequestHandler):
         return bool(readable) and not self.connection.recv(1, socket.MSG_PEEK)
 
     def _stream(self, web: Web) -> None:
-        """Send pictures, always the newest, until the browser or the run ends."""
+        """Send images, always the newest, until the browser or the run ends."""
         if not web.enter():
             self.send_error(503, f"{MOST_BROWSERS} browsers are watching already")
             return
@@ -198,7 +198,7 @@ class _Browser(BaseHTTPRequestHandler):
             self.send_header("Content-Type", f"multipart/x-mixed-replace; boundary={BOUNDARY.decode()}")
             self.end_headers()
             number = 0
-            while (found := web.next_picture(number, self._is_gone)) is not None:
+            while (found := web.next_jpeg(number, self._is_gone)) is not None:
                 number, data = found
                 head = b"--%s\r\nContent-Type: image/jpeg\r\nContent-Length: %d\r\n\r\n" % (BOUNDARY, len(data))
                 self.wfile.write(head + data + b"\r\n")

@@ -1,4 +1,4 @@
-"""A window with the live picture and the answer in it."""
+"""A window with the live image and the answer in it."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ import sys
 import cv2
 
 from edgemae.device.model import Result
-from edgemae.device.stream_result import Streamed
+from edgemae.device.stream_result import StreamResult
 from edgemae.spec.errors import MachineError
 from edgemae.viewer import overlay
-from edgemae.viewer.live_stats import Figures
+from edgemae.viewer.live_stats import StatsCollector
 
 KEYS = (27, ord("q"))  # Escape and q end the run, as does closing the window
 
 
 class Window:
-    """Show pictures until q, Escape or the window's own button. Raises MachineError where no window can be opened."""
+    """Show images until q, Escape or the window's own button. Raises MachineError where no window can be opened."""
 
-    def __init__(self, title: str, figures: Figures) -> None:
-        self._title, self._figures = title, figures
+    def __init__(self, title: str, stats: StatsCollector) -> None:
+        self._title, self._stats = title, stats
 
-    def show(self, seen: Streamed[Result]) -> bool:
-        cv2.imshow(self._title, overlay.draw(seen, self._figures.fps))
+    def show(self, seen: StreamResult[Result]) -> bool:
+        cv2.imshow(self._title, overlay.draw(seen, self._stats.fps))
         if cv2.waitKey(1) & 0xFF in KEYS:
             return False
         return cv2.getWindowProperty(self._title, cv2.WND_PROP_VISIBLE) >= 1
@@ -36,7 +36,7 @@ class Window:
         cv2.destroyAllWindows()
 
 
-def must_have_windows() -> None:
+def require_windows() -> None:
     """Raise MachineError where OpenCV has no windows, or there is no screen: Qt would end the process for that."""
     lines = (line.split(":", 1) for line in cv2.getBuildInformation().splitlines() if ":" in line)
     gui = {key.strip(): value.strip() for key, value in lines}.get("GUI", "")

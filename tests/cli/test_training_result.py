@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from edgemae.cli.training_result import emit
+from edgemae.cli.training_result import print_training_result
 
 CURVES = {
     "distill": [{"epoch": 1.0, "loss": 2.0}],
@@ -22,7 +22,7 @@ def test_a_model_comes_with_its_score(tmp_path: Path, capsys: pytest.CaptureFixt
     made.write_bytes(b"weights")
     (made.parent / "curves.json").write_text(json.dumps(CURVES))
     (made.parent / "curve.json").write_text(json.dumps(ROWS))
-    emit("student", made, tmp_path, "edgemae compile {0} --data 'train-{000..146}.tar'", json=False)
+    print_training_result("student", made, tmp_path, "edgemae compile {0} --data 'train-{000..146}.tar'", json=False)
     final = tmp_path / "student.safetensors"
     assert final.read_bytes() == b"weights"
     assert capsys.readouterr().out.splitlines() == [
@@ -31,7 +31,7 @@ def test_a_model_comes_with_its_score(tmp_path: Path, capsys: pytest.CaptureFixt
         "  depth 2  heads 3  MLP 96  24 px  4.6 M MACs  top-1 50.0 %",
         f"next: edgemae compile {final} --data 'train-{{000..146}}.tar'",
     ]
-    emit("student", made, tmp_path, "", json=True)
+    print_training_result("student", made, tmp_path, "", json=True)
     assert json.loads(capsys.readouterr().out) == {"student": str(final), "top1": 0.75, "sub_networks": ROWS}
 
 
@@ -41,9 +41,9 @@ def test_a_made_model_lies_at_the_top_and_the_next_command_names_it(
     stage = tmp_path / "stages" / "student-1" / "student.safetensors"
     stage.parent.mkdir(parents=True)
     stage.write_bytes(b"weights")
-    emit("student", stage, tmp_path, "edgemae compile {0} --data d", json=False)
+    print_training_result("student", stage, tmp_path, "edgemae compile {0} --data d", json=False)
     final = tmp_path / "student.safetensors"
     assert final.read_bytes() == b"weights"
     assert capsys.readouterr().out == f"student: {final}\nnext: edgemae compile {final} --data d\n"
-    emit("student", stage, tmp_path, "", json=True)
+    print_training_result("student", stage, tmp_path, "", json=True)
     assert json.loads(capsys.readouterr().out) == {"student": str(final)}

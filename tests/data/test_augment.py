@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgemae.data.augment import EMPTY, GRAY_OPS, OPS, Augment, crop_box, view
-from edgemae.device.preprocess import Frame, crop, rotate
+from edgemae.device.preprocess import ImageBGR, crop, rotate
 from edgemae.spec.errors import PlanError
 from edgemae.spec.graph import PixelContract
 
@@ -16,7 +16,7 @@ RGB = PixelContract(image_px=32)
 GRAY = PixelContract(image_px=32, channels=1, color="GRAY", mean=(0.5,), std=(0.5,))
 
 
-def frame_of(height: int, width: int, seed: int = 0) -> Frame:
+def frame_of(height: int, width: int, seed: int = 0) -> ImageBGR:
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
@@ -102,7 +102,7 @@ def test_a_share_out_of_range_is_refused(crop_min: float) -> None:
 # ---------------------------------------------------------------- distortions
 
 
-def picture_of(channels: int, side_px: int = 33) -> Frame:
+def picture_of(channels: int, side_px: int = 33) -> ImageBGR:
     """Return a smooth picture without black and white, so that every operation has something to do."""
     across, down = np.meshgrid(np.linspace(40, 160, side_px), np.linspace(0, 50, side_px))
     planes = [across + down * (k + 1) / channels for k in range(channels)]

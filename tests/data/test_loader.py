@@ -20,7 +20,7 @@ import torch
 
 import edgemae
 from edgemae.data.augment import Augment, view
-from edgemae.data.decode_worker import Views, joined, read_picture
+from edgemae.data.decode_worker import Views, joined, read_image
 from edgemae.data.image_set import ImageSet, scan
 from edgemae.data.loader import Batch, Loader
 from edgemae.device.preprocess import normalise, preprocess
@@ -109,7 +109,7 @@ def test_evaluation_is_in_order_and_complete(images: ImageSet, workers: int) -> 
     assert torch.cat([b.indices for b in batches]).tolist() == list(range(14))
     assert tuple(torch.cat([b.labels for b in batches]).tolist()) == images.labels
     for path, pixels in zip(images.paths, torch.cat([b.pixels for b in batches]), strict=True):
-        np.testing.assert_array_equal(preprocess(read_picture(path, PIXEL), PIXEL)[0], pixels.numpy())
+        np.testing.assert_array_equal(preprocess(read_image(path, PIXEL), PIXEL)[0], pixels.numpy())
 
 
 def test_without_labels_they_are_minus_one(images: ImageSet) -> None:

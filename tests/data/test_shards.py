@@ -21,7 +21,7 @@ import webdataset
 from edgemae.data import shard_index as index_module
 from edgemae.data import shards as shards_module
 from edgemae.data.augment import Augment
-from edgemae.data.decode_worker import read_picture
+from edgemae.data.decode_worker import read_image
 from edgemae.data.image_bytes import close_shards, content, key_of_file, part_of, shown
 from edgemae.data.image_set import ImageSet, sample, scan, sift, split
 from edgemae.data.loader import Batch, Loader
@@ -140,7 +140,7 @@ def test_references_name_shard_place_and_member(shards: Path) -> None:
     assert images.paths[-1] == list(images.paths)[37]
     assert list(images.paths[3:9:2]) == [images.paths[i] for i in (3, 5, 7)]
     assert part_of("/a/b@c+d.jpg") is None
-    assert read_picture(images.paths[0], PIXEL).shape == (20, 24, 3)
+    assert read_image(images.paths[0], PIXEL).shape == (20, 24, 3)
 
 
 def test_millions_of_references_take_no_strings() -> None:

@@ -20,5 +20,6 @@ def test_a_file_of_somebody_else_says_what_was_assumed(tmp_path: Path) -> None:
 
 
 def test_what_is_not_there_cannot_be_described(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="does not exist"):
-        describe(tmp_path / "missing.edgemae")
+    for name in ("missing.edgemae", "missing.pth"):
+        with pytest.raises(InputError, match=name):
+            describe(tmp_path / name)

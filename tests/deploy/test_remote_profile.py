@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from edgemae.deploy import remote_profile, ssh
-from edgemae.deploy.remote_profile import profile_there
+from edgemae.deploy.remote_profile import profile_remotely
 from edgemae.profiling.records import read_profile
 from edgemae.spec.bundle import open_bundle, write_bundle
 from edgemae.spec.errors import BundleError, InputError, MachineError, RemoteError, TargetError
@@ -49,17 +49,17 @@ def test_the_record_of_a_device_comes_back_and_the_bundle_is_copied_once(
     assert "copy block.edgemae to device" in ran.err
 
     # Once more, with a connection that is cut before every step.
-    written, logins, cuts, ask = copy.stat().st_mtime_ns, server.logins, [], ssh.Far.ask
+    written, logins, cuts, ask = copy.stat().st_mtime_ns, server.logins, [], ssh.RemoteHost.ask
 
-    def shaky(self: ssh.Far, verb: str, **order: object) -> dict[str, object]:
+    def shaky(self: ssh.RemoteHost, verb: str, **order: object) -> dict[str, object]:
         if verb in ("start", "follow", "drop") and verb not in cuts:
             cuts.append(verb)
             assert server.cut() > 0
         return ask(self, verb, **order)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(ssh.Far, "ask", shaky)
+    monkeypatch.setattr(ssh.RemoteHost, "ask", shaky)
     caplog.set_level(logging.INFO, "edgemae")
-    path = profile_there(bundle, "device", [("--runs", "12")], sys.executable)
+    path = profile_remotely(bundle, "device", [("--runs", "12")], sys.executable)
     assert path == stored
     assert read_profile(path).created >= found.created
     assert cuts == ["start", "follow", "drop"]
@@ -79,7 +79,7 @@ def test_a_bundle_that_is_a_folder_and_files_of_options_are_copied_along(
     assert folder.is_dir()
     target = write_target(tmp_path / "box.toml", precisions=("fp32",))
     options = [("--runs", "12"), ("--against", str(bundle)), ("--target", str(target))]
-    found = read_profile(profile_there(folder, "device", options, sys.executable))
+    found = read_profile(profile_remotely(folder, "device", options, sys.executable))
     assert found.bundle_sha256 == opened.sha256
     assert found.against is not None
     assert found.against.paired
@@ -101,11 +101,11 @@ def test_what_edgemae_says_there_is_said_here(bundle: Path, server: Server) -> N
     assert server.jobs() == []
 
 
-def test_a_broken_bundle_does_not_travel(bundle: Path, server: Server) -> None:
+def test_a_corrupt_bundle_does_not_travel(bundle: Path, server: Server) -> None:
     logins = server.logins
     bundle.write_bytes(bundle.read_bytes()[:-9])
     with pytest.raises(BundleError):
-        profile_there(bundle, "device", (), sys.executable)
+        profile_remotely(bundle, "device", (), sys.executable)
     assert server.logins == logins
 
 
@@ -115,7 +115,7 @@ def test_a_python_without_edgemae_is_told_how_to_get_it(bundle: Path, server: Se
     (tmp_path / "bare/bin/isolated").write_text(f'#!/bin/sh\nunset PYTHONPATH\nexec {python} "$@"\n')
     (tmp_path / "bare/bin/isolated").chmod(0o755)
     with pytest.raises(RemoteError) as caught:
-        profile_there(bundle, "device", (), str(tmp_path / "bare/bin/isolated"))
+        profile_remotely(bundle, "device", (), str(tmp_path / "bare/bin/isolated"))
     assert caught.value.what.startswith(f"device has no edgemae for {python}")
     assert f"{python} -m pip install 'WHEEL[camera,onnxruntime]'" in caught.value.fix
 
@@ -127,8 +127,11 @@ def test_a_folder_in_the_home_there_is_no_edgemae(server: Server, tmp_path: Path
     python = tmp_path / "bare/bin/isolated"
     python.write_text(f'#!/bin/sh\nunset PYTHONPATH\ncd {tmp_path}/home\nexec {tmp_path}/bare/bin/python "$@"\n')
     python.chmod(0o755)
-    with ssh.Far(ssh.parse_address("device"), str(python)) as far, pytest.raises(RemoteError, match="has no edgemae"):
-        remote_profile.check(far)
+    with (
+        ssh.RemoteHost(ssh.parse_address("device"), str(python)) as host,
+        pytest.raises(RemoteError, match="has no edgemae"),
+    ):
+        remote_profile.find_edgemae(host)
 
 
 def test_a_folder_named_as_the_target_does_not_travel(
@@ -136,9 +139,9 @@ def test_a_folder_named_as_the_target_does_not_travel(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("raspberry-pi-5").mkdir()  # as a compile for several targets leaves
-    monkeypatch.setattr(ssh.Far, "run", lambda far, commands: stop(commands))
+    monkeypatch.setattr(ssh.RemoteHost, "run", lambda host, commands: stop(commands))
     with pytest.raises(MachineError, match="stop") as caught:
-        profile_there(bundle, "device", [("--target", "raspberry-pi-5")], sys.executable)
+        profile_remotely(bundle, "device", [("--target", "raspberry-pi-5")], sys.executable)
     assert "--target raspberry-pi-5" in caught.value.expected
 
 
@@ -161,8 +164,11 @@ def test_another_version_there_is_said(
     bundle: Path, server: Server, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(remote_profile, "__version__", "9.9.9")
-    with ssh.Far(ssh.parse_address("device"), sys.executable) as far, caplog.at_level(logging.WARNING, "edgemae"):
-        remote_profile.check(far)
+    with (
+        ssh.RemoteHost(ssh.parse_address("device"), sys.executable) as host,
+        caplog.at_level(logging.WARNING, "edgemae"),
+    ):
+        remote_profile.find_edgemae(host)
     assert "here it is 9.9.9" in caplog.text
 
 

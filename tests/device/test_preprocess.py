@@ -1,4 +1,4 @@
-"""The one pixel definition: every way to hand over the same picture gives the same tensor, to the last bit."""
+"""The one pixel definition: every way to hand over the same image gives the same tensor, to the last bit."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from edgemae.data.decode_worker import read_picture
-from edgemae.device.preprocess import Frame, as_bgr, crop, decode, halve, normalise, preprocess
+from edgemae.data.decode_worker import read_image
+from edgemae.device.preprocess import ImageBGR, as_bgr, crop, decode, halve, normalise, preprocess
 from edgemae.spec.errors import DataError, InputError
 from edgemae.spec.graph import PixelContract
 
 PIXEL = PixelContract(image_px=32)
 
 
-def picture(height: int = 61, width: int = 83) -> Frame:
-    """Return a picture made of integers only: slopes, a checkerboard and a bright corner."""
+def image(height: int = 61, width: int = 83) -> ImageBGR:
+    """Return an image made of integers only: slopes, a checkerboard and a bright corner."""
     y, x = np.mgrid[:height, :width]
     frame = np.stack([x * 255 // max(width - 1, 1), y * 255 // max(height - 1, 1), (x // 5 + y // 3) % 2 * 200], axis=2)
     frame[: height // 4, : width // 4] = 250
@@ -52,10 +52,10 @@ GOLDEN = {
 
 
 @pytest.mark.parametrize("case", GOLDEN)
-def test_pictures_have_these_bytes(case: str) -> None:
+def test_images_have_these_bytes(case: str) -> None:
     """Golden bytes. A change here changes what every shipped model sees: bundles in the field would refuse to load."""
     pixel, expected = GOLDEN[case]
-    assert digest(crop(picture(), pixel)) == expected
+    assert digest(crop(image(), pixel)) == expected
 
 
 TENSORS = {"default": "880cf65b3a1835be", "gray": "5548527bbf0a3c65", "bgr": "59ccd6cdea5a93c9"}
@@ -64,7 +64,7 @@ TENSORS = {"default": "880cf65b3a1835be", "gray": "5548527bbf0a3c65", "bgr": "59
 @pytest.mark.parametrize("case", TENSORS)
 def test_tensors_have_these_bytes(case: str) -> None:
     """Likewise: what a faster way to normalise gives must be what the first one gave, to the last bit."""
-    assert digest(preprocess(picture(), GOLDEN[case][0])) == TENSORS[case]
+    assert digest(preprocess(image(), GOLDEN[case][0])) == TENSORS[case]
 
 
 @pytest.mark.parametrize("values", [3, 1])
@@ -78,12 +78,12 @@ def test_normalising_is_one_multiplication_and_one_subtraction_in_float32(values
     np.testing.assert_array_equal(normalise(every[:, ::-1], pixel)[0], expected.transpose(2, 0, 1)[:, :, ::-1])
 
 
-def test_a_graph_of_bytes_is_given_the_picture_itself() -> None:
+def test_a_graph_of_bytes_is_given_the_image_itself() -> None:
     for pixel in (PIXEL, GOLDEN["bgr"][0], GOLDEN["gray"][0]):
-        tensor = preprocess(picture(), pixel, "uint8")
+        tensor = preprocess(image(), pixel, "uint8")
         assert (tensor.shape, tensor.dtype) == ((1, 32, 32, pixel.channels), np.uint8)
         assert tensor.flags.c_contiguous
-        np.testing.assert_array_equal(tensor[0], crop(picture(), pixel))
+        np.testing.assert_array_equal(tensor[0], crop(image(), pixel))
 
 
 HALVING = PixelContract(image_px=32, kernel="halve-linear")
@@ -99,29 +99,29 @@ def test_halving_is_defined_in_integers(by_y: int, by_x: int) -> None:
 
 
 def test_halving_goes_on_while_it_can_and_cuts_odd_edges() -> None:
-    frame = picture(271, 135)
+    frame = image(271, 135)
     assert halve(frame, (32, 32)).shape == (33, 33, 3)  # 271 -> 135 -> 67 -> 33, 135 -> 67 -> 33
     assert halve(frame, (136, 68)).shape == frame.shape
     np.testing.assert_array_equal(halve(frame, (135, 135)), halve(frame[:270], (135, 135)))
 
 
 def test_halve_linear_crops_first_and_ends_in_one_linear_step() -> None:
-    frame = picture(150, 260)
+    frame = image(150, 260)
     square = frame[:, 55:205]
     steps = cv2.resize(square, (75, 75), interpolation=cv2.INTER_AREA)
     steps = cv2.resize(steps[:74, :74], (37, 37), interpolation=cv2.INTER_AREA)
     steps = cv2.resize(steps, (32, 32), interpolation=cv2.INTER_LINEAR)
     np.testing.assert_array_equal(crop(frame, HALVING), steps[:, :, ::-1])
-    small = picture(20, 20)
+    small = image(20, 20)
     np.testing.assert_array_equal(
         crop(small, HALVING), cv2.resize(small, (32, 32), interpolation=cv2.INTER_LINEAR)[:, :, ::-1]
     )
 
 
 def test_halve_linear_sees_what_area_sees() -> None:
-    """Another kernel of the same picture, not another picture. A square one: both cut a long side to whole pixels, and
-    those of INTER_AREA are pixels of the small picture."""
-    smooth = cv2.resize(picture(), (720, 720), interpolation=cv2.INTER_CUBIC)
+    """Another kernel of the same image, not another image. A square one: both cut a long side to whole pixels, and
+    those of INTER_AREA are pixels of the small image."""
+    smooth = cv2.resize(image(), (720, 720), interpolation=cv2.INTER_CUBIC)
     area = crop(smooth, PIXEL).astype(int)
     assert np.abs(crop(smooth, HALVING) - area).mean() < 6
 
@@ -133,7 +133,7 @@ def test_halving_is_the_rounded_mean_of_four_pixels() -> None:
 
 
 def test_a_frame_of_the_right_size_is_only_normalised() -> None:
-    frame = picture(32, 32)
+    frame = image(32, 32)
     expected = (frame[:, :, ::-1] / 255.0 - np.array(PIXEL.mean)) / np.array(PIXEL.std)
     tensor = preprocess(frame, PIXEL)
     assert (tensor.shape, tensor.dtype, tensor.flags.c_contiguous) == ((1, 3, 32, 32), np.float32, True)
@@ -150,7 +150,7 @@ def test_the_middle_is_cropped() -> None:
 @pytest.mark.parametrize("kernel", ["area-linear", "halve-linear", "linear", "cubic", "area"])
 def test_every_kernel_shrinks_and_grows(kernel: str) -> None:
     for side in (16, 200):
-        seen = crop(picture(side, side), PixelContract(image_px=32, kernel=kernel))
+        seen = crop(image(side, side), PixelContract(image_px=32, kernel=kernel))
         assert (seen.shape, seen.dtype) == ((32, 32, 3), np.uint8)
     flat = np.full((77, 45, 3), 93, np.uint8)
     assert set(crop(flat, PixelContract(image_px=32, kernel=kernel)).ravel()) == {93}
@@ -158,16 +158,16 @@ def test_every_kernel_shrinks_and_grows(kernel: str) -> None:
 
 @pytest.mark.parametrize("deg", [0, 90, 180, 270])
 def test_rotation_is_clockwise(deg: int) -> None:
-    turned = np.ascontiguousarray(np.rot90(picture(), -deg // 90))
+    turned = np.ascontiguousarray(np.rot90(image(), -deg // 90))
     pixel = msgspec.structs.replace(PIXEL, rotation_deg=deg)
-    np.testing.assert_array_equal(preprocess(picture(), pixel), preprocess(turned, PIXEL))
+    np.testing.assert_array_equal(preprocess(image(), pixel), preprocess(turned, PIXEL))
 
 
-# ------------------------------------------------------------------------------------------------ forms of one picture
+# ------------------------------------------------------------------------------------------------ forms of one image
 
 
-def test_every_form_of_a_colour_picture_is_one_tensor() -> None:
-    frame = picture()
+def test_every_form_of_a_colour_image_is_one_tensor() -> None:
+    frame = image()
     alpha = np.full((*frame.shape[:2], 1), 7, np.uint8)
     rgb = np.ascontiguousarray(frame[:, :, ::-1])
     forms = {
@@ -189,8 +189,8 @@ def test_every_form_of_a_colour_picture_is_one_tensor() -> None:
     np.testing.assert_array_equal(preprocess(wide[:, ::2], PIXEL), expected)  # not contiguous
 
 
-def test_every_form_of_a_gray_picture_is_one_tensor() -> None:
-    gray = picture()[:, :, 0].copy()
+def test_every_form_of_a_gray_image_is_one_tensor() -> None:
+    gray = image()[:, :, 0].copy()
     expected = preprocess(cv2.cvtColor(gray, cv2.COLOR_GRAY2BGR), PIXEL)
     for color in ("GRAY", "BGR", "RGB"):
         np.testing.assert_array_equal(preprocess(as_bgr(gray, color), PIXEL), expected)
@@ -206,7 +206,7 @@ def test_every_form_of_a_gray_picture_is_one_tensor() -> None:
 )
 @pytest.mark.parametrize("kernel", ["area-linear", "halve-linear"])
 def test_odd_sizes_fit(image_hw: tuple[int, int], kernel: str) -> None:
-    frame = picture(*image_hw)
+    frame = image(*image_hw)
     for resize in ("short-side", "stretch"):
         pixel = PixelContract(image_px=32, resize=resize, kernel=kernel)
         tensor = preprocess(frame, pixel)
@@ -219,7 +219,7 @@ def test_odd_sizes_fit(image_hw: tuple[int, int], kernel: str) -> None:
 @pytest.mark.parametrize("side", [16, 32, 61])
 def test_views_of_any_layout_are_what_they_show(side: int, resize: str) -> None:
     """Mirrored, turned, column-major, broadcast and read-only arrays; 32 px is not resized, so nothing copies it."""
-    frame, pixel = picture(side, side), PixelContract(image_px=32, resize=resize)
+    frame, pixel = image(side, side), PixelContract(image_px=32, resize=resize)
     locked = frame.copy()
     locked.setflags(write=False)
     views = {
@@ -237,9 +237,9 @@ def test_views_of_any_layout_are_what_they_show(side: int, resize: str) -> None:
 def test_very_large_frames_fit_and_impossible_shapes_are_named() -> None:
     large = np.full((1024, 16384), 200, np.uint8)
     large[:, :8192] = 40
-    picture_px = crop(as_bgr(large), PixelContract(image_px=32, resize="stretch"))
-    assert set(picture_px[:, :16].ravel()) == {40}
-    assert set(picture_px[:, 16:].ravel()) == {200}
+    image_px = crop(as_bgr(large), PixelContract(image_px=32, resize="stretch"))
+    assert set(image_px[:, :16].ravel()) == {40}
+    assert set(image_px[:, 16:].ravel()) == {200}
     for image_hw in ((1, 16384), (16384, 1), (2, 40000)):
         with pytest.raises(InputError, match=f"{image_hw[0]} x {image_hw[1]} pixels would have to grow to "):
             preprocess(np.zeros((*image_hw, 3), np.uint8), PixelContract(image_px=224))
@@ -294,7 +294,7 @@ def with_exif(data: bytes, suffix: str, orientation: int, image_hw: tuple[int, i
     return b"RIFF" + struct.pack("<I", len(body)) + body
 
 
-def upright(frame: Frame, orientation: int) -> Frame:
+def upright(frame: ImageBGR, orientation: int) -> ImageBGR:
     """Return what a viewer shows for a stored frame, written with numpy from the table of the EXIF standard."""
     ways = {
         1: lambda f: f,
@@ -313,7 +313,7 @@ def upright(frame: Frame, orientation: int) -> Frame:
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_orientation_is_applied_in_every_format(tmp_path: Path, suffix: str, orientation: int) -> None:
     """OpenCV 5.0 applies EXIF orientation to jpg, png and webp alike; an older one that does not fails here."""
-    frame = picture(40, 56)
+    frame = image(40, 56)
     quality = [cv2.IMWRITE_WEBP_QUALITY, 101] if suffix == ".webp" else []  # over 100: lossless
     done, plain = cv2.imencode(suffix, frame, quality)
     assert done
@@ -321,14 +321,14 @@ def test_orientation_is_applied_in_every_format(tmp_path: Path, suffix: str, ori
     data = with_exif(plain.tobytes(), suffix, orientation, frame.shape[:2])
     (tmp_path / f"x{suffix}").write_bytes(data)
     expected = upright(stored, orientation)
-    np.testing.assert_array_equal(read_picture(str(tmp_path / f"x{suffix}"), PIXEL), expected)
+    np.testing.assert_array_equal(read_image(str(tmp_path / f"x{suffix}"), PIXEL), expected)
     ignoring = msgspec.structs.replace(PIXEL, exif="ignore")
     np.testing.assert_array_equal(decode(data, ignoring), stored)
     np.testing.assert_array_equal(preprocess(decode(data, PIXEL), PIXEL), preprocess(expected, PIXEL))  # type: ignore[arg-type]
 
 
 def test_files_of_other_depths_and_channels_become_bgr(tmp_path: Path) -> None:
-    gray = picture()[:, :, 0].copy()
+    gray = image()[:, :, 0].copy()
     for name, array in {
         "gray.png": gray,
         "alpha.png": np.dstack([gray, gray, gray, 255 - gray]),
@@ -336,7 +336,7 @@ def test_files_of_other_depths_and_channels_become_bgr(tmp_path: Path) -> None:
         "gray.bmp": gray,
     }.items():
         assert cv2.imwrite(str(tmp_path / name), array)
-        np.testing.assert_array_equal(read_picture(str(tmp_path / name), PIXEL), np.dstack([gray] * 3), err_msg=name)
+        np.testing.assert_array_equal(read_image(str(tmp_path / name), PIXEL), np.dstack([gray] * 3), err_msg=name)
 
 
 def test_what_is_no_image_is_named(tmp_path: Path) -> None:
@@ -344,4 +344,4 @@ def test_what_is_no_image_is_named(tmp_path: Path) -> None:
     assert decode(b"text, not an image", PIXEL) is None
     (tmp_path / "notes.jpg").write_text("text")
     with pytest.raises(DataError, match=r"notes\.jpg"):
-        read_picture(str(tmp_path / "notes.jpg"), PIXEL)
+        read_image(str(tmp_path / "notes.jpg"), PIXEL)

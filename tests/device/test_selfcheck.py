@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -43,12 +44,12 @@ def test_a_right_engine_passes_with_figures(make_bundle: Callable[..., Path], bo
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda out: {"logits": out["logits"] + 0.01}, r"difference 0\.01"),
-        (lambda out: {"logits": -out["logits"]}, r"cosine -1\.0"),
-        (lambda out: {"logits": out["logits"] * 0}, r"cosine 0\.0"),
-        (lambda out: {"logits": out["logits"] * np.nan}, "largest difference nan"),
-        (lambda out: {"logits": out["logits"][:, ::-1]}, r"expected: cosine >= 0\.9999"),
-        (lambda out: {"logits": out["logits"][:, :4]}, r"outputs of shape \(3, 4\)"),
+        (lambda out: {"logits": out["logits"] + 0.01}, r" 0\.01,"),
+        (lambda out: {"logits": -out["logits"]}, r" -1\.0"),
+        (lambda out: {"logits": out["logits"] * 0}, r" 0\.0"),
+        (lambda out: {"logits": out["logits"] * np.nan}, " nan, 0 "),
+        (lambda out: {"logits": out["logits"][:, ::-1]}, r">= 0\.9999"),
+        (lambda out: {"logits": out["logits"][:, :4]}, r"\(3, 4\)"),
     ],
     ids=["shifted", "negated", "zero", "nan", "reversed", "cut"],
 )
@@ -88,7 +89,7 @@ def test_a_changed_label_is_refused_within_the_other_tolerances(make_bundle: Cal
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"kernel": "linear"}, "preprocessing differs on this machine"),
+        ({"kernel": "linear"}, r"golden/frame-00\.png"),
         ({"color": "BGR"}, r"OpenCV \d"),
         ({"image_px": 16}, r"768 of 768 values of 'golden/frame-00\.png'"),
     ],
@@ -107,22 +108,25 @@ def test_pixels_that_differ_in_one_bit_are_refused(
 
 
 @pytest.mark.parametrize(
-    ("name", "data", "message"),
+    ("name", "data"),
     [
-        ("golden/frame-01.png", b"no image", "is no image"),
-        ("golden/frame-00.npy", b"no array", "is not an array"),
-        ("golden/openvino-fp32.npy", b"", "is not an array"),
+        ("golden/frame-01.png", b"no image"),
+        ("golden/frame-00.npy", b"no array"),
+        ("golden/openvino-fp32.npy", b""),
     ],
 )
 def test_golden_files_that_cannot_be_read_are_named(
-    name: str, data: bytes, message: str, make_bundle: Callable[..., Path], box: Target
+    name: str, data: bytes, make_bundle: Callable[..., Path], box: Target
 ) -> None:
     def edit(manifest: Manifest, files: dict[str, bytes]) -> Manifest:
         files[name] = data
         return manifest
 
     bundle = open_bundle(make_bundle(edit=edit))
-    with moved(bundle, box, lambda out: out) as session, pytest.raises(BundleCorruptError, match=message):
+    with (
+        moved(bundle, box, lambda out: out) as session,
+        pytest.raises(BundleCorruptError, match=re.escape(f"'{name}'")),
+    ):
         check(session, bundle, bundle.manifest.variants[0])
 
 
@@ -152,10 +156,10 @@ def test_a_bundle_without_golden_frames_proves_nothing(make_bundle: Callable[...
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda tokens: tokens * 1.2, r"tokens of golden frames have cosine 1\.0"),
-        (lambda tokens: tokens[:, ::-1], r"tokens of golden frames have cosine 0\."),
-        (lambda tokens: tokens * np.nan, "cosine nan"),
-        (lambda tokens: tokens[:, :, :16], r"gave tokens of shape \(8, 128\)"),
+        (lambda tokens: tokens * 1.2, r"tokens .* 1\.0"),
+        (lambda tokens: tokens[:, ::-1], r"tokens .* 0\."),
+        (lambda tokens: tokens * np.nan, "tokens .* nan"),
+        (lambda tokens: tokens[:, :, :16], r"tokens .*\(8, 128\)"),
     ],
     ids=["scaled", "reversed", "nan", "cut"],
 )
@@ -183,5 +187,5 @@ def test_golden_files_are_the_same_every_time_and_complete() -> None:
     assert golden_files(frames, pixel, {"a": rows}) == (golden, files)
     assert set(files) == {*golden.frames, *golden.tensors, golden_name("a")}
     assert len(golden.frames) == len(golden.tensors) == 3
-    with pytest.raises(InternalError, match="2 reference outputs for variant 'a'"):
+    with pytest.raises(InternalError, match="2 reference outputs for 'a'"):
         golden_files(frames, pixel, {"a": rows[:2]})

@@ -11,55 +11,17 @@ import numpy as np
 import pytest
 
 from edgemae.device.camera.camera import Camera
-from edgemae.device.camera.multi_camera import _listed
 from edgemae.device.stream import Stream, stream
-from edgemae.device.stream_result import StreamCounters, Streamed
+from edgemae.device.stream_result import StreamCounters, StreamResult
 from edgemae.spec.errors import CameraError, EngineRuntimeError, InputError
 from edgemae.spec.graph import PixelContract
-from tests.support.stream_servers import MjpegServer
-
-COUNT = 20
-FPS = 25.0
-INTERVAL_MS = 1000 / FPS
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    for i in range(COUNT):
-        cv2.imwrite(str(tmp_path / f"{i:02d}.png"), np.full((6, 6, 3), i, np.uint8))
-    return tmp_path
-
-
-def clip(path: Path, frames: int = 40, fps: float = FPS, gray: int = 0) -> Path:
-    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"MJPG"), fps, (32, 32))
-    for _ in range(frames):
-        writer.write(np.full((32, 32, 3), gray, np.uint8))
-    writer.release()
-    return path
-
-
-def ours() -> set[str]:
-    """Return the names of our threads that live; those that were told to end get a moment."""
-    deadline = time.monotonic() + 5
-    while True:
-        found = {thread.name for thread in threading.enumerate() if thread.name.startswith("edgemae")}
-        if not found or time.monotonic() > deadline:
-            return found
-        time.sleep(0.01)
-
-
-def stamp_ns(_: np.ndarray) -> int:
-    return time.monotonic_ns()
-
-
-def level(frame_bgr: np.ndarray) -> int:
-    return int(frame_bgr[0, 0, 0])
+from tests.support.streams import COUNT, INTERVAL_MS, clip, level, ours
 
 
 def test_every_frame_of_a_folder_has_its_result(folder: Path) -> None:
     with stream(level, folder) as results:
         seen = list(results)
-    assert all(isinstance(item, Streamed) for item in seen)
+    assert all(isinstance(item, StreamResult) for item in seen)
     assert [item.result for item in seen] == list(range(COUNT))
     assert [Path(item.frame.name).stem for item in seen] == [f"{i:02d}" for i in range(COUNT)]
     assert all(0 <= item.age_ms <= item.frame.age_ms for item in seen)
@@ -89,12 +51,12 @@ def test_failures_in_a_row_open_the_circuit_and_free_the_camera(folder: Path) ->
 
     results = stream(broken, folder, max_failures=4)
     assert [next(results).result for _ in range(3)] == [0, 1, 2]
-    with pytest.raises(EngineRuntimeError, match=r"4 frames in a row.*RuntimeError: engine lost") as caught:
+    with pytest.raises(EngineRuntimeError, match=r" 4 .*RuntimeError: engine lost") as caught:
         next(results)
     assert isinstance(caught.value.__cause__, RuntimeError)
     assert results.counters.failed == 4
     assert (results.state, results.error) == ("failed", caught.value)
-    with pytest.raises(EngineRuntimeError, match="4 frames in a row"):  # never a silent end, however often it is asked
+    with pytest.raises(EngineRuntimeError, match=r" 4 .*engine lost"):  # never a silent end, however often it is asked
         next(results)
     assert not results.camera._reader.is_alive()
 
@@ -137,7 +99,7 @@ def test_the_pixel_contract_of_the_model_reaches_the_decoder(tmp_path: Path, mon
 
 
 def test_a_missing_source_is_refused_at_once(tmp_path: Path) -> None:
-    with pytest.raises(CameraError, match="does not exist"):
+    with pytest.raises(CameraError, match=r"nothing\.mp4"):
         stream(level, tmp_path / "nothing.mp4")
 
 
@@ -155,13 +117,6 @@ def test_what_no_stream_can_be_made_of_is_named(folder: Path) -> None:
         next(results)
 
 
-def test_a_list_of_pictures_is_one_source() -> None:
-    pictures = [np.zeros((4, 4, 3), np.uint8)] * 3
-    assert len(_listed(pictures)) == 1  # type: ignore[arg-type]
-    assert _listed(["clip.mp4", 0]) == [("", "clip.mp4"), ("", 0)]
-    assert _listed({"door": 0, "yard": 1}) == [("door", 0), ("yard", 1)]
-
-
 # ---------------------------------------------------------------- how old results are
 
 
@@ -175,7 +130,7 @@ def test_results_stay_fresh_behind_a_sink_of_any_speed(tmp_path: Path, sink_ms: 
         time.sleep(0.03)
         infer_ms.append((time.monotonic() - start) * 1e3)
 
-    def sink(seen: Streamed[None]) -> None:
+    def sink(seen: StreamResult[None]) -> None:
         ages.append(seen.age_ms)
         time.sleep(sink_ms / 1e3)
 
@@ -213,7 +168,7 @@ def test_one_callback_of_a_hundred_raises_and_all_other_frames_are_processed(
 ) -> None:
     done: list[int] = []
 
-    def sink(seen: Streamed[int]) -> None:
+    def sink(seen: StreamResult[int]) -> None:
         if seen.result % 10 == 3:
             raise OSError("the broker is away")
         done.append(seen.result)
@@ -228,15 +183,15 @@ def test_one_callback_of_a_hundred_raises_and_all_other_frames_are_processed(
 
 
 def test_callbacks_that_fail_in_a_row_end_the_stream_aloud(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
-    def sink(_: Streamed[int]) -> None:
+    def sink(_: StreamResult[int]) -> None:
         raise OSError("the broker is away")
 
     results = stream(level, folder, on_result=sink)
-    with pytest.raises(InputError, match=r"callback failed on 5 results in a row.*OSError: the broker is away"):
+    with pytest.raises(InputError, match=r" 5 .*OSError: the broker is away"):
         results.run()
     assert (results.state, results.counters.sink_failed) == ("failed", 5)
     results = stream(level, folder, on_result=sink).start()
-    with pytest.raises(InputError, match="callback failed on 5"):
+    with pytest.raises(InputError, match=r" 5 .*the broker is away"):
         results.wait(30)
     assert "the stream of" in caplog.text
     patient = stream(level, folder, on_result=sink, max_failures=None)
@@ -249,7 +204,7 @@ def test_callbacks_that_fail_in_a_row_end_the_stream_aloud(folder: Path, caplog:
 def test_a_callback_may_close_its_stream(folder: Path, how: str) -> None:
     done: list[int] = []
 
-    def sink(seen: Streamed[int]) -> None:
+    def sink(seen: StreamResult[int]) -> None:
         done.append(seen.result)
         if seen.result == 3:
             results.close()
@@ -298,7 +253,7 @@ def test_nothing_is_handed_over_once_a_stream_is_closed(folder: Path) -> None:
 
 
 def test_an_interrupt_in_the_callback_frees_the_camera(folder: Path) -> None:
-    def sink(_: Streamed[int]) -> None:
+    def sink(_: StreamResult[int]) -> None:
         raise KeyboardInterrupt
 
     results = stream(level, folder, on_result=sink)
@@ -306,120 +261,6 @@ def test_an_interrupt_in_the_callback_frees_the_camera(folder: Path) -> None:
         results.run()
     assert results.state == "closed"
     assert not ours()
-
-
-# ---------------------------------------------------------------- several cameras
-
-
-def test_files_side_by_side_all_give_every_frame(folder: Path, tmp_path: Path) -> None:
-    sources = {"folder": folder, "clip": clip(tmp_path / "clip.avi", frames=30, gray=200)}
-    with stream(level, sources) as results:
-        seen = [(item.source, item.frame.seq, item.result) for item in results]
-    assert [(seq, value) for name, seq, value in seen if name == "folder"] == [(i, i) for i in range(COUNT)]
-    assert [seq for name, seq, _ in seen if name == "clip"] == list(range(30))
-    assert results.counters == StreamCounters(inferred=COUNT + 30, delivered=COUNT + 30)
-    assert results.state == "ended"
-    assert not ours()
-
-
-def test_a_fast_camera_does_not_starve_a_slow_one(tmp_path: Path) -> None:
-    fast, slow = clip(tmp_path / "fast.avi", 100, 50, gray=200), clip(tmp_path / "slow.avi", 10, 5)
-
-    def model(frame_bgr: np.ndarray) -> int:
-        time.sleep(0.06)  # three frames of the fast one
-        return level(frame_bgr)
-
-    with stream(model, [fast, slow], "latest", realtime=True) as results:
-        seen = list(results)
-    of = {path: [item for item in seen if item.source == str(path)] for path in (fast, slow)}
-    assert len(of[slow]) >= 8  # of 10
-    assert len(of[fast]) < 60
-    assert all((item.result > 100) == (item.source == str(fast)) for item in seen)
-    # Its own frame waits for one inference at most, then its own: a queue would reach 1.4 s.
-    assert np.median([item.age_ms for item in of[slow]]) < 300
-    numbers = [item.frame.seq for item in of[fast]]
-    assert numbers == sorted(set(numbers))
-    read = [camera.counters.delivered for camera in results.cameras.values()]
-    assert sum(read) == results.counters.delivered + results.counters.dropped
-
-
-def test_one_camera_that_fails_does_not_end_the_others(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    path = clip(tmp_path / "clip.avi", frames=10)
-
-    class Unplugged(Camera):
-        def read(self) -> None:
-            raise CameraError("it was unplugged", expected="a camera", fix="plug it in")
-
-    with Unplugged(path) as camera, stream(level, {"a": camera, "b": path}) as results:
-        assert [next(results).source for _ in range(10)] == ["b"] * 10
-        with pytest.raises(CameraError, match="unplugged"):  # once the others are over
-            next(results)
-        assert (results.state, list(results.lost)) == ("failed", ["a"])
-    assert "a is lost, the other cameras go on: it was unplugged" in caplog.text
-
-
-def test_several_that_cannot_all_be_opened_leave_none_open(folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(CameraError, match="does not exist"):
-        stream(level, [folder, tmp_path / "nothing.mp4"])
-    assert not ours()
-
-
-def test_a_frame_that_grows_too_old_while_it_waits_for_its_turn_is_dropped(tmp_path: Path) -> None:
-    """The policy's limit holds at the model, not only at the camera."""
-    path = clip(tmp_path / "one.avi", frames=8, fps=4)
-
-    def model(frame_bgr: np.ndarray) -> float:
-        return 0.0
-
-    with stream(model, {"a": path, "b": clip(tmp_path / "b.avi", 8, 4)}, "staleness:100ms", realtime=True) as results:
-        ages = []
-        for item in results:
-            ages.append(item.age_ms)
-            time.sleep(0.4)
-    assert results.counters.dropped > 0
-    assert len(ages) + results.counters.dropped == sum(c.counters.delivered for c in results.cameras.values())
-    assert np.median(ages) < 100
-
-
-def test_what_waits_for_its_turn_is_from_before_no_silence() -> None:
-    """The camera clears its own slot when it falls silent; so does the line."""
-    with (
-        MjpegServer() as still, MjpegServer() as other, stream(stamp_ns, {"a": still.url, "b": other.url}) as results
-    ):  # fmt: skip
-        assert {next(results).source for _ in range(6)} == {"a", "b"}
-        time.sleep(0.2)  # a frame of each waits
-        still.freeze()
-        while results.cameras["a"].state == "live":
-            time.sleep(0.02)
-        seen = [next(results) for _ in range(5)]
-        assert {item.source for item in seen} == {"b"}
-        still.release()
-        back_ns = time.monotonic_ns()
-        while (item := next(results)).source != "a":
-            pass
-        assert item.frame.t_capture_ns > back_ns - 1e8
-
-
-@pytest.mark.parametrize("policy", ["latest", "every"])
-def test_counters_of_several_add_up_after_an_early_end(tmp_path: Path, policy: str) -> None:
-    paths = [clip(tmp_path / f"{name}.avi") for name in "abc"]
-    with stream(level, paths, policy, realtime=True) as results:
-        for _ in range(5):
-            next(results)
-            time.sleep(0.1)
-    counters = results.counters
-    read = sum(camera.counters.delivered for camera in results.cameras.values())
-    assert read == counters.delivered + counters.dropped == counters.dropped + 5
-
-
-def test_a_camera_that_was_brought_along_keeps_its_own_policy(tmp_path: Path) -> None:
-    path = clip(tmp_path / "clip.avi")
-    with Camera(path) as camera:
-        for more in ({"policy": "latest"}, {"realtime": True}):
-            with pytest.raises(InputError, match="beside a Camera, which has its own"):
-                stream(level, camera, **more)  # type: ignore[arg-type]
-        with pytest.raises(InputError, match="one source was given twice"):
-            stream(level, {"left": camera, "right": camera})
 
 
 # ---------------------------------------------------------------- the event loop
@@ -510,6 +351,6 @@ def test_leaving_an_async_loop_early_closes_the_stream(folder: Path) -> None:
     def broken(_: np.ndarray) -> None:
         raise RuntimeError("engine lost")
 
-    with pytest.raises(EngineRuntimeError, match="5 frames in a row"):
+    with pytest.raises(EngineRuntimeError, match=r" 5 .*engine lost"):
         asyncio.run(failing())
     assert not ours()

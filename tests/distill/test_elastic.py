@@ -25,8 +25,9 @@ from edgemae.model.teacher import Teacher
 from edgemae.model.vit import ViT, count_macs
 from edgemae.pipeline.datasets import Inputs
 from edgemae.pipeline.preflight import check_recipe
-from edgemae.pipeline.stage_cache import Workdir
-from edgemae.pipeline.training_stages import Flow, distilled, extracted
+from edgemae.pipeline.stage_cache import StageCache
+from edgemae.pipeline.stage_files import ModelFile
+from edgemae.pipeline.training_stages import Flow, distill_stages, extract_stage
 from edgemae.spec.errors import CheckpointError, PlanError
 from edgemae.spec.graph import PixelContract
 from edgemae.spec.plan_schema import ElasticPlan, Plan
@@ -330,8 +331,8 @@ def test_a_first_stage_serves_only_the_sub_networks_that_it_trained(
 
     def folder(**elastic: Any) -> Path:
         plan = plan_with(**{f"elastic__{name}": value for name, value in elastic.items()})
-        flow = Flow(plan, Workdir(tmp_path / "out"), Inputs(flat, None, pictures, pictures))
-        return distilled(flow, source, None)
+        flow = Flow(plan, StageCache(tmp_path / "out"), Inputs(flat, None, pictures, pictures))
+        return distill_stages(flow, ModelFile(source), None).path
 
     made = [folder(), folder(on=True), folder(on=True, heads=(1,)), folder(on=True, samples=1)]
     assert len(set(made)) == 4
@@ -341,10 +342,11 @@ def test_a_first_stage_serves_only_the_sub_networks_that_it_trained(
 def test_a_plan_names_what_is_compiled(tiny_vit: MakeViT, plan_with: MakePlan, tmp_path: Path) -> None:
     vit, source = tiny_vit(), tmp_path / "student.safetensors"
     trained(vit, space_of(SIZES, vit.shape)).save(source)
-    work, inputs = Workdir(tmp_path / "out"), cast(Inputs, None)
-    assert extracted(Flow(plan_with(elastic__on=True), work, inputs), source) == source
-    made = extracted(Flow(plan_with(elastic__on=True, elastic__shape=(1, 2, 64, 16)), work, inputs), source)
-    assert elastic.sizes_of(load_student(made).vit.shape) == (1, 2, 64, 16)
+    work, inputs = StageCache(tmp_path / "out"), cast(Inputs, None)
+    file = ModelFile(source)
+    assert extract_stage(Flow(plan_with(elastic__on=True), work, inputs), file) is file
+    small = extract_stage(Flow(plan_with(elastic__on=True, elastic__shape=(1, 2, 64, 16)), work, inputs), file)
+    assert elastic.sizes_of(small.student.vit.shape) == (1, 2, 64, 16)
 
 
 def test_the_shape_of_a_compile_is_checked_ahead(plan_with: MakePlan, teacher_with: MakeTeacher) -> None:

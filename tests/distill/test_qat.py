@@ -14,7 +14,7 @@ import torch
 from onnx import numpy_helper
 
 from edgemae.data.image_set import ImageSet, sample, scan
-from edgemae.distill.qat import RoundedLinear, plain_linears, round_linears, train_aware
+from edgemae.distill.qat import RoundedLinear, plain_linears, round_linears, train_quantized
 from edgemae.distill.stages import Images, heal_embedding, train_further
 from edgemae.distill.supervised import Run, top1, train_classifier
 from edgemae.export.to_onnx import to_onnx
@@ -34,7 +34,7 @@ from edgemae.spec.plan_schema import FinetunePlan, Plan, PrunePlan, QuantizePlan
 
 PIXEL = PixelContract(image_px=32)
 MakePlan = Callable[..., Plan]
-TAIL = {"quantize__aware__epochs": 2, "quantize__aware__batch": 8, "quantize__aware__lr": 0.01}
+TAIL = {"quantize__qat__epochs": 2, "quantize__qat__batch": 8, "quantize__qat__lr": 0.01}
 PLAIN = QuantizePlan(smooth_alphas=(-1.0,), percentile=100.0)  # one way only: what is tried is not the point
 
 
@@ -82,12 +82,12 @@ def graph(student: Student) -> Graph:
 @pytest.fixture(scope="module")
 def trained(student: Student, graph: Graph, calibration: Calibration, pictures: ImageSet) -> dict[bool, Student]:
     """The student after the tail, by whether its scales are symmetric."""
-    plan = Plan(workers=0, threads=1, quantize=QuantizePlan(aware=FinetunePlan(epochs=2, batch=8, lr=0.01)))
+    plan = Plan(workers=0, threads=1, quantize=QuantizePlan(qat=FinetunePlan(epochs=2, batch=8, lr=0.01)))
     images = Images(pictures.unlabelled(), pictures)
 
     def tuned(symmetric: bool) -> Student:
         start, divisors = starting_scales(graph, calibration, plan.quantize, symmetric)
-        return train_aware(student, start, divisors, plan, images, None)[0]
+        return train_quantized(student, start, divisors, plan, images, None)[0]
 
     return {kind: tuned(kind) for kind in (False, True)}
 
@@ -228,12 +228,12 @@ def test_the_gradient_passes_inside_the_range_and_widens_it_from_outside() -> No
 def test_without_labels_the_embedding_comes_nearer(
     student: Student, graph: Graph, calibration: Calibration, pictures: ImageSet, plan_with: MakePlan
 ) -> None:
-    plan = plan_with(**TAIL | {"quantize__aware__epochs": 4})
+    plan = plan_with(**TAIL | {"quantize__qat__epochs": 4})
     start, divisors = starting_scales(graph, calibration, plan.quantize, False)
-    after, curve = train_aware(student, start, divisors, plan, Images(pictures.unlabelled()), None)
+    after, curve = train_quantized(student, start, divisors, plan, Images(pictures.unlabelled()), None)
     assert after.scales is not None
     assert curve[-1]["embedding"] < 0.9 * curve[0]["embedding"]
-    assert after.history[-1].stage == "aware"
+    assert after.history[-1].stage == "qat"
     assert student.scales is None
 
 
@@ -248,7 +248,7 @@ def test_the_tail_wins_back_most_of_what_rounding_costs(tmp_path: Path) -> None:
     vit = ViT(ViTShape.uniform(image_px=32, patch_px=8, width=32, depth=2, heads=2, channels=1, classes=10))
     train_classifier(vit, FinetunePlan(epochs=20, lr=1.2e-2, **common), Run(train, pixel), None, "float")
     student = loud(Student(vit.eval(), pixel, train.classes), factor=64.0, channels=4)
-    plan = Plan(workers=0, threads=1, quantize=QuantizePlan(aware=FinetunePlan(epochs=8, **common)))
+    plan = Plan(workers=0, threads=1, quantize=QuantizePlan(qat=FinetunePlan(epochs=8, **common)))
     calibration = calibration_of(sample(train, 64, 0), pixel, 0)
 
     def int8(float_graph: Graph, scales: Scales | None) -> float:
@@ -260,7 +260,7 @@ def test_the_tail_wins_back_most_of_what_rounding_costs(tmp_path: Path) -> None:
     judge = Run(train, pixel, evaluation=test)
     first = to_onnx(student.vit, pixel)
     start, divisors = starting_scales(first, calibration, plan.quantize, False)
-    after, _ = train_aware(student, start, divisors, plan, Images(train.unlabelled(), train), None)
+    after, _ = train_quantized(student, start, divisors, plan, Images(train.unlabelled(), train), None)
     before, ptq = top1(student.vit, judge), int8(first, student.scales)
     tail = int8(to_onnx(after.vit, pixel), after.scales)
     print(f"float {before:.4f}, PTQ {ptq:.4f}, tail {tail:.4f}")

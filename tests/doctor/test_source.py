@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 import pytest
 
-from edgemae.device.camera.frame_source import silent
+from edgemae.device.camera.frame_source import silence_error
 from edgemae.doctor import cameras, source
 from edgemae.doctor.finding import Finding
 from edgemae.doctor.source import examine_source
@@ -177,7 +177,7 @@ def test_a_stream_that_falls_silent_is_red() -> None:
     class Silent(Frames):
         def read(self, timeout_ms: float) -> Frames | None:
             if self.left == 1:
-                raise silent("rtsp://camera/live", timeout_ms / 1e3)
+                raise silence_error("rtsp://camera/live", timeout_ms / 1e3)
             return super().read(timeout_ms)
 
     red(examine_source("rtsp://camera/live", Path("/"), Silent), "no frame came", "switched on")

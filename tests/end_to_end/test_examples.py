@@ -1,4 +1,4 @@
-"""The examples run as they stand, on pictures instead of a camera."""
+"""The examples run as they stand, on images instead of a camera."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ def run(name: str, *arguments: object, monkeypatch: pytest.MonkeyPatch, folder: 
 def test_device_app(
     job: Job, compiled: Ran, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    picture = sorted(job.val.rglob("*.png"))[0]
-    run("device_app.py", job.bundle, picture, monkeypatch=monkeypatch, folder=tmp_path)
+    image = sorted(job.val.rglob("*.png"))[0]
+    run("device_app.py", job.bundle, image, monkeypatch=monkeypatch, folder=tmp_path)
     assert capsys.readouterr().out.split()[0] in ("circle", "square")
 
 
@@ -64,6 +64,6 @@ def test_anomaly_app(
         folder=tmp_path,
     )  # fmt: skip
     out = capsys.readouterr().out
-    assert "is_claim=False" in out, "80 pictures are too few for 1 %"
+    assert "is_claim=False" in out, "80 images are too few for 1 %"
     assert out.endswith("ANOMALY\n")
     assert cv2.imread(str(tmp_path / "anomaly-0.png")).shape == (64, 64, 3)

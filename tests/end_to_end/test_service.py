@@ -1,4 +1,4 @@
-"""What people copy: the service talks to systemd, its unit is sound, the image has no torch and no root."""
+"""What people copy: the service talks to systemd, its unit is valid, the image has no torch and no root."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def service(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 
 def heard(listener: socket.socket) -> list[str]:
-    """Return what the service has told the service manager so far."""
+    """Return what the service has sent to the service manager so far."""
     words = []
     listener.setblocking(False)
     while True:

@@ -123,7 +123,7 @@ def test_a_graph_is_converted_once_and_with_its_own_contract(graphs: dict[str, G
 
 def test_a_bundle_of_bytes_is_measured_proved_and_judged_as_such(job: Job, compiled: Ran, tmp_path: Path) -> None:
     student = stage(job.output, "pruned") / "student.safetensors"
-    rest = ("--set", "prune.keep_macs=1", "--set", "graph_input=uint8", "--set", "quantize.aware.epochs=0")
+    rest = ("--set", "prune.keep_macs=1", "--set", "graph_input=uint8", "--set", "quantize.qat.epochs=0")
     rest += ("--set", 'quantize.schemes=["ort-dynamic", "openvino-static"]')
     ran = edgemae("compile", student, *job.work, *rest, "--target", job.target, "-o", tmp_path / "out", "--json")
     assert ran.code == 0, ran.err

@@ -12,7 +12,7 @@ import msgspec
 import pytest
 
 from edgemae.pipeline import benchmark
-from edgemae.pipeline.benchmark import EAGER, There
+from edgemae.pipeline.benchmark import EAGER, RemoteBenchmark
 from edgemae.profiling.compare import graph_benchmark
 from edgemae.profiling.compare.graph_benchmark import Machine
 from edgemae.spec.bundle import open_bundle
@@ -42,9 +42,9 @@ def only_there(monkeypatch: pytest.MonkeyPatch) -> None:
         rows = {name: msgspec.structs.replace(row, verdict="TRUSTED") for name, row in found.rows.items()}
         return msgspec.structs.replace(found, rows=rows)
 
-    real = There.measure
+    real = RemoteBenchmark.measure
     monkeypatch.setattr(benchmark, "measure", refuse)
-    monkeypatch.setattr(There, "measure", quiet)
+    monkeypatch.setattr(RemoteBenchmark, "measure", quiet)
 
 
 @pytest.mark.slow
@@ -76,7 +76,7 @@ def test_a_device_without_the_targets_engine_is_refused_before_the_first_step(
     job: Job, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bare = Machine(arch="x86_64", isa="avx2", engines={"tensorrt": "10"}, fingerprint={})
-    monkeypatch.setattr(There, "machine", bare)
+    monkeypatch.setattr(RemoteBenchmark, "machine", bare)
     student = tmp_path / "teacher.safetensors"
     ran = edgemae("compile", *job.work, "--target", job.target, "-o", tmp_path / "out", *FAR)
     assert ran.code == EngineMissingError.exit_code, ran.err

@@ -324,12 +324,12 @@ def test_labels_must_be_the_students(job: Job, compiled: Ran, tmp_path: Path) ->
 
 def test_a_source_that_edgemae_trained_is_told_apart(job: Job, compiled: Ran) -> None:
     from edgemae.model.teacher import import_notes
-    from edgemae.pipeline.training_stages import is_student, read_teacher
+    from edgemae.pipeline.stage_files import ModelFile
 
     teacher = stage(job.output, "finetune") / "teacher.safetensors"
-    assert not is_student(teacher)
-    assert is_student(stage(job.output, "student") / "student.safetensors")
-    read = read_teacher(teacher, load_plan())
+    assert not ModelFile(teacher).is_student
+    assert ModelFile(stage(job.output, "student") / "student.safetensors").is_student
+    read = ModelFile.of(teacher, load_plan()).teacher
     assert isinstance(read, Teacher)
     assert read.labels == CLASSES
     assert import_notes(read) == {}

@@ -17,8 +17,8 @@ from edgemae.model.student import Student
 from edgemae.model.teacher import Teacher
 from edgemae.pipeline.compile import dry_run
 from edgemae.pipeline.datasets import gather
-from edgemae.pipeline.stage_cache import Workdir
-from edgemae.pipeline.training_stages import Flow, _score_loss, open_flow, pretrained, teacher_pixel
+from edgemae.pipeline.stage_cache import StageCache
+from edgemae.pipeline.training_stages import Flow, _score_loss, open_flow, pretrain_stage, teacher_pixel
 from edgemae.spec.errors import PlanError
 from edgemae.spec.graph import PixelContract
 from edgemae.spec.plan_loading import load_plan
@@ -102,15 +102,15 @@ def test_what_decides_a_stage_is_in_its_key(job: Job, tmp_path: Path) -> None:
     for i, settings in enumerate(((), ("seed=1",), ("data.resize=stretch",), ("data.mean=[0.1]", "data.std=[0.2]"))):
         flags = {"data.train": str(job.train), "data.eval": str(job.val)}
         plan = load_plan(job.plan, ("teacher.channels=1", "pretrain.epochs=1", *settings), flags)
-        flow = Flow(plan, Workdir(tmp_path / "out"), gather(plan))
-        made.append(pretrained(flow, None).parent.name)
+        flow = Flow(plan, StageCache(tmp_path / "out"), gather(plan))
+        made.append(pretrain_stage(flow, None).path.parent.name)
         assert len(set(made)) == i + 1
     assert len(list((tmp_path / "out" / "stages").glob("pretrain-*"))) == 4
 
 
 def test_what_only_judges_does_not_decide_pretraining_and_stage_1(job: Job, tmp_path: Path) -> None:
     plan = load_plan(job.plan, (), {"data.train": str(job.train), "data.eval": str(job.val)})
-    flow = Flow(plan, Workdir(tmp_path / "out"), gather(plan))
+    flow = Flow(plan, StageCache(tmp_path / "out"), gather(plan))
     inputs = replace(flow.inputs, evaluation=flow.inputs.calibration)
     other = replace(flow, inputs=inputs)
     assert flow.key() == other.key()
@@ -120,7 +120,7 @@ def test_what_only_judges_does_not_decide_pretraining_and_stage_1(job: Job, tmp_
 
 @pytest.mark.parametrize(
     ("table", "fine"),
-    [("prune.heal", False), ("quantize.aware", False), ("distill", False), ("finetune", False), ("pretrain", True)],
+    [("prune.heal", False), ("quantize.qat", False), ("distill", False), ("finetune", False), ("pretrain", True)],
 )
 def test_a_batch_that_does_not_divide_is_found_ahead(
     job: Job,
@@ -132,7 +132,7 @@ def test_a_batch_that_does_not_divide_is_found_ahead(
     """Also one of the last stage, and only one that is trained: `pretrain` has no part in a compile from a teacher."""
     Teacher(tiny_vit(classes=0), PixelContract(image_px=32)).save(tmp_path / "mae.safetensors")
     sizes = {name.removesuffix(".batch"): 12 for name in (
-        "distill", "distill.finetune", "finetune", "prune.heal", "quantize.aware", "pretrain")}  # fmt: skip
+        "distill", "distill.finetune", "finetune", "prune.heal", "quantize.qat", "pretrain")}  # fmt: skip
     batches = [f"{name}.batch={10 if name == table else size}" for name, size in sizes.items()]
     flags = {"data.train": str(job.train), "data.eval": str(job.val)}
     plan = load_plan(None, ("scale.accumulate=3", "student.image_px=32", *batches), flags)

@@ -8,19 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import cv2
-import msgspec
 import numpy as np
 import pytest
 
 import edgemae
 from edgemae.device.model import Model
-from edgemae.device.preprocess import crop
+from edgemae.retrieval import feature_file
 from edgemae.retrieval.anomaly import LIMIT_KIB, SCHEMA, AnomalyDetector, calibrate, frames_needed
-from edgemae.retrieval.coreset import POOL, k_center
-from edgemae.retrieval.feature_file import seal, unseal
-from edgemae.retrieval.heatmap import overlay, spread
 from edgemae.spec.errors import GalleryError, InputError
-from edgemae.spec.graph import PixelContract
 from tests.support.tiny_job import weave as cloth
 
 Box = tuple[int, int, int, int]
@@ -43,7 +38,7 @@ def detector(model: Model, normal: list[Any]) -> AnomalyDetector:
 
 
 def scratched(rng: np.random.Generator) -> tuple[Any, Box]:
-    """Return a picture of the cloth with a scratch on it, and the scratch's box (left, top, right, bottom)."""
+    """Return an image of the cloth with a scratch on it, and the scratch's box (left, top, right, bottom)."""
     frame_bgr, turn, half = cloth(rng), rng.uniform(0, np.pi), rng.integers(4, 8)
     x, y = rng.integers(12, 52, 2)
     ends = [(int(x + s * half * np.cos(turn)), int(y + s * half * np.sin(turn))) for s in (-1, 1)]
@@ -68,14 +63,14 @@ def test_planted_scratches_are_found_and_where_they_are(detector: AnomalyDetecto
     found = [detector(frame_bgr) for frame_bgr, _ in planted]
     assert auroc([a.score for a in fresh], [a.score for a in found]) >= 0.9
     inside = 0
-    for said, (_, (x0, y0, x1, y1)) in zip(found, planted, strict=True):
-        assert said.map.shape == (64, 64)
-        assert said.map.dtype == np.float32
-        assert 0 <= said.map.min() <= said.map.max() <= 1
-        assert said.is_anomaly == (said.score > detector.calibration.threshold)
-        y, x = np.unravel_index(said.map.argmax(), said.map.shape)
+    for anomaly, (_, (x0, y0, x1, y1)) in zip(found, planted, strict=True):
+        assert anomaly.map.shape == (64, 64)
+        assert anomaly.map.dtype == np.float32
+        assert 0 <= anomaly.map.min() <= anomaly.map.max() <= 1
+        assert anomaly.is_anomaly == (anomaly.score > detector.calibration.threshold)
+        y, x = np.unravel_index(anomaly.map.argmax(), anomaly.map.shape)
         inside += x0 - 6 <= x <= x1 + 6 and y0 - 6 <= y <= y1 + 6  # a patch has 8 px
-    assert inside >= 50  # a box and its margin are a tenth of the picture
+    assert inside >= 50  # a box and its margin are a tenth of the image
     share = [len(part) / 60 for part in ([a for a in fresh if a.is_anomaly], [a for a in found if a.is_anomaly])]
     assert share[0] <= 0.2
     assert share[1] >= 0.5
@@ -88,16 +83,16 @@ def test_the_test_above_can_fail(detector: AnomalyDetector) -> None:
 
 
 def test_the_threshold_lies_in_the_middle_of_the_map(detector: AnomalyDetector) -> None:
-    said = detector.judge(detector.model(cloth(np.random.default_rng(3))))
-    side = said.patches.shape[0]
-    assert said.map.shape == (side, side) == (8, 8)
+    anomaly = detector.judge(detector.model(cloth(np.random.default_rng(3))))
+    side = anomaly.patches.shape[0]
+    assert anomaly.map.shape == (side, side) == (8, 8)
     found = detector.calibration
-    half = (said.patches - found.ordinary) / (found.threshold - found.ordinary) / 2
-    np.testing.assert_allclose(said.map, np.clip(half, 0, 1), atol=1e-5)
+    half = (anomaly.patches - found.ordinary) / (found.threshold - found.ordinary) / 2
+    np.testing.assert_allclose(anomaly.map, np.clip(half, 0, 1), atol=1e-5)
     rng = np.random.default_rng(4)
     cold = [(detector.judge(detector.model(cloth(rng))).map == 0).mean() for _ in range(30)]
     assert 0.35 < np.mean(cold) < 0.65, "half of all patches are as ordinary as the median"
-    assert said.score == said.patches.max()
+    assert anomaly.score == anomaly.patches.max()
 
 
 def test_a_stream_gives_anomalies(detector: AnomalyDetector, weave: Path) -> None:
@@ -142,44 +137,22 @@ def test_too_few_frames_are_said_or_refused(model: Model, normal: list[Any], cap
     few = AnomalyDetector.fit(model, normal[:20])
     assert not few.calibration.is_claim
     assert (few.calibration.frames, few.calibration.frames_needed) == (10, 99)
-    (said,) = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
-    assert said.startswith("10 held-out frames are too few for a claim of 1 % false alarms (it takes 99)")
-    with pytest.raises(InputError, match="2 normal frames to remember and 1 to hold out"):
+    (message,) = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert message.startswith("10 held-out frames are too few for a claim of 1 % false alarms (it takes 99)")
+    with pytest.raises(InputError, match=r"2 .* 1 "):
         AnomalyDetector.fit(model, normal[:3])
-    with pytest.raises(InputError, match="false-alarm rate of 0"):
+    with pytest.raises(InputError, match="rate of 0"):
         AnomalyDetector.fit(model, normal, false_alarm_rate=0)
 
 
 def test_frames_may_be_held_out_by_hand(model: Model, normal: list[Any]) -> None:
     found = AnomalyDetector.fit(model, normal[:10], held_out=normal[10:40], false_alarm_rate=0.1)
     assert (found.normal_frames, found.calibration.frames) == (10, 30)
-    with pytest.raises(InputError, match="10 normal frames to remember and 0 to hold out"):
+    with pytest.raises(InputError, match=r"10 .* 0 "):
         AnomalyDetector.fit(model, normal[:10], held_out=[])
 
 
 # ------------------------------------------------------------------------------------------------ what it remembers
-
-
-def test_the_core_set_leaves_no_patch_far_away() -> None:
-    rng = np.random.default_rng(0)
-    rows = np.concatenate([rng.normal(0, 0.01, (900, 8)), rng.normal(3, 0.01, (99, 8)), np.full((1, 8), -5)])
-    rows = rows.astype(np.float32)
-    first = k_center(rows, 3, seed=4)
-    assert {min(int(i >= 900) + int(i >= 999), 2) for i in first} == {0, 1, 2}, "one of each heap, the single one too"
-    np.testing.assert_array_equal(k_center(rows, 40, seed=4)[:3], first)
-    assert len(k_center(np.repeat(rows[:5], 7, axis=0), 20)) == 5, "duplicates are not chosen"
-    assert len(k_center(rows[:0], 20)) == 0
-    far = np.linalg.norm(rows[:, None] - rows[k_center(rows, 40)], axis=2).min(axis=1).max()
-    drawn = np.linalg.norm(rows[:, None] - rows[rng.choice(1000, 40)], axis=2).min(axis=1).max()
-    assert far < drawn / 10
-
-
-def test_a_core_set_of_many_wide_patches_is_projected_and_drawn_from_a_pool() -> None:
-    rows = np.random.default_rng(0).standard_normal((POOL + 500, 80)).astype(np.float32)
-    chosen = k_center(rows, 12, seed=1)
-    assert len(set(chosen.tolist())) == 12
-    np.testing.assert_array_equal(chosen, k_center(rows, 12, seed=1))
-    assert set(chosen.tolist()) != set(k_center(rows, 12, seed=2).tolist())
 
 
 def test_memory_is_limited_and_seeded(model: Model, normal: list[Any]) -> None:
@@ -191,54 +164,10 @@ def test_memory_is_limited_and_seeded(model: Model, normal: list[Any]) -> None:
     assert LIMIT_KIB <= 1024
 
 
-# ------------------------------------------------------------------------------------------------ maps
-
-
-@pytest.mark.parametrize("frame_hw", [(64, 64), (90, 160), (200, 70)])
-@pytest.mark.parametrize(
-    "changes",
-    [{}, {"resize": "stretch"}, {"crop_fraction": 0.8}, *({"rotation_deg": turn} for turn in (90, 180, 270))],
-    ids=str,
-)
-def test_a_map_points_at_the_pixels_that_a_patch_was_cut_from(
-    frame_hw: tuple[int, int], changes: dict[str, Any]
-) -> None:
-    """A bright patch of what the model sees, found again in the frame by its own map."""
-    pixel = PixelContract(image_px=64, **changes)
-    row, column = np.mgrid[: frame_hw[0], : frame_hw[1]].astype(np.float32)
-    places = np.zeros((*frame_hw, 3), np.uint8)  # each pixel says where it is
-    places[..., 0], places[..., 1] = row / frame_hw[0] * 255, column / frame_hw[1] * 255
-    seen = crop(places, msgspec.structs.replace(pixel, color="BGR"))
-    for i, j in ((1, 1), (2, 6), (5, 3)):
-        patches = np.zeros((8, 8), np.float32)
-        patches[i, j] = 1.0
-        heat = spread(patches, frame_hw, pixel)
-        assert heat.shape == frame_hw
-        weight = heat / heat.sum()
-        middle = (weight * row).sum() / frame_hw[0] * 255, (weight * column).sum() / frame_hw[1] * 255
-        told = seen[8 * i : 8 * i + 8, 8 * j : 8 * j + 8].reshape(64, 3).mean(axis=0)
-        assert abs(middle[0] - told[0]) < 6
-        assert abs(middle[1] - told[1]) < 6
-    if changes == {} and frame_hw == (90, 160):
-        assert not spread(np.ones((8, 8), np.float32), frame_hw, pixel)[:, :30].any(), "what was cut away is not seen"
-
-
-def test_an_overlay_is_drawn_where_it_is_hot() -> None:
-    frame_bgr, heat = np.full((20, 30, 3), 90, np.uint8), np.zeros((20, 30), np.float32)
-    heat[5, 7] = 1.0
-    drawn = overlay(frame_bgr, heat)
-    assert drawn.dtype == np.uint8
-    assert (drawn != 90).any(axis=2).sum() == 1
-    assert (drawn[5, 7] != 90).any()
-    assert overlay(frame_bgr[:, :, 0], heat).shape == (20, 30, 3)
-    with pytest.raises(InputError, match=r"map of shape \(8, 8\)"):
-        overlay(frame_bgr, heat[:8, :8])
-
-
 # ------------------------------------------------------------------------------------------------ files, other models
 
 
-def test_a_saved_normal_set_judges_alike(detector: AnomalyDetector, model: Model, tmp_path: Path) -> None:
+def test_a_saved_reference_set_judges_alike(detector: AnomalyDetector, model: Model, tmp_path: Path) -> None:
     detector.save(tmp_path / "a.normal")
     detector.save(tmp_path / "b.normal")
     again = AnomalyDetector.load(tmp_path / "a.normal", model)
@@ -250,11 +179,24 @@ def test_a_saved_normal_set_judges_alike(detector: AnomalyDetector, model: Model
     assert (again.normal_frames, again.patches_seen) == (40, 40 * 64)
 
 
+def test_a_file_of_a_version_before_0_1_0_says_who_wrote_it(
+    detector: AnomalyDetector, model: Model, tmp_path: Path
+) -> None:
+    detector.save(tmp_path / "old.normal")
+    facts, arrays = feature_file.read(tmp_path / "old.normal", SCHEMA, edgemae.retrieval.anomaly._Facts)
+    feature_file.write(tmp_path / "old.normal", "edgemae.normal/1", facts, arrays)
+    with pytest.raises(
+        GalleryError, match=r"'edgemae\.normal/1', .* development version of edgemae before 0\.1\.0"
+    ) as error:
+        AnomalyDetector.load(tmp_path / "old.normal", model)
+    assert "build it again" in error.value.fix
+
+
 def test_another_graph_of_the_bundle_is_refused(detector: AnomalyDetector, weave: Path, tmp_path: Path) -> None:
     detector.save(tmp_path / "float.normal")
     with edgemae.load(weave / "weave.edgemae") as eight:
         eight.provenance = edgemae.spec.provenance.provenance_of(eight.manifest, eight.manifest.variants[1])
-        with pytest.raises(GalleryError, match="on onnxruntime-fp32, the model here is") as error:
+        with pytest.raises(GalleryError, match="onnxruntime-fp32, ") as error:
             AnomalyDetector.load(tmp_path / "float.normal", eight)
         assert "engine='onnxruntime'" in error.value.fix
         with pytest.raises(GalleryError, match="the result was made by"):
@@ -272,16 +214,16 @@ def test_a_bundle_without_tokens_says_how_to_get_them(make_bundle: Callable[...,
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda a: {"memory": a["memory"][:0], "moments": a["moments"]}, r"arrays of shape \(0, 32\)"),
+        (lambda a: {"memory": a["memory"][:0], "moments": a["moments"]}, r"\(0, 32\)"),
         (lambda a: {"memory": a["memory"]}, r"\(0,\)"),
         (lambda a: {"memory": a["memory"][:, :8], "moments": a["moments"]}, r"\(2048, 8\)|, 8\)"),
     ],
 )
-def test_a_sealed_file_with_other_arrays_is_refused(
+def test_a_feature_file_with_other_arrays_is_refused(
     change: Any, message: str, detector: AnomalyDetector, model: Model, tmp_path: Path
 ) -> None:
     detector.save(tmp_path / "a.normal")
-    facts, arrays = unseal(tmp_path / "a.normal", SCHEMA, edgemae.retrieval.anomaly._Facts)
-    seal(tmp_path / "a.normal", SCHEMA, facts, change(arrays))
+    facts, arrays = feature_file.read(tmp_path / "a.normal", SCHEMA, edgemae.retrieval.anomaly._Facts)
+    feature_file.write(tmp_path / "a.normal", SCHEMA, facts, change(arrays))
     with pytest.raises(GalleryError, match=message):
         AnomalyDetector.load(tmp_path / "a.normal", model)

@@ -1,4 +1,4 @@
-"""The verbs of galleries: folders in, files and pictures out, and every usual mistake told in three lines."""
+"""The commands of `edgemae gallery`: folders in, files and images out, and three lines for every usual mistake."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_a_folder_is_scored_and_drawn_the_most_unusual_first(weave: Path, normal
     frame_bgr = cv2.imread(str(tmp_path / "in" / "sub" / "002.png"))
     cv2.line(frame_bgr, (20, 30), (40, 36), (255, 255, 255), 3)
     assert cv2.imwrite(str(tmp_path / "in" / "sub" / "002.png"), frame_bgr)
-    (tmp_path / "in" / "sub" / "broken.png").write_bytes(b"no picture")
+    (tmp_path / "in" / "sub" / "corrupt.png").write_bytes(b"no image")
     ran = edgemae("gallery", "score", weave / "weave.edgemae", normal, tmp_path / "in" / "sub", "--save",
                   tmp_path / "maps", "--json")  # fmt: skip
     assert ran.code == 0, ran.err
@@ -65,7 +65,7 @@ def test_a_folder_is_scored_and_drawn_the_most_unusual_first(weave: Path, normal
     assert [row["score"] for row in one.json["scores"]] == [scores[0]["score"]]
 
 
-def test_class_folders_may_be_one_normal_set(weave: Path, job: Job, tmp_path: Path) -> None:
+def test_class_folders_may_be_one_reference_set(weave: Path, job: Job, tmp_path: Path) -> None:
     for flags in (("--anomaly",), ("--held-out", job.val)):
         ran = edgemae("gallery", "build", weave / "weave.edgemae", job.train, "-o", tmp_path / "a", "--json", *flags)
         assert ran.code == 0, ran.err
@@ -80,14 +80,14 @@ def test_files_of_the_other_kind_and_other_bundles(weave: Path, normal: Path, jo
 
     from edgemae.model.vit import ViT, ViTShape
 
-    picture = weave / "normal" / "000.png"
-    ran = edgemae("gallery", "search", weave / "weave.edgemae", normal, picture)
+    image = weave / "normal" / "000.png"
+    ran = edgemae("gallery", "search", weave / "weave.edgemae", normal, image)
     assert (ran.code, ran.out) == (2, "")
-    assert parts(ran.err)[0].endswith("is a normal set")
+    assert parts(ran.err)[0].endswith("is a reference set")
     torch.manual_seed(1)
     other = ViT(ViTShape.uniform(image_px=64, patch_px=8, width=32, depth=1, heads=2)).eval()
     path = write_bundle_of(tmp_path / "other.edgemae", other, weave / "normal", tokens=False, name="other")
-    ran = edgemae("gallery", "score", path, normal, picture)
+    ran = edgemae("gallery", "score", path, normal, image)
     assert ran.code == 2
     assert "was made by weave version 1" in parts(ran.err)[0]
     assert "the model here is other version 1" in parts(ran.err)[0]
@@ -102,30 +102,30 @@ def test_files_of_the_other_kind_and_other_bundles(weave: Path, normal: Path, jo
     ("arguments", "message"),
     [
         (("build", "{bundle}", "{none}", "-o", "{none}"), "image folder"),
-        (("search", "{bundle}", "{none}", "{picture}"), "cannot be read: No such file"),
+        (("search", "{bundle}", "{none}", "{image}"), "cannot be read: No such file"),
         (("score", "{bundle}", "{normal}", "{none}"), "image folder"),
         (("score", "{bundle}", "{normal}", "{none}.png"), "cannot be read any more"),
-        (("build", "{bundle}", "{pictures}", "-o", "{none}", "--false-alarm-rate", "2"), "false-alarm rate of 2"),
+        (("build", "{bundle}", "{images}", "-o", "{none}", "--false-alarm-rate", "2"), "false-alarm rate of 2"),
         (("biuld",), "Did you mean 'build'"),
     ],
 )
 def test_mistakes(arguments: tuple[str, ...], message: str, weave: Path, normal: Path, tmp_path: Path) -> None:
     names = {"bundle": weave / "weave.edgemae", "none": tmp_path / "none", "normal": normal,
-             "picture": weave / "normal" / "000.png", "pictures": weave / "normal"}  # fmt: skip
+             "image": weave / "normal" / "000.png", "images": weave / "normal"}  # fmt: skip
     ran = edgemae("gallery", *(text.format(**names) for text in arguments))
     assert (ran.code, ran.out) == (2, "")
     assert message in ran.err[ran.err.index("error:") :]
 
 
 def test_few_shapes_are_told_apart_by_what_they_look_like(weave: Path, tmp_path: Path) -> None:
-    """Not by the order they were added in: the same pictures under exchanged names give exchanged answers."""
+    """Not by the order they were added in: the same images under exchanged names give exchanged answers."""
     write_shapes(tmp_path / "a", 6, seed=1)
     shutil.copytree(tmp_path / "a" / "circle", tmp_path / "b" / "square")
     shutil.copytree(tmp_path / "a" / "square", tmp_path / "b" / "circle")
-    said = []
+    labels = []
     for name in ("a", "b"):
         edgemae("gallery", "build", weave / "weave.edgemae", tmp_path / name, "-o", tmp_path / f"{name}.gallery")
         found = edgemae("gallery", "search", weave / "weave.edgemae", tmp_path / f"{name}.gallery",
                         tmp_path / "a" / "circle" / "0-000.png", "--json")  # fmt: skip
-        said.append(found.json["matches"][0]["label"])
-    assert said == ["circle", "square"]
+        labels.append(found.json["matches"][0]["label"])
+    assert labels == ["circle", "square"]

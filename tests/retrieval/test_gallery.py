@@ -2,48 +2,20 @@
 
 from __future__ import annotations
 
-import os
+import re
 import threading
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import numpy as np
 import pytest
 
 import edgemae
 from edgemae.device.model import Model
-from edgemae.retrieval import gallery as module
-from edgemae.retrieval.feature_file import seal
-from edgemae.retrieval.gallery import SCHEMA, Gallery
+from edgemae.retrieval.gallery import Gallery
 from edgemae.spec.bundle import amend_bundle
-from edgemae.spec.errors import GalleryError, InputError, StorageError
-from edgemae.spec.provenance import Provenance
-
-MakeBundle = Callable[..., Path]
-RNG = np.random.default_rng(0)
-FRAMES = [np.kron(RNG.integers(0, 255, (4, 4, 3), np.uint8), np.ones((10, 10, 1), np.uint8)) for _ in range(6)]
-
-
-@pytest.fixture(scope="module")
-def path(make_bundle: MakeBundle) -> Path:
-    return make_bundle()
-
-
-@pytest.fixture(scope="module")
-def model(path: Path) -> Iterator[Model]:
-    with edgemae.load(path) as loaded:
-        yield loaded
-
-
-@pytest.fixture
-def gallery(model: Model) -> Gallery:
-    made = Gallery(model)
-    for i, frame_bgr in enumerate(FRAMES):
-        made.add(frame_bgr, "even" if i % 2 == 0 else "odd", {"number": i})
-    return made
-
+from edgemae.spec.errors import GalleryError, InputError
+from tests.retrieval.samples import FRAMES, MakeBundle
 
 # ------------------------------------------------------------------------------------------------ what it finds
 
@@ -77,7 +49,7 @@ def test_entries_leave_by_number_or_label_and_numbers_are_never_given_twice(gall
     assert [entry.id for entry in gallery.entries] == [1, 3]
     assert gallery.add(FRAMES[0], "new") == 6
     for gone in (5, "even", True):
-        with pytest.raises(InputError, match="has no entry"):
+        with pytest.raises(InputError, match=re.escape(f"{gone!r}")):
             gallery.remove(gone)
     assert len(gallery) == 3
 
@@ -166,10 +138,10 @@ def test_another_models_embeddings_are_refused(gallery: Gallery, make_bundle: Ma
     with edgemae.load(make_bundle(head=False)) as other:
         assert other(FRAMES[0]).embedding.shape == gallery._model(FRAMES[0]).embedding.shape
         for act in (gallery.search, lambda seen: gallery.add(seen, "x")):
-            with pytest.raises(GalleryError, match="the embedding was made by block version 1") as error:
+            with pytest.raises(GalleryError, match=r"embedding .*block version 1") as error:
                 act(other(FRAMES[0]))
-            assert "build the gallery again from its pictures" in error.value.fix
-        with pytest.raises(GalleryError, match=r"the gallery '.*a\.gallery' was made by block version 1"):
+            assert "build the gallery again from its images" in error.value.fix
+        with pytest.raises(GalleryError, match=r"a\.gallery' .*block version 1"):
             Gallery.load(tmp_path / "a.gallery", other)
     assert len(gallery) == 6
 
@@ -217,9 +189,9 @@ def test_what_is_no_embedding_is_refused(gallery: Gallery, vector: Any) -> None:
 
 
 def test_metadata_must_be_what_json_can_hold(gallery: Gallery) -> None:
-    with pytest.raises(InputError, match=r"label 'x' with metadata .* cannot be stored"):
+    with pytest.raises(InputError, match="'x'"):
         gallery.add(FRAMES[0], "x", {"model": object()})
-    with pytest.raises(InputError, match=r"label '\\ud800x' .* cannot be stored"):
+    with pytest.raises(InputError, match=r"'\\ud800x'"):
         gallery.add(FRAMES[0], "\ud800x")
     kept = {"place": ["a", 1], "seen": None}
     assert gallery.search(FRAMES[0], top=9)[0].metadata == {"number": 0}
@@ -245,121 +217,3 @@ def test_a_saved_gallery_finds_the_same(gallery: Gallery, model: Model, tmp_path
     assert again.add(FRAMES[0], "x") == 6, "the number of the removed entry is not given again"
     Gallery(model).save(tmp_path / "empty.gallery")
     assert len(Gallery.load(tmp_path / "empty.gallery", model)) == 0
-
-
-def test_every_flipped_bit_and_every_cut_is_refused(gallery: Gallery, model: Model, tmp_path: Path) -> None:
-    file = tmp_path / "a.gallery"
-    gallery.save(file)
-    whole = file.read_bytes()
-    rng = np.random.default_rng(0)
-    bits = [*range(8 * 100), *rng.integers(0, 8 * len(whole), 200).tolist()]
-    for bit in bits:  # the first hundred bytes are schema, digest and size
-        data = bytearray(whole)
-        data[bit // 8] ^= 1 << bit % 8
-        file.write_bytes(data)
-        with pytest.raises(GalleryError):
-            Gallery.load(file, model)
-    for spoiled in (b"", whole[:-1], whole + b"x", whole[: len(whole) // 2], b"PK\3\4" + whole, b"\x80\x04."):
-        file.write_bytes(spoiled)
-        with pytest.raises(GalleryError):
-            Gallery.load(file, model)
-
-
-def _facts(model: Model, **changes: Any) -> module._Facts:
-    entries = tuple(module.Entry(id=i, label="a") for i in range(2))
-    return module._Facts(**({"provenance": model.provenance, "next_id": 2, "entries": entries} | changes))
-
-
-ROWS = np.eye(2, 16, dtype=np.float32)
-
-
-@pytest.mark.parametrize(
-    ("changes", "arrays", "message"),
-    [
-        ({}, {"embeddings": ROWS[:1]}, r"lists 2 entries and holds an array of shape \(1, 16\)"),
-        ({}, {"embeddings": ROWS[:, :8]}, r"\(2, 8\)"),
-        ({}, {"embeddings": ROWS.astype(np.float16)}, "holds an array"),
-        ({}, {"embeddings": ROWS, "more": ROWS}, "holds an array"),
-        ({}, {}, r"shape \(0,\)"),
-        ({}, {"embeddings": ROWS * 2}, "length 1"),
-        ({}, {"embeddings": ROWS * np.float32(np.nan)}, "NaN"),
-        ({"next_id": 1}, {"embeddings": ROWS}, "do not rise"),
-        ({"entries": (module.Entry(id=1, label="a"),) * 2}, {"embeddings": ROWS}, "do not rise"),
-    ],
-)
-def test_a_well_sealed_file_that_makes_no_sense_is_refused(
-    changes: Any, arrays: Any, message: str, model: Model, tmp_path: Path
-) -> None:
-    seal(tmp_path / "a.gallery", SCHEMA, _facts(model, **changes), arrays)
-    with pytest.raises(GalleryError, match=message):
-        Gallery.load(tmp_path / "a.gallery", model)
-
-
-class _Odd(msgspec.Struct):
-    provenance: Provenance
-    surprise: int = 1
-
-
-def test_foreign_files_and_other_schemas_say_what_they_are(gallery: Gallery, model: Model, tmp_path: Path) -> None:
-    file = tmp_path / "a.gallery"
-    seal(file, "edgemae.normal/1", _facts(model), {})
-    with pytest.raises(GalleryError, match="is a normal set"):
-        Gallery.load(file, model)
-    seal(file, "edgemae.gallery/2", _facts(model), {})
-    with pytest.raises(GalleryError, match=r"has schema 'edgemae\.gallery/2'") as error:
-        Gallery.load(file, model)
-    assert "update edgemae" in error.value.fix
-    seal(file, SCHEMA, _Odd(model.provenance), {})
-    with pytest.raises(GalleryError, match="unknown field `surprise`"):
-        Gallery.load(file, model)
-    np.savez(tmp_path / "numpy.npz", a=ROWS)
-    for other in (tmp_path / "numpy.npz", model.path):
-        with pytest.raises(GalleryError, match="is not a file of edgemae galleries"):
-            Gallery.load(other, model)
-    for missing in (tmp_path / "none.gallery", tmp_path):
-        with pytest.raises(GalleryError):
-            Gallery.load(missing, model)
-
-
-def test_a_write_that_fails_leaves_the_old_file(
-    gallery: Gallery, model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    file = tmp_path / "a.gallery"
-    gallery.save(file)
-    before = file.read_bytes()
-    gallery.add(FRAMES[0], "x")
-
-    def full(*_: Any) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(StorageError, match="No space left"):
-        gallery.save(file)
-    assert file.read_bytes() == before
-    assert list(tmp_path.iterdir()) == [file]
-    monkeypatch.undo()
-    gallery.save(file)
-    assert len(Gallery.load(file, model)) == 7
-
-
-def test_headers_that_lie_are_refused(tmp_path: Path, gallery: Gallery, model: Model) -> None:
-    """Valid digests over a header that promises other arrays than there are."""
-    import hashlib
-
-    gallery.save(tmp_path / "a.gallery")
-    data = (tmp_path / "a.gallery").read_bytes()
-    first, _, body = data.split(b"\n", 2)
-    body = data[len(first) + 66 :]
-    size = int.from_bytes(body[:8], "little")
-    for old, new in ((b'"shape":[6,16]', b'"shape":[9,16]'), (b'"shape":[6,16]', b'"shape":[6,15]'),
-                     (b'"float32"', b'"float16"'), (b'"float32"', b'"object0"'), (b"[6,16]", b"[-6,6]")):  # fmt: skip
-        header = body[8 : 8 + size].replace(old, new)
-        assert header != body[8 : 8 + size]
-        changed = body[:8] + header + body[8 + size :]
-        digest = hashlib.sha256(first + b"\n" + changed).hexdigest().encode()
-        (tmp_path / "b.gallery").write_bytes(first + b"\n" + digest + b"\n" + changed)
-        with pytest.raises(GalleryError, match="is corrupt"):
-            Gallery.load(tmp_path / "b.gallery", model)
-    (tmp_path / "c.gallery").write_bytes(first + b"\n" + hashlib.sha256(first + b"\n").hexdigest().encode() + b"\n")
-    with pytest.raises(GalleryError, match="is corrupt"):
-        Gallery.load(tmp_path / "c.gallery", model)

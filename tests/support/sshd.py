@@ -131,3 +131,11 @@ def stop(server: Server) -> None:
     server.cut()
     server.process.terminate()
     server.process.wait()
+
+
+def changed(server: Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, old: str, new: str) -> None:
+    config = tmp_path / "ssh_config"
+    text = server.config.read_text()
+    assert old in text
+    config.write_text(text.replace(old, new))
+    monkeypatch.setenv("EDGEMAE_SSH_CONFIG", str(config))

@@ -1,7 +1,7 @@
 """Live sources that can be broken on purpose: an RTSP server (H.264 over TCP) and an MJPEG server, both on loopback.
 
-Every picture carries the time of its capture (`time.monotonic_ns`, one clock for all processes of a machine) as 8 x 8
-black and white blocks, so its age is read from the picture itself and not from what any program says of it. Faults are
+Every image carries the time of its capture (`time.monotonic_ns`, one clock for all processes of a machine) as 8 x 8
+black and white blocks, so its age is read from the image itself and not from what any program says of it. Faults are
 methods and attributes of a running server. `python -m tests.support.stream_servers rtsp` runs one by itself.
 """
 
@@ -42,7 +42,7 @@ class Server:
     freeze() stops the camera and, with deaf=True, the answers too; hold() goes on filming; release() ends both, and
     what hold() kept comes at once. reset() ends every connection with RST. stop() and start() are a restart on the same
     port. half_frame() sends half of the next frame and hangs up. `garbage` frames are sent as noise. `hold_play_s`
-    makes the server slow to start. resize() changes the picture in mid-stream, `jump_s` the source's clock.
+    makes the server slow to start. resize() changes the image in mid-stream, `jump_s` the source's clock.
     """
 
     scheme = ""

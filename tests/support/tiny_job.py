@@ -62,7 +62,7 @@ batch = 16
 [prune]
 steps = 1
 score_batches = 2
-[quantize.aware]
+[quantize.qat]
 epochs = 1
 batch = 16
 [prune.heal]

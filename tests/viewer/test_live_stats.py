@@ -1,34 +1,14 @@
-"""Figures obey the rule of the profiler: no percentile from fewer results than its bound asks for."""
+"""Live statistics obey the rule of the profiler: no percentile from fewer results than its bound asks for."""
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 
 import cv2
-import numpy as np
 import pytest
-from rich.console import Console
 
-from edgemae.viewer.live_stats import ROWS, Figures
-from edgemae.viewer.terminal import Terminal, drawn
-from tests.viewer.samples import clip, seen, watched
-
-PICTURE = np.zeros((8, 8, 3), np.uint8)
-
-
-@pytest.fixture
-def figures(tmp_path: Path) -> Figures:
-    results, found = watched(clip(tmp_path / "clip.avi", 3))
-    for _ in results:
-        pass
-    return found
-
-
-def text(figures: Figures, width: int = 100) -> str:
-    out = io.StringIO()
-    Console(file=out, width=width).print(drawn(figures.now()))
-    return out.getvalue()
+from edgemae.viewer.live_stats import ROWS, StatsCollector
+from tests.viewer.samples import IMAGE, seen, text, watched
 
 
 @pytest.mark.parametrize(
@@ -36,61 +16,35 @@ def text(figures: Figures, width: int = 100) -> str:
     [(6, (), (7, 44, 459)), (7, ("p50",), (44, 459)), (44, ("p50", "p90"), (459,)), (459, ("p50", "p90", "p99"), ())],
 )
 def test_no_percentile_from_too_few_results(
-    figures: Figures, results: int, stated: tuple[str, ...], withheld: tuple[int, ...]
+    stats: StatsCollector, results: int, stated: tuple[str, ...], withheld: tuple[int, ...]
 ) -> None:
     for i in range(results):
-        figures.note(seen(PICTURE, i))
-    shown = figures.now()
+        stats.note(seen(IMAGE, i))
+    live = stats.now()
     for row in ROWS:
-        assert tuple(p for p in ("p50", "p90", "p99") if shown.percentile(row, p) is not None) == stated
-    said = text(figures)
-    assert [n for n in (7, 44, 459) if f"needs {n}" in said] == list(withheld)
-    assert said.count(" 8.0 ms") == len(stated)  # of the inference
+        assert tuple(p for p in ("p50", "p90", "p99") if live.percentile(row, p) is not None) == stated
+    output = text(stats)
+    assert [n for n in (7, 44, 459) if f"needs {n}" in output] == list(withheld)
+    assert output.count(" 8.0 ms") == len(stated)  # of the inference
 
 
-def test_everything_is_on_the_terminal(figures: Figures) -> None:
-    assert "no answer yet" in text(figures)
-    for i in range(9):
-        figures.note(seen(PICTURE, i))
-    said = text(figures)
-    for word in (
-        "shapes · openvino int8", "clip.avi", "every", "Müller", "75.0 %", "circle", "3 captured", "3 seen",
-        "0 dropped", "inference", "age of a result", "Ctrl-C ends", "needs 44",
-    ):  # fmt: skip
-        assert word in said, word
-    assert "withheld" not in said  # what did not happen takes no room
-    figures.note(seen(PICTURE, topk=[]))
-    assert "an embedding" in text(figures)
-    assert all(len(line) <= 40 for line in text(figures, 40).splitlines())
-
-
-def test_the_rate_is_that_of_the_results(figures: Figures, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert figures.fps == 0.0
+def test_the_rate_is_that_of_the_results(stats: StatsCollector, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert stats.fps == 0.0
     now = 100.0
     monkeypatch.setattr("edgemae.viewer.live_stats.time.monotonic", lambda: now)
     for i in range(200):
         now = 100.0 + i / 20
-        figures.note(seen(PICTURE, i))
-    assert figures.fps == pytest.approx(20.0)
+        stats.note(seen(IMAGE, i))
+    assert stats.fps == pytest.approx(20.0)
     now += 30  # nothing came for half a minute
-    assert figures.fps == 0.0
+    assert stats.fps == 0.0
 
 
 def test_what_went_wrong_is_counted_by_its_name(tmp_path: Path) -> None:
     for i in range(4):
-        cv2.imwrite(str(tmp_path / f"{i}.png"), PICTURE)
-    (tmp_path / "2.png").write_bytes(b"no picture")
+        cv2.imwrite(str(tmp_path / f"{i}.png"), IMAGE)
+    (tmp_path / "2.png").write_bytes(b"no image")
     results, found = watched(tmp_path)
     for _ in results:
         pass
     assert found.now().counts == {"captured": 3, "seen": 3, "dropped": 0, "corrupt": 1}
-
-
-def test_a_terminal_is_redrawn_and_left_as_it_was(figures: Figures) -> None:
-    out = io.StringIO()
-    with Terminal(figures, Console(file=out, force_terminal=True, width=90)) as view:
-        figures.note(seen(PICTURE))
-        assert view.show(seen(PICTURE))
-    said = out.getvalue()
-    assert "Müller" in said
-    assert said.rindex("\x1b[?25h") > said.rindex("\x1b[?25l")  # the cursor is back

@@ -16,7 +16,7 @@ import cv2
 import pytest
 
 from edgemae.device.model import Result
-from edgemae.device.stream_result import Streamed
+from edgemae.device.stream_result import StreamResult
 from edgemae.viewer import run
 from tests.support.tiny_job import Job, Ran, edgemae, parts
 from tests.viewer.samples import clip
@@ -37,14 +37,14 @@ def test_a_signal_ends_it_with_its_counts_and_a_whole_video(
     assert process.stdout is not None
     rows = [json.loads(process.stdout.readline()) for _ in range(5)]  # each line leaves at once
     process.send_signal(number)
-    said, errors = process.communicate(timeout=60)
+    output, errors = process.communicate(timeout=60)
     assert process.returncode == code, errors
-    rows += [json.loads(line) for line in said.splitlines()]
+    rows += [json.loads(line) for line in output.splitlines()]
     assert [row["seq"] for row in rows] == list(range(len(rows)))
     assert "watch at http://127.0.0.1:" in errors
     assert "Traceback" not in errors
-    told = int(errors.splitlines()[-1].split(" of ")[0])
-    assert told - len(rows) in (0, 1)  # the signal may come between a result and its line
+    counted = int(errors.splitlines()[-1].split(" of ")[0])
+    assert counted - len(rows) in (0, 1)  # the signal may come between a result and its line
     capture = cv2.VideoCapture(str(out))
     assert len(rows) <= capture.get(cv2.CAP_PROP_FRAME_COUNT) <= len(rows) + 1
     capture.release()
@@ -91,7 +91,7 @@ def test_results_that_are_too_old_are_withheld(job: Job, compiled: Ran) -> None:
 def test_a_signal_that_python_swallowed_ends_it_all_the_same(
     job: Job, compiled: Ran, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def tell(seen: Streamed[Result]) -> str:
+    def tell(seen: StreamResult[Result]) -> str:
         with contextlib.suppress(KeyboardInterrupt):  # as a destructor would
             os.kill(os.getpid(), signal.SIGTERM)
         return "said"

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from edgemae.device.model import Result
-from edgemae.device.stream_result import Streamed
+from edgemae.device.stream_result import StreamResult
 from edgemae.spec.errors import InputError, MachineError, StorageError
 from edgemae.viewer import video
 from edgemae.viewer.video import CODECS, LIVE_FPS, Video
@@ -36,9 +36,9 @@ def frames_of(path: Path) -> tuple[float, list[np.ndarray]]:
     return fps, found
 
 
-def record(source: Path, out: Path, act: Callable[[Video, Streamed[Result]], object] = Video.show) -> None:
-    results, figures = watched(source)
-    with results, Video(out, results.camera, figures) as view:
+def record(source: Path, out: Path, act: Callable[[Video, StreamResult[Result]], object] = Video.show) -> None:
+    results, stats = watched(source)
+    with results, Video(out, results.camera, stats) as view:
         for item in results:
             act(view, item)
 
@@ -76,20 +76,20 @@ def test_a_live_source_runs_in_real_time(tmp_path: Path) -> None:
     assert live(10, [0.0, 0.1, 3600.0, 3600.1], path) < 3 * LIVE_FPS  # an outage of an hour is no hour of video
 
 
-def test_pictures_of_all_sizes_fit(tmp_path: Path) -> None:
+def test_images_of_all_sizes_fit(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     for i, image_hw in enumerate([(400, 600), (600, 400), (37, 41)]):
         cv2.imwrite(str(tmp_path / "in" / f"{i}.png"), np.full((*image_hw, 3), 200, np.uint8))
     record(tmp_path / "in", tmp_path / "seen.mp4")
     _, frames = frames_of(tmp_path / "seen.mp4")
     assert [frame.shape for frame in frames] == [(400, 600, 3)] * 3
-    assert frames[1][100, 20].max() < 30  # black beside a picture that stands upright
+    assert frames[1][100, 20].max() < 30  # black beside an image that stands upright
     assert frames[1][100, 300].min() > 150
 
 
 @pytest.mark.parametrize("kind", [KeyboardInterrupt, RuntimeError])
 def test_nothing_is_lost_when_a_run_is_broken_off(source: Path, tmp_path: Path, kind: type[BaseException]) -> None:
-    def act(view: Video, item: Streamed[Result]) -> None:
+    def act(view: Video, item: StreamResult[Result]) -> None:
         view.show(item)
         if item.frame.seq == 9:
             raise kind
@@ -100,16 +100,16 @@ def test_nothing_is_lost_when_a_run_is_broken_off(source: Path, tmp_path: Path, 
 
 
 def test_what_cannot_be_written_is_said_at_once(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    results, figures = watched(source)
+    results, stats = watched(source)
     with results:
-        with pytest.raises(InputError, match=r"'seen\.gif' has no ending of a video"):
-            Video(Path("seen.gif"), results.camera, figures)
-        with pytest.raises(StorageError, match="there is no folder"):
-            Video(tmp_path / "none" / "seen.mp4", results.camera, figures)
+        with pytest.raises(InputError, match=r"'seen\.gif'"):
+            Video(Path("seen.gif"), results.camera, stats)
+        with pytest.raises(StorageError, match=r"/none'"):
+            Video(tmp_path / "none" / "seen.mp4", results.camera, stats)
         with pytest.raises(InputError, match="is the source itself"):
-            Video(source, results.camera, figures)
+            Video(source, results.camera, stats)
     monkeypatch.setitem(CODECS, ".mp4", "zzzz")
-    with pytest.raises(MachineError, match=r"cannot write '.*seen\.mp4' \(480 x 360, zzzz\)"):
+    with pytest.raises(MachineError, match=r"seen\.mp4' \(480 x 360, zzzz\)"):
         record(source, tmp_path / "seen.mp4")
 
 
@@ -118,7 +118,7 @@ def test_a_disk_that_fills_up_ends_the_run_with_a_whole_file(
 ) -> None:
     free = iter(range(100 << 20, 0, -(10 << 20)))  # 10 MiB less with each look
     monkeypatch.setattr(video, "shutil", SimpleNamespace(disk_usage=lambda _: SimpleNamespace(free=next(free))))
-    with pytest.raises(StorageError, match="is full: 30 MiB are left, 7 frames are kept"):
+    with pytest.raises(StorageError, match=r"30 MiB .* 7 frames"):
         record(source, tmp_path / "seen.mp4")
     assert len(frames_of(tmp_path / "seen.mp4")[1]) == 7
 
@@ -127,12 +127,12 @@ def test_frames_that_did_not_reach_the_disk_are_missed(source: Path, tmp_path: P
     """OpenCV says nothing of a write that fails."""
     out = tmp_path / "seen.mp4"
 
-    def act(view: Video, item: Streamed[Result]) -> None:
+    def act(view: Video, item: StreamResult[Result]) -> None:
         view.show(item)
         if item.frame.seq == FRAMES - 1:
             assert view._writer is not None
             view._writer.release()
             out.write_bytes(b"")
 
-    with pytest.raises(StorageError, match=r"holds 0 of 20 frames"):
+    with pytest.raises(StorageError, match="0 of 20"):
         record(source, out, act)

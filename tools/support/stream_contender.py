@@ -24,7 +24,7 @@ from tests.support.frame_stamps import read_stamp_ns
 _lock = threading.Lock()
 
 
-def tell(*row: Any) -> None:
+def report(*row: Any) -> None:
     with _lock:
         sys.stdout.write(json.dumps(row) + "\n")
         sys.stdout.flush()
@@ -34,7 +34,7 @@ def work(frame_bgr: np.ndarray, work_s: float, own_ms: float | None = None) -> N
     """Do what an app does with a frame, and tell of it."""
     got_ns, stamp_ns = time.monotonic_ns(), read_stamp_ns(frame_bgr)
     time.sleep(work_s)
-    tell("frame", got_ns, stamp_ns, time.monotonic_ns(), own_ms)
+    report("frame", got_ns, stamp_ns, time.monotonic_ns(), own_ms)
 
 
 def edgemae(url: str, work_s: float, policy: str) -> None:
@@ -47,7 +47,7 @@ def edgemae(url: str, work_s: float, policy: str) -> None:
             while True:
                 if (state := camera.state) != seen:
                     seen = state
-                    tell("state", time.monotonic_ns(), state)
+                    report("state", time.monotonic_ns(), state)
                 time.sleep(0.005)
 
         threading.Thread(target=watch, daemon=True).start()
@@ -88,7 +88,7 @@ CONTENDERS = {"edgemae": edgemae, "opencv": opencv, "roboflow": roboflow}
 def main() -> None:
     name, url, work_s, policy = (*sys.argv[1:], "")[:4]
     threading.Thread(target=CONTENDERS[name], args=(url, float(work_s), policy), daemon=True).start()
-    tell("ready", time.monotonic_ns())
+    report("ready", time.monotonic_ns())
     sys.stdin.read()
     sys.stdout.flush()
     os._exit(0)  # whatever hangs in a driver

@@ -18,7 +18,7 @@ sys.path.insert(0, str(ROOT))  # the server is that of the tests
 
 
 class ServerProcess:
-    """Run `tests.support.stream_servers` beside this process; `tell("freeze", True)` calls or sets what is there."""
+    """Run `tests.support.stream_servers` beside this process; `send("freeze", True)` calls or sets what is there."""
 
     def __init__(self, kind: str = "rtsp", **options: Any) -> None:
         self._process = subprocess.Popen(
@@ -27,7 +27,7 @@ class ServerProcess:
         )  # fmt: skip
         self.url: str = self._hear()
 
-    def tell(self, name: str, *arguments: Any) -> Any:
+    def send(self, name: str, *arguments: Any) -> Any:
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps([name, *arguments]) + "\n")
         self._process.stdin.flush()
@@ -58,7 +58,7 @@ def holdings() -> dict[str, float]:
 
 
 def ages_of(ages_ms: Sequence[float] | np.ndarray) -> dict[str, float]:
-    """Return how old pictures were: count, median, p99 and the oldest."""
+    """Return how old images were: count, median, p99 and the oldest."""
     if len(ages_ms) == 0:
         return {"n": 0}
     p50, p99 = (float(x) for x in np.percentile(ages_ms, [50, 99]))

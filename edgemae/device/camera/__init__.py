@@ -1,1 +1,4 @@
-"""How frames are fetched for weeks: open, read, notice silence, ask why, open again. `Camera` is the door to it."""
+"""Camera sources, opened, read and watched for weeks: silence is noticed, its cause asked for, the source opened again.
+
+`camera.Camera` is the door, `edgemae.Camera` from outside.
+"""

@@ -20,7 +20,7 @@ def printable(source: object) -> str:
 
 
 def redact(source: object) -> str:
-    """Return a source, or what was said of one, as printable text without user name and password."""
+    """Return a source, or a message about one, as printable text without user name and password."""
     text = printable(source)
     if not _ADDRESS.search(text):
         return text

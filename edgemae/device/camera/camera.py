@@ -1,4 +1,4 @@
-"""Frames of a camera, a stream, a video, pictures or arrays, handed over through a single slot, for weeks.
+"""Frames of a camera, a stream, a video, images or arrays, handed over through a single slot, for weeks.
 
 A plain `cv2.VideoCapture` loop behind a consumer of 5 fps was 9.6 s stale after 12 s of a 25 fps stream. Here a reader
 empties the source at its own pace; the consumer finds the newest frame in the slot, and what it was too slow for is
@@ -13,17 +13,17 @@ from collections.abc import Iterator
 from types import TracebackType
 
 from edgemae.device.camera.address import redact
-from edgemae.device.camera.frame_source import silent
+from edgemae.device.camera.frame_source import silence_error
 from edgemae.device.camera.mailbox import Counters, Frame, Mailbox
 from edgemae.device.camera.sources import ISOLATED_KINDS, LIVE_KINDS, AnySource, kind_of, make_source
-from edgemae.device.camera.supervisor import Conduct, Supervisor
+from edgemae.device.camera.supervisor import ReconnectPolicy, Supervisor
+from edgemae.device.preprocess import ROTATIONS_DEG
 from edgemae.spec.errors import CameraError, InputError, nearest
 from edgemae.spec.graph import PixelContract
 
 __all__ = ["Camera", "Counters", "Frame"]
 POLICIES = ("latest", "every", "staleness:200ms")
-ROTATIONS = (0, 90, 180, 270)
-FILE_TIMEOUT_MS = 30_000  # decoding one very large picture on a small board
+FILE_TIMEOUT_MS = 30_000  # decoding one very large image on a small board
 
 
 class Camera:
@@ -37,13 +37,13 @@ class Camera:
     policy: "latest" hands over the newest frame and drops the others (default of live sources), "every" hands over all
     in order (default of files, refused for live sources), "staleness:200ms" is "latest" that never hands over a frame
     older than that. `realtime` plays a file at its own frame rate, `rotation` turns frames clockwise by 90, 180 or 270
-    degrees, `pixel` tells whether EXIF applies to images.
+    degrees, `pixel` states whether EXIF applies to images.
 
     Cameras and streams are live: when one falls silent, is unplugged or restarts, it is opened again until it is back
     (`reconnect=False`: CameraError instead), and no frame from before is handed over after. What cannot heal is a
     CameraError all the same: a refused login, a path that the server does not have. The first opening must succeed
     within its time-out, unless `wait=True`. `isolate=True` reads in a child process, which can be killed when a driver
-    hangs; it is also done once two readers of this process hang. `state` and `last_error` tell what goes on.
+    hangs; it is also done once two readers of this process hang. `state` and `last_error` show what goes on.
     """
 
     def __init__(
@@ -56,10 +56,10 @@ class Camera:
         self.live = self.kind in LIVE_KINDS
         self.policy = ("latest" if self.live else "every") if policy is None else str(policy)
         self._limit_ms, lossless = _parse_policy(self.policy, self.live)
-        if rotation not in ROTATIONS:
+        if rotation not in ROTATIONS_DEG:
             raise InputError(
                 f"a rotation by {rotation} degrees was asked for",
-                expected=f"one of {', '.join(map(str, ROTATIONS))}, clockwise",
+                expected=f"one of {', '.join(map(str, ROTATIONS_DEG))}, clockwise",
                 fix="correct the number",
             )
         for name, limit_ms in (("open_timeout_ms", open_timeout_ms), ("read_timeout_ms", read_timeout_ms)):
@@ -73,7 +73,7 @@ class Camera:
         limits_s = (math.inf, math.inf) if self.kind == "arrays" else (timeouts_ms[0] / 1e3, timeouts_ms[1] / 1e3)
         self._mailbox = Mailbox(self.source, rotation, lossless)
         self._supervisor = Supervisor(
-            Conduct(
+            ReconnectPolicy(
                 make=lambda again, isolated: make_source(source, self.kind, timeouts_ms, contract, again, isolated),
                 live=self.live, reconnect=reconnect, wait=wait,
                 isolate=False if self.kind not in ISOLATED_KINDS else isolate or None,
@@ -143,24 +143,24 @@ class Camera:
 
     def _silent(self, timeout_ms: float) -> CameraError:
         more = f": {self.state}" + (f", {self.last_error}" if self.state != "live" and self.last_error else "")
-        return silent(self.source, timeout_ms / 1e3, more)
+        return silence_error(self.source, timeout_ms / 1e3, more)
 
     def _await_first(self) -> None:
         """Block until the source is live or over; raise what prevents it."""
         mailbox = self._mailbox
         with mailbox.changed:
             mailbox.changed.wait_for(lambda: mailbox.state != "opening")
-            error = None if mailbox.lived_in >= 0 else mailbox.error or self._nothing()
+            error = None if mailbox.live_generation >= 0 else mailbox.error or self._no_frame_error()
         if error is not None:
             raise error
 
-    def _nothing(self) -> CameraError:
+    def _no_frame_error(self) -> CameraError:
         names = self.corrupt_names
         unreadable = f" ({names[0]}{' and others' if len(names) > 1 else ''} cannot be read)" if names else ""
         unreadable = f" ({self.last_error})" if self.last_error else unreadable
         return CameraError(
             f"frame source '{self.source}' holds no readable frame{unreadable}",
-            expected="at least one picture that OpenCV can decode",
+            expected="at least one image that OpenCV can decode",
             fix="replace the file, or pass another source",
         )
 

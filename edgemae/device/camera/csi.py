@@ -16,9 +16,9 @@ def pipeline(address: str) -> str:
     `flip` is nvvidconv's flip-method, 0 to 7 (2 turns by 180 degrees). The appsink keeps the newest frame.
     """
     parts = split(address)
-    wanted = dict(DEFAULTS)
+    settings = dict(DEFAULTS)
     for name, value in parse_qsl(parts.query, keep_blank_values=True):
-        if name not in wanted:
+        if name not in settings:
             raise InputError(
                 f"camera address '{redact(address)}' has the unknown setting '{name}'.{nearest(name, list(DEFAULTS))}",
                 expected=f"some of {', '.join(DEFAULTS)}",
@@ -30,7 +30,7 @@ def pipeline(address: str) -> str:
                 expected="a whole number above 0 (flip: 0 to 7)",
                 fix="correct the number",
             )
-        wanted[name] = int(value)
+        settings[name] = int(value)
     if not parts.netloc.isdecimal() or parts.path.strip("/"):
         raise InputError(
             f"camera address '{redact(address)}' names no connector",
@@ -39,8 +39,8 @@ def pipeline(address: str) -> str:
         )
     return (
         f"nvarguscamerasrc sensor-id={parts.netloc} ! "
-        f"video/x-raw(memory:NVMM), width={wanted['width']}, height={wanted['height']}, "
-        f"framerate={wanted['fps']}/1, format=NV12 ! nvvidconv flip-method={wanted['flip']} ! "
+        f"video/x-raw(memory:NVMM), width={settings['width']}, height={settings['height']}, "
+        f"framerate={settings['fps']}/1, format=NV12 ! nvvidconv flip-method={settings['flip']} ! "
         "video/x-raw, format=BGRx ! videoconvert ! video/x-raw, format=BGR ! "
         "appsink drop=true max-buffers=1 sync=false"
     )

@@ -1,4 +1,4 @@
-"""What a source gives: grabs, or an error that says whether trying again can help."""
+"""What a source gives: captured frames, or an error that says whether trying again can help."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from edgemae.spec.errors import CameraError
 FINAL_KINDS = ("auth", "not-found")  # the server itself has answered: asking again gives the same
 
 
-class Grab(NamedTuple):
+class CapturedFrame(NamedTuple):
     """One attempt to read a frame: `array_bgr` is None for one that is corrupt, named by `name`.
 
-    `lost` counts pictures before this one that could not be decoded, `reason` says why this one is corrupt.
+    `lost` counts images before this one that could not be decoded, `reason` says why this one is corrupt.
     """
 
     array_bgr: NDArray[np.uint8] | None
@@ -34,7 +34,7 @@ class Source(Protocol):
     def open(self) -> None:
         """Open the source. Raises SourceError; `close` is called either way."""
 
-    def read(self) -> Grab | None:
+    def read(self) -> CapturedFrame | None:
         """Return the next frame, or None at the end of the source."""
 
     def interrupt(self) -> None:
@@ -55,7 +55,7 @@ class SourceError(CameraError):
         return self.kind in FINAL_KINDS
 
 
-def silent(source: str, seconds: float, more: str = "", kind: str = "timeout") -> SourceError:
+def silence_error(source: str, seconds: float, more: str = "", kind: str = "timeout") -> SourceError:
     """Return the error of a source that gives nothing."""
     return SourceError(
         f"no frame came from '{source}' within {seconds:.1f} s{more}",

@@ -1,16 +1,19 @@
-"""How large a picture says that it is, read from its header: 32 KB of PNG may become 1.5 GB of pixels.
+"""Which files are images, by their suffix, and how large their headers say they are, without a decoder.
+
+The size comes before decoding because 32 KB of PNG may become 1.5 GB of pixels.
 
 PNG 1.2 section 11.2.2 (IHDR), Windows BITMAPINFOHEADER, JPEG (ITU T.81, annex B.2), WebP (RFC 9649, section 2).
 """
 
 from __future__ import annotations
 
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")  # of the files that are taken for images, lower case
 _FRAME_MARKERS = set(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # start of frame; the three are tables
 _WITHOUT_LENGTH = {0x01, *range(0xD0, 0xD9)}
 
 
 def declared_px(data: bytes) -> int:
-    """Return the number of pixels of an encoded picture, 0 where its header cannot be read: the decoder will judge."""
+    """Return the number of pixels of an encoded image, 0 where its header cannot be read: the decoder will judge."""
     if data.startswith(b"\x89PNG"):
         return _product(data[16:20], data[20:24])
     if data.startswith(b"BM"):

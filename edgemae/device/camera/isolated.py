@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from edgemae.device.camera.address import redact
-from edgemae.device.camera.frame_source import Grab, SourceError
+from edgemae.device.camera.frame_source import CapturedFrame, SourceError
 from edgemae.spec.errors import error_of
 
 _START = (
@@ -42,7 +42,7 @@ class Isolated:
         self._child: subprocess.Popen[bytes] | None = None
         self._memory: mmap.mmap | None = None
         self._memory_fd = -1
-        self._heard = b""
+        self._received = b""
 
     def open(self) -> None:
         self._memory_fd = os.memfd_create("edgemae-frame")
@@ -54,11 +54,11 @@ class Isolated:
         self._listen(START_S)
         self.fps = float(self._ask(self._order, self._open_s)["fps"])
 
-    def read(self) -> Grab | None:
-        said = self._ask({}, self._read_s)
-        if said["over"]:
+    def read(self) -> CapturedFrame | None:
+        reply = self._ask({}, self._read_s)
+        if reply["over"]:
             return None
-        shape = said.pop("shape")
+        shape = reply.pop("shape")
         array_bgr = None
         if shape is not None:
             size = int(np.prod(shape))
@@ -67,7 +67,9 @@ class Isolated:
                     self._memory.close()
                 self._memory = mmap.mmap(self._memory_fd, size, prot=mmap.PROT_READ)
             array_bgr = np.frombuffer(self._memory, np.uint8, size).reshape(shape).copy()
-        return Grab(array_bgr, said["t_capture_ns"], said["pts_ms"], said["name"], said["lost"], said["reason"])
+        return CapturedFrame(
+            array_bgr, reply["t_capture_ns"], reply["pts_ms"], reply["name"], reply["lost"], reply["reason"]
+        )
 
     def interrupt(self) -> None:
         if (child := self._child) is not None:  # the reader's thread may be closing it
@@ -108,21 +110,21 @@ class Isolated:
         end, stdout = time.monotonic() + timeout_s, self._child.stdout.fileno()
         poll = select.poll()
         poll.register(stdout, select.POLLIN)
-        while b"\n" not in self._heard:
+        while b"\n" not in self._received:
             if not poll.poll(max(0.0, end - time.monotonic()) * 1e3):
                 raise self._gone(f"did not answer within {timeout_s:.1f} s and was killed")
             more = os.read(stdout, 65_536)
             if not more:
                 raise self._gone("has ended")
-            self._heard += more
-        line, _, self._heard = self._heard.partition(b"\n")
-        said: dict[str, Any] = json.loads(line)
-        if "error" in said:
-            error = error_of(said["error"])
-            if "kind" in said:
-                error = SourceError(error.what, expected=error.expected, fix=error.fix, kind=said["kind"])
+            self._received += more
+        line, _, self._received = self._received.partition(b"\n")
+        reply: dict[str, Any] = json.loads(line)
+        if "error" in reply:
+            error = error_of(reply["error"])
+            if "kind" in reply:
+                error = SourceError(error.what, expected=error.expected, fix=error.fix, kind=reply["kind"])
             raise error
-        return said
+        return reply
 
     def _gone(self, what: str) -> SourceError:
         return SourceError(

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from edgemae.device.camera.frame_source import Grab, SourceError
+from edgemae.device.camera.frame_source import CapturedFrame, SourceError
 from edgemae.device.camera.opencv import Video
 from edgemae.spec.errors import EdgemaeError, InternalError
 
@@ -24,34 +24,34 @@ def main() -> None:
     orders: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
     threading.Thread(target=_listen, args=(orders,), daemon=True).start()
     memory = _Memory(int(sys.argv[2]))
-    _say(answers, {})
+    _send(answers, {})
     try:
         order = orders.get()
         video = Video(order["source"], order["kind"], tuple(order["timeouts_ms"]), order["again"])
         video.open()
-        _say(answers, {"fps": video.fps})
+        _send(answers, {"fps": video.fps})
         while orders.get() == {}:
-            _say(answers, memory.hold(video.read()))
+            _send(answers, memory.store(video.read()))
     except SourceError as error:
-        _say(answers, {"error": error.row, "kind": error.kind})
+        _send(answers, {"error": error.row, "kind": error.kind})
     except EdgemaeError as error:
-        _say(answers, {"error": error.row})
-    except Exception as bug:  # noqa: BLE001 - the parent is told
+        _send(answers, {"error": error.row})
+    except Exception as bug:  # noqa: BLE001 - the parent raises it
         what = f"{type(bug).__name__}: {bug}"
-        _say(answers, {"error": InternalError(what, expected="no failure", fix="report it").row})
+        _send(answers, {"error": InternalError(what, expected="no failure", fix="report it").row})
 
 
 def _listen(orders: queue.SimpleQueue[dict[str, Any]]) -> None:
-    heard = b""
+    received = b""
     while more := os.read(0, 65_536):
-        *lines, heard = (heard + more).split(b"\n")
+        *lines, received = (received + more).split(b"\n")
         for line in lines:
             orders.put(json.loads(line))
     os._exit(0)  # the parent is gone, or wants this one gone
 
 
-def _say(answers: int, said: dict[str, Any]) -> None:
-    os.write(answers, json.dumps(said).encode() + b"\n")
+def _send(answers: int, reply: dict[str, Any]) -> None:
+    os.write(answers, json.dumps(reply).encode() + b"\n")
 
 
 class _Memory:
@@ -61,15 +61,15 @@ class _Memory:
         self._fd = fd
         self._map: mmap.mmap | None = None
 
-    def hold(self, grab: Grab | None) -> dict[str, Any]:
-        """Copy the picture of a grab, return everything else about it."""
-        if grab is None:
+    def store(self, captured: CapturedFrame | None) -> dict[str, Any]:
+        """Copy the pixels of a captured frame into shared memory, return everything else about it."""
+        if captured is None:
             return {"over": True}
-        picture = grab.array_bgr
-        said = grab._asdict() | {"over": False, "array_bgr": None, "shape": None if picture is None else picture.shape}
-        if picture is not None:
-            if self._map is None or len(self._map) < picture.nbytes:
-                os.ftruncate(self._fd, picture.nbytes)
-                self._map = mmap.mmap(self._fd, picture.nbytes)
-            np.frombuffer(self._map, np.uint8, picture.nbytes).reshape(picture.shape)[:] = picture
-        return said
+        image = captured.array_bgr
+        reply = captured._asdict() | {"over": False, "array_bgr": None, "shape": None if image is None else image.shape}
+        if image is not None:
+            if self._map is None or len(self._map) < image.nbytes:
+                os.ftruncate(self._fd, image.nbytes)
+                self._map = mmap.mmap(self._fd, image.nbytes)
+            np.frombuffer(self._map, np.uint8, image.nbytes).reshape(image.shape)[:] = image
+        return reply

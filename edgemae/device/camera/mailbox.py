@@ -12,19 +12,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgemae.device.camera.address import redact
-from edgemae.device.camera.frame_source import Grab
+from edgemae.device.camera.frame_source import CapturedFrame
 from edgemae.spec.errors import EdgemaeError
 
 log = logging.getLogger("edgemae.device.camera")
-OVER = ("ended", "failed", "closed")
-LOUD = ("stalled", "reconnecting", "failed")  # logged as warnings
+FINAL_STATES = ("ended", "failed", "closed")
+WARNING_STATES = ("stalled", "reconnecting", "failed")  # logged as warnings
 NAMES_KEPT = 100  # of corrupt frames
 LOGGED = 10  # then every power of two
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Frame:
-    """Hold one picture. `t_capture_ns` is `time.monotonic_ns()` when the source handed it over (H.264 and H.265 over
+    """Hold one image. `t_capture_ns` is `time.monotonic_ns()` when the source handed it over (H.264 and H.265 over
     RTSP: when its data arrived, one interval earlier, for the decoder holds each frame until the next one comes)."""
 
     array_bgr: NDArray[np.uint8]  # (H, W, 3)
@@ -70,58 +70,67 @@ class Mailbox:
         self.error: EdgemaeError | None = None
         self.generation = -1
         self.corrupt_names: list[str] = []
-        self.picture_ns = time.monotonic_ns()  # when the last picture came, fresh or not
+        self.last_image_ns = time.monotonic_ns()  # when the last image came, fresh or not
         self.silence_ns = 0  # when the source last fell silent or was opened again: what is older is not handed over
         self.counts = dict.fromkeys(Counters.__slots__, 0)
         self._slot: Frame | None = None
-        self.lived_in = -1  # the last generation that gave a frame
+        self.live_generation = -1  # the last generation that gave a frame
 
     # The reader's side.
 
-    def put(self, grab: Grab, generation: int, is_fresh: bool = True) -> None:
-        """Take a grab of one generation; one of a generation that is over is counted and goes no further."""
+    def put(self, captured: CapturedFrame, generation: int, is_fresh: bool = True) -> None:
+        """Take a captured frame; one of a generation that is over is counted and goes no further."""
         with self.changed:
-            if grab.lost:
-                self.counts["corrupt"] += grab.lost
-                log.warning("%d frames before %s could not be decoded", grab.lost, grab.name)
-            if grab.array_bgr is None:
-                self._count_corrupt(grab)
+            if captured.lost:
+                self.counts["corrupt"] += captured.lost
+                log.warning("%d frames before %s could not be decoded", captured.lost, captured.name)
+            if captured.array_bgr is None:
+                self._count_corrupt(captured)
                 return
             if generation == self.generation:
-                self.picture_ns = time.monotonic_ns()
+                self.last_image_ns = time.monotonic_ns()
             if self.lossless:
                 self.changed.wait_for(lambda: self._slot is None or self.state == "closed")
             seq = self.counts["captured"] + self.counts["corrupt"]
             self.counts["captured"] += 1
-            if self.state in OVER:
+            if self.state in FINAL_STATES:
                 self.counts["unread"] += 1
             elif generation != self.generation or not is_fresh:
                 self.counts["backlog"] += 1
             else:
                 self._clear("overwritten")
                 self._slot = Frame(
-                    grab.array_bgr, seq, grab.t_capture_ns, generation, grab.pts_ms, grab.name, self.rotation
+                    captured.array_bgr,
+                    seq,
+                    captured.t_capture_ns,
+                    generation,
+                    captured.pts_ms,
+                    captured.name,
+                    self.rotation,
                 )
-                self._be_live(generation)
+                self._mark_live(generation)
             self.changed.notify_all()
 
-    def _be_live(self, generation: int) -> None:
-        if self.lived_in not in (-1, generation):
+    def _mark_live(self, generation: int) -> None:
+        if self.live_generation not in (-1, generation):
             self.counts["reconnects"] += 1
-        self.lived_in = generation
+        self.live_generation = generation
         if self.state != "live":
-            self._become("live", f"generation {generation}")
+            self._change_state("live", f"generation {generation}")
 
-    def _count_corrupt(self, grab: Grab) -> None:
+    def _count_corrupt(self, captured: CapturedFrame) -> None:
         self.counts["corrupt"] += 1
         count = self.counts["corrupt"]
         if len(self.corrupt_names) < NAMES_KEPT:
-            self.corrupt_names.append(grab.name)
-        if grab.reason:
-            self.last_error = f"{grab.name}: {grab.reason}"
+            self.corrupt_names.append(captured.name)
+        if captured.reason:
+            self.last_error = f"{captured.name}: {captured.reason}"
         if count <= LOGGED or count & (count - 1) == 0:  # a camera that sends noise for a week fills no disk
             log.warning(
-                "skipped a corrupt frame (%d so far): %s%s", count, grab.name, grab.reason and f": {grab.reason}"
+                "skipped a corrupt frame (%d so far): %s%s",
+                count,
+                captured.name,
+                captured.reason and f": {captured.reason}",
             )
 
     # The supervisor's side.
@@ -131,15 +140,15 @@ class Mailbox:
         with self.changed:
             self._clear("stale")
             self.generation += 1
-            self.picture_ns = self.silence_ns = time.monotonic_ns()
+            self.last_image_ns = self.silence_ns = time.monotonic_ns()
             return self.generation
 
-    def become(self, state: str, why: str = "", error: EdgemaeError | None = None) -> None:
+    def set_state(self, state: str, why: str = "", error: EdgemaeError | None = None) -> None:
         """Change the state, log it and wake everybody; what is over stays as it is."""
         with self.changed:
-            if self.state in OVER:
+            if self.state in FINAL_STATES:
                 return
-            if why and state in LOUD:
+            if why and state in WARNING_STATES:
                 self.last_error = redact(why)
             if state == "stalled":
                 self.counts["stalls"] += 1
@@ -148,18 +157,23 @@ class Mailbox:
                 self.silence_ns = time.monotonic_ns()
             self.error = error
             if state != self.state:
-                self._become(state, redact(why))
+                self._change_state(state, redact(why))
             self.changed.notify_all()
 
-    def _become(self, state: str, why: str) -> None:
-        level = logging.WARNING if state in LOUD else logging.INFO
+    def _change_state(self, state: str, why: str) -> None:
+        level = logging.WARNING if state in WARNING_STATES else logging.INFO
         log.log(level, "%s: %s -> %s%s", self.source, self.state, state, f": {why}" if why else "")
         self.state = state
 
     # The consumer's side.
 
-    def take(self, limit_ms: float | None, timeout_s: float | None, silent: Callable[[], EdgemaeError]) -> Frame | None:
-        """Return a frame that is at most `limit_ms` old, None at the end; raise the source's error or `silent()`."""
+    def take(
+        self, limit_ms: float | None, timeout_s: float | None, timeout_error: Callable[[], EdgemaeError]
+    ) -> Frame | None:
+        """Return a frame that is at most `limit_ms` old, None at the end.
+
+        Raises the error of a source that failed, and `timeout_error()` when none came in time.
+        """
         end = None if timeout_s is None else time.monotonic() + timeout_s
         with self.changed:
             while True:
@@ -174,12 +188,12 @@ class Mailbox:
                     self.changed.notify_all()
                 elif self.state == "failed" and self.error is not None:
                     raise self.error.with_traceback(None)  # or it would grow with every call
-                elif self.state in OVER:
+                elif self.state in FINAL_STATES:
                     return None
                 elif end is None:
                     self.changed.wait()
                 elif (left := end - time.monotonic()) <= 0:
-                    raise silent()
+                    raise timeout_error()
                 else:
                     self.changed.wait(left)
 
@@ -189,7 +203,7 @@ class Mailbox:
             if self.state == "closed":
                 return False
             self._clear("unread")
-            self._become("closed", "")
+            self._change_state("closed", "")
             self.changed.notify_all()
             return True
 

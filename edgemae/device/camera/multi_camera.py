@@ -22,7 +22,7 @@ Sources = Source | Mapping[str, Source] | Sequence[Source]
 JOIN_TIMEOUT_S = 0.2  # of all threads together; a closed camera lets its thread go at once
 
 
-class Turns:
+class MultiCameraReader:
     """Read cameras side by side, each by its own thread into its own slot, which holds one frame: the newest.
 
     A camera that was served goes to the end of the line, so one of 60 fps cannot starve one of 1 fps. A file that gives
@@ -37,7 +37,7 @@ class Turns:
         self.dropped = 0  # frames that were read and got too old, or a successor, or an end, before their turn
         self.lost: dict[str, EdgemaeError] = {}
         self._threads = [
-            threading.Thread(target=self._feed, args=item, name="edgemae-turns", daemon=True)
+            threading.Thread(target=self._feed, args=item, name="edgemae-multi-camera", daemon=True)
             for item in cameras.items()
         ]
         for thread in self._threads:
@@ -148,7 +148,7 @@ def close_all(cameras: Sequence[Camera]) -> None:
 
 
 def _listed(source: Sources) -> list[tuple[str, Source]]:
-    """Return (name or "", source) of each. A list of anything but sources, as of pictures, is one source."""
+    """Return (name or "", source) of each. A list of anything but sources, as of images, is one source."""
     if isinstance(source, Mapping):
         found = [(str(name), one) for name, one in source.items()]
     elif isinstance(source, (list, tuple)) and all(isinstance(one, (Camera, int, str, Path)) for one in source):

@@ -13,13 +13,14 @@ import cv2
 
 from edgemae.device.camera import csi, server_probe
 from edgemae.device.camera.address import redact
-from edgemae.device.camera.frame_source import Grab, SourceError, silent
+from edgemae.device.camera.frame_source import CapturedFrame, SourceError, silence_error
 from edgemae.device.hardware.heap import trim_heap
+from edgemae.device.opencv_log import restore_opencv_log, silence_opencv
 
 log = logging.getLogger("edgemae.device.camera")
 # First frame after 90 ms instead of 1,170 ms on a 25 fps stream; only for RTSP, small probes break files. Not
 # `fflags;nobuffer`, which is often advised: it throws away the key frame that was read while probing, and the first
-# picture then comes with the next key frame (2.0 s later with one in 50 frames).
+# image then comes with the next key frame (2.0 s later with one in 50 frames).
 RTSP_OPTIONS = "rtsp_transport;tcp|flags;low_delay|probesize;32|analyzeduration;0"
 _OPTIONS_VARIABLE = "OPENCV_FFMPEG_CAPTURE_OPTIONS"
 _HOLDING = ("h264", "hevc", "avc1", "hvc1", "hev1", "h265")  # their parser holds a frame until the next one comes
@@ -60,31 +61,31 @@ class Video:
 
     def open(self) -> None:
         if self._again or self._kind == "camera":
-            _look(self._source, self._kind)
+            _check_reachable(self._source, self._kind)
         # Seconds; 10 by default, there is no parameter for it, and it is read with the first capture of a process.
         os.environ.setdefault("OPENCV_VIDEOIO_V4L_SELECT_TIMEOUT", "1")
         os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # a line on stderr for every damaged packet, for weeks
         is_rtsp = self._source.lower().startswith("rtsp")
         asked_s = time.monotonic()
-        _hush(1)
+        silence_opencv()  # theirs come with every time-out: 20,000 lines a day beside a camera that is switched off
         try:
             with opening(RTSP_OPTIONS if is_rtsp else ""):
                 self._capture = _capture(self._source, self._kind, self._timeouts_ms)
         finally:
             if self._capture is None:
-                _hush(-1)
+                restore_opencv_log()
         if not self._capture.isOpened():
-            raise _unopened(self._source, self._kind)
+            raise _open_error(self._source, self._kind)
         if self._kind == "url" and time.monotonic() - asked_s >= self._timeouts_ms[0] / 1e3:
             # It says that it is open, but has seen no frame: it does not know their size and can decode none, for ever.
-            raise silent(self._name, time.monotonic() - asked_s, " of opening it")
+            raise silence_error(self._name, time.monotonic() - asked_s, " of opening it")
         self.fps = float(self._capture.get(cv2.CAP_PROP_FPS))
         fourcc = int(self._capture.get(cv2.CAP_PROP_FOURCC)) & 0xFFFF_FFFF
         self._is_inter = self._kind == "url" and fourcc.to_bytes(4, "little").decode("latin-1").lower() in _HOLDING
         self._is_holding = self._is_inter and is_rtsp
         self._previous_ns = time.monotonic_ns()
 
-    def read(self) -> Grab | None:
+    def read(self) -> CapturedFrame | None:
         assert self._capture is not None
         lost = 0
         while not self._silent_s and self._failed_at_once < ENDS_IN_A_ROW[self._kind]:
@@ -104,8 +105,8 @@ class Video:
             self._failed_at_once += 1
             lost += 1  # if anything comes after it; otherwise it is the end
         if self._silent_s:
-            raise silent(self._name, self._silent_s)
-        self._say_what_is_missing(self._capture)
+            raise silence_error(self._name, self._silent_s)
+        self._log_missing_frames(self._capture)
         return None
 
     def interrupt(self) -> None:
@@ -115,12 +116,12 @@ class Video:
         if self._capture is not None:
             self._capture.release()
             self._capture = None
-            _hush(-1)
+            restore_opencv_log()
             if self._kind == "url":
                 # A decoder and its packets hold 1 to 4 MiB, for which the process would stay as large as it ever was.
                 trim_heap()
 
-    def _retrieve(self, capture: cv2.VideoCapture, t_ns: int, lost: int) -> Grab | None:
+    def _retrieve(self, capture: cv2.VideoCapture, t_ns: int, lost: int) -> CapturedFrame | None:
         pts_ms = float(capture.get(cv2.CAP_PROP_POS_MSEC))
         ok, image = capture.retrieve()
         if not ok or image is None or not image.size:
@@ -130,51 +131,53 @@ class Video:
         if self._damaged_s:
             is_whole = int(capture.get(cv2.CAP_PROP_FRAME_TYPE)) == _KEY_FRAME
             if not is_whole and time.monotonic() - self._damaged_s < KEY_FRAME_WAIT_S:
-                return Grab(None, t_ns, pts_ms, self._label(), lost, "it leans on a damaged one, no key frame yet")
+                return CapturedFrame(
+                    None, t_ns, pts_ms, self._label(), lost, "it leans on a damaged one, no key frame yet"
+                )
             self._damaged_s = 0.0
         self._corrupt_run = 0
         t_capture_ns, self._previous_ns = (self._previous_ns if self._is_holding else t_ns), t_ns
-        return Grab(image, t_capture_ns, pts_ms, self._label(), lost)  # type: ignore[arg-type]
+        return CapturedFrame(image, t_capture_ns, pts_ms, self._label(), lost)  # type: ignore[arg-type]
 
-    def _damaged(self, t_ns: int, lost: int) -> Grab | None:
+    def _damaged(self, t_ns: int, lost: int) -> CapturedFrame | None:
         self._corrupt_run += 1
-        if self._is_inter:  # H.264 repairs what follows with what it has: a wrong picture
+        if self._is_inter:  # H.264 repairs what follows with what it has: a wrong image
             self._damaged_s = time.monotonic()
-        return Grab(None, t_ns, None, self._label(), lost) if self._corrupt_run < CORRUPT_RUN else None
+        return CapturedFrame(None, t_ns, None, self._label(), lost) if self._corrupt_run < CORRUPT_RUN else None
 
     def _label(self) -> str:
         return f"{self._name}#{self._seen}"
 
-    def _say_what_is_missing(self, capture: cv2.VideoCapture) -> None:
+    def _log_missing_frames(self, capture: cv2.VideoCapture) -> None:
         declared = int(capture.get(cv2.CAP_PROP_FRAME_COUNT)) if self._kind == "video" else 0
         if declared > self._seen * 1.02 + 2:  # containers without an index estimate it
             log.warning("'%s' declares %d frames, %d could be read", self._name, declared, self._seen)
 
 
-def _look(source: str, kind: str) -> None:
+def _check_reachable(source: str, kind: str) -> None:
     """Raise SourceError when there is nothing to open: cheaper than an attempt, and it says more."""
-    said, why = "", "unreachable"
+    message, why = "", "unreachable"
     if kind == "camera" and not source.isdecimal() and not os.path.exists(source):
-        said = "the device does not exist"
+        message = "the device does not exist"
     elif kind == "url" and not any(os.environ.get(name) for name in _PROXIES):
-        why, said = server_probe.knock(source)
-    if said and why:
+        why, message = server_probe.check_port(source)
+    if message and why:
         raise SourceError(
-            f"frame source '{redact(source)}' is away: {said}",
+            f"frame source '{redact(source)}' is away: {message}",
             expected="a source that is switched on and connected",
             fix=_OPEN_FIX[kind],
             kind=why,
         )
 
 
-def _unopened(source: str, kind: str) -> SourceError:
+def _open_error(source: str, kind: str) -> SourceError:
     """Say why a source did not open: OpenCV does not, so the server is asked."""
     name = redact(source)
     what = f"frame source '{name}' cannot be opened as a {'video' if kind == 'video' else kind}"
     expected, fix, why = "a camera, stream or file that OpenCV can decode", _OPEN_FIX[kind], "other"
     if kind == "url":
         answer = server_probe.ask(source)
-        what, why, fix = f"{what}: {answer.said}", answer.kind, _ASKED_FIX.get(answer.kind, fix)
+        what, why, fix = f"{what}: {answer.message}", answer.kind, _ASKED_FIX.get(answer.kind, fix)
     elif kind == "csi" and not cv2.videoio_registry.hasBackend(cv2.CAP_GSTREAMER):
         what = f"{what}: this OpenCV ({cv2.__version__}) was built without GStreamer"
         expected = "an OpenCV with GStreamer, such as the one that JetPack installs; no wheel of opencv-python has it"
@@ -249,22 +252,3 @@ class _Opening:
 
 
 opening = _Opening()
-
-
-class _Hush:
-    """Keep OpenCV's own warnings quiet while any source is open: ours say it better, and theirs come with every
-    time-out, which is 20,000 lines a day beside a camera that is switched off."""
-
-    def __init__(self) -> None:
-        self._lock, self._count, self._level = threading.Lock(), 0, 0
-
-    def __call__(self, change: int) -> None:
-        with self._lock:
-            if self._count == 0:
-                self._level = cv2.utils.logging.setLogLevel(0)
-            self._count += change
-            if self._count == 0:
-                cv2.utils.logging.setLogLevel(self._level)
-
-
-_hush = _Hush()

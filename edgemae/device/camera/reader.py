@@ -6,43 +6,42 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from typing import Any
-
-import cv2
 
 from edgemae.device.camera import opencv
 from edgemae.device.camera.address import redact
-from edgemae.device.camera.frame_source import Grab, Source, SourceError
+from edgemae.device.camera.frame_source import CapturedFrame, Source, SourceError
 from edgemae.device.camera.mailbox import Mailbox
-from edgemae.device.camera.stall_detector import Rhythm
+from edgemae.device.camera.stall_detector import StallDetector
+from edgemae.device.preprocess import rotate_clockwise
 from edgemae.spec.errors import EdgemaeError
 
 log = logging.getLogger("edgemae.device.camera")
-ZOMBIES = 2  # hung readers of this process from which on sources are opened in a child process, which can be killed
-_TURN = {90: cv2.ROTATE_90_CLOCKWISE, 180: cv2.ROTATE_180, 270: cv2.ROTATE_90_COUNTERCLOCKWISE}
-_abandoned: list[threading.Thread] = []
+MAX_HUNG_READERS = (
+    2  # hung readers of this process from which on sources are opened in a child process, which can be killed
+)
+_hung: list[threading.Thread] = []
 _lock = threading.Lock()
 
 
 def hung_readers() -> int:
     """Return how many readers of this process hang in a driver right now and were left behind."""
     with _lock:
-        _abandoned[:] = [thread for thread in _abandoned if thread.is_alive()]
-        return len(_abandoned)
+        _hung[:] = [thread for thread in _hung if thread.is_alive()]
+        return len(_hung)
 
 
 class Reader:
     """Open a source, and put its frames into the mailbox.
 
-    `rhythm` judges a live one, `realtime` paces a file, `is_driver` tells a driver, which may hang, from the program's
-    own generator, which may take its time.
+    `stall_detector` watches a live one, `realtime` paces a file. `is_driver` tells a driver, which may hang, from the
+    program's own generator, which may take its time.
     """
 
     def __init__(
-        self, make: Callable[[], Source], mailbox: Mailbox, rhythm: Rhythm | None, realtime: bool, is_driver: bool,
-        wake: threading.Event,
+        self, make: Callable[[], Source], mailbox: Mailbox, stall_detector: StallDetector | None, realtime: bool,
+        is_driver: bool, wake: threading.Event,
     ) -> None:  # fmt: skip
-        self._make, self._mailbox, self._rhythm, self._realtime = make, mailbox, rhythm, realtime
+        self._make, self._mailbox, self._stall_detector, self._realtime = make, mailbox, stall_detector, realtime
         self._is_driver = is_driver
         self.generation = mailbox.begin()
         self._wake, self._stop = wake, threading.Event()
@@ -73,7 +72,7 @@ class Reader:
             return False
         opencv.opening.forget(self._thread)
         with _lock:
-            _abandoned.append(self._thread)
+            _hung.append(self._thread)
         log.warning(
             "a reader of '%s' hangs in its driver and was left behind; %d do now", self._mailbox.source, hung_readers()
         )
@@ -103,8 +102,8 @@ class Reader:
             self._wake.set()
 
     def _read_all(self, source: Source) -> None:
-        if self._rhythm is not None and not self._stop.is_set():
-            self._rhythm.restart(source.fps)
+        if self._stall_detector is not None and not self._stop.is_set():
+            self._stall_detector.restart(source.fps)
         fps = source.fps if self._realtime and 0.0 < source.fps < 1000.0 else 0.0
         start, turn = time.monotonic(), 0
         while not self._stop.is_set():
@@ -112,18 +111,17 @@ class Reader:
                 return
             asked_ns = time.monotonic_ns()
             self.busy_since_s = asked_ns / 1e9
-            grab = source.read()
+            captured = source.read()
             got_ns, self.busy_since_s = time.monotonic_ns(), float("inf")
-            if grab is None:
+            if captured is None:
                 return
             turn += 1
             is_fresh = not self._stop.is_set()  # it may have hung, and another reader has taken over
-            if is_fresh and self._rhythm is not None and grab.array_bgr is not None:
-                is_fresh = self._rhythm.arrived(got_ns, waited_ms=(got_ns - asked_ns) / 1e6)
-            self._mailbox.put(self._turned(grab), self.generation, is_fresh)
+            if is_fresh and self._stall_detector is not None and captured.array_bgr is not None:
+                is_fresh = self._stall_detector.is_fresh(got_ns, waited_ms=(got_ns - asked_ns) / 1e6)
+            self._mailbox.put(self._rotated(captured), self.generation, is_fresh)
 
-    def _turned(self, grab: Grab) -> Grab:
-        if grab.array_bgr is None or not self._mailbox.rotation:
-            return grab
-        turned: Any = cv2.rotate(grab.array_bgr, _TURN[self._mailbox.rotation])
-        return grab._replace(array_bgr=turned)
+    def _rotated(self, captured: CapturedFrame) -> CapturedFrame:
+        if captured.array_bgr is None or not self._mailbox.rotation:
+            return captured
+        return captured._replace(array_bgr=rotate_clockwise(captured.array_bgr, self._mailbox.rotation))

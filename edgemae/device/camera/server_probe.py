@@ -21,13 +21,13 @@ _HASHES = {"MD5": hashlib.md5, "SHA-256": hashlib.sha256}
 
 
 class Answer(NamedTuple):
-    """Say what a server answered: `kind` as in SourceError, "" when it offers a stream; `said` in words."""
+    """Say what a server answered: `kind` as in SourceError, "" when it offers a stream; `message` in words."""
 
     kind: str
-    said: str
+    message: str
 
 
-def knock(url: str, timeout_s: float = 0.5) -> Answer:
+def check_port(url: str, timeout_s: float = 0.5) -> Answer:
     """Return whether the port of an address answers at all: what a new attempt costs while a source is away."""
     try:
         _connect(urlsplit(url), time.monotonic() + timeout_s).close()
@@ -50,10 +50,10 @@ def ask(url: str, timeout_s: float = PROBE_S) -> Answer:
         return Answer("tls", f"TLS failed: {error.reason or error}")
     except (OSError, ValueError) as error:
         return _unconnected(error)
-    return _judge(status, headers)
+    return _classify(status, headers)
 
 
-def _judge(status: int, headers: dict[str, str]) -> Answer:
+def _classify(status: int, headers: dict[str, str]) -> Answer:
     if status in (401, 403):
         return Answer("auth", f"the server refuses the login ({status})")
     if status in (404, 410, 454):

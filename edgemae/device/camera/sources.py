@@ -1,4 +1,4 @@
-"""Where frames come from: cameras, streams, video files, pictures, arrays. Which is which, and who reads it."""
+"""Where frames come from: cameras, streams, video files, images, arrays. Which is which, and who reads it."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from edgemae.device.camera import csi
 from edgemae.device.camera.address import redact, split
-from edgemae.device.camera.frame_source import Grab, Source
-from edgemae.device.camera.image_header import declared_px
+from edgemae.device.camera.frame_source import CapturedFrame, Source
+from edgemae.device.camera.image_header import IMAGE_SUFFIXES, declared_px
 from edgemae.device.camera.isolated import Isolated
 from edgemae.device.camera.opencv import Video
 from edgemae.device.preprocess import as_bgr, decode
@@ -23,13 +23,12 @@ from edgemae.spec.errors import CameraError, InputError
 from edgemae.spec.graph import PixelContract
 
 AnySource = int | str | Path | Iterable[NDArray[Any]]
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 URL_SCHEMES = ("rtsp", "rtsps", "http", "https")
 KINDS = ("camera", "csi", "url", "video", "images", "arrays")
 LIVE_KINDS = ("camera", "csi", "url")
 ISOLATED_KINDS = ("camera", "csi", "url", "video")  # what OpenCV reads
-MAX_PX = 2**27  # of a picture: 400 MB as BGR; of larger ones OpenCV may take several GB
-REFUSED_RUN = 300  # arrays in a row that are no pictures, after which a source is given up: it may have no end
+MAX_PX = 2**27  # of an image: 400 MB as BGR; of larger ones OpenCV may take several GB
+REFUSED_RUN = 300  # arrays in a row that are no images, after which a source is given up: it may have no end
 
 
 def kind_of(source: AnySource) -> str:
@@ -69,14 +68,14 @@ def kind_of(source: AnySource) -> str:
 
 
 def _kind_of_arrays(source: object) -> str:
-    is_one_picture = isinstance(source, np.ndarray) and source.ndim != 4
-    if isinstance(source, Iterable) and not isinstance(source, bytes | bytearray | dict) and not is_one_picture:
+    is_single_image = isinstance(source, np.ndarray) and source.ndim != 4
+    if isinstance(source, Iterable) and not isinstance(source, bytes | bytearray | dict) and not is_single_image:
         return "arrays"
-    said = f"an array of shape {source.shape}" if isinstance(source, np.ndarray) else f"a {type(source).__name__}"
+    given = f"an array of shape {source.shape}" if isinstance(source, np.ndarray) else f"a {type(source).__name__}"
     raise InputError(
-        f"{said} was given as a frame source",
-        expected="a camera, an address, a path, or a list or generator of pictures",
-        fix="for a single picture, call the model on it or pass [picture]",
+        f"{given} was given as a frame source",
+        expected="a camera, an address, a path, or a list or generator of images",
+        fix="for a single image, call the model on it or pass [image]",
     )
 
 
@@ -114,11 +113,11 @@ class Images:
             raise CameraError(
                 f"{'folder' if path.is_dir() else 'pattern'} '{self._source}' holds no images",
                 expected=f"files ending in {', '.join(IMAGE_SUFFIXES)}",
-                fix="pass the folder that holds the pictures",
+                fix="pass the folder that holds the images",
             )
         self._paths = iter(paths)
 
-    def read(self) -> Grab | None:
+    def read(self) -> CapturedFrame | None:
         path = next(self._paths, None)
         if path is None:
             return None
@@ -129,8 +128,8 @@ class Images:
         name, t_capture_ns = redact(path), time.monotonic_ns()
         if (size := declared_px(data)) > MAX_PX:
             why = f"it has {size >> 20} Mpx, at most {MAX_PX >> 20} are taken"
-            return Grab(None, t_capture_ns, None, name, reason=why)
-        return Grab(decode(data, self._pixel), t_capture_ns, None, name)
+            return CapturedFrame(None, t_capture_ns, None, name, reason=why)
+        return CapturedFrame(decode(data, self._pixel), t_capture_ns, None, name)
 
     def interrupt(self) -> None:
         """Do nothing: reading a file ends."""
@@ -140,9 +139,9 @@ class Images:
 
 
 class Arrays:
-    """Read pictures that the program makes itself: (H, W), (H, W, 3) in BGR order or (H, W, 4) uint8 arrays.
+    """Read images that the program makes itself: (H, W), (H, W, 3) in BGR order or (H, W, 4) uint8 arrays.
 
-    What is no picture is counted as corrupt, with its reason in the log: a wrong guess would be a wrong result.
+    What is no image is counted as corrupt, with its reason in the log: a wrong guess would be a wrong result.
     """
 
     fps = 0.0
@@ -154,23 +153,23 @@ class Arrays:
     def open(self) -> None:
         self._items = iter(self._source)
 
-    def read(self) -> Grab | None:
+    def read(self) -> CapturedFrame | None:
         for item in self._items:
             name, t_ns = f"array#{self._number}", time.monotonic_ns()
             self._number += 1
             try:
-                grab = Grab(_checked(item), t_ns, None, name)
+                captured = CapturedFrame(_checked(item), t_ns, None, name)
             except InputError as error:
                 self._refused += 1
                 if self._refused == REFUSED_RUN:
                     raise InputError(
-                        f"{REFUSED_RUN} arrays in a row are no pictures; of the last one: {error.what}",
+                        f"{REFUSED_RUN} arrays in a row are no images; of the last one: {error.what}",
                         expected=error.expected,
                         fix=error.fix,
                     ) from error
-                return Grab(None, t_ns, None, name, reason=error.what)
+                return CapturedFrame(None, t_ns, None, name, reason=error.what)
             self._refused = 0
-            return grab
+            return captured
         return None
 
     def interrupt(self) -> None:
@@ -182,12 +181,12 @@ class Arrays:
 
 
 def _checked(item: NDArray[Any]) -> NDArray[np.uint8]:
-    """Return a picture of the program as a BGR frame of its own. Raises InputError for what is no picture."""
+    """Return an image of the program as a BGR frame of its own. Raises InputError for what is no image."""
     if isinstance(item, np.ndarray) and item.ndim >= 2 and item.shape[0] * item.shape[1] > MAX_PX:
         raise InputError(
             f"a frame of shape {item.shape} was given",
             expected=f"at most {MAX_PX >> 20} Mpx",
-            fix="pass one picture at a time, rows first, scaled down or cut into tiles",
+            fix="pass one image at a time, rows first, scaled down or cut into tiles",
         )
     frame_bgr = as_bgr(np.ascontiguousarray(item) if isinstance(item, np.ndarray) else item)
     # The program may write into its own array while the frame waits in the slot or is being worked on.

@@ -22,7 +22,7 @@ WAITS = 2  # in a row: one may be a processor that did something else
 CATCH_UP_MS = 2000.0
 
 
-class Rhythm:
+class StallDetector:
     """Learn the frame interval of one source and judge each arrival. Times are those of `time.monotonic_ns`."""
 
     def __init__(self, read_timeout_ms: float = 1000.0) -> None:
@@ -46,7 +46,7 @@ class Rhythm:
         ):  # at 60 fps no wait is as long as half of the interval that is guessed
             self.interval_ms = 1000.0 / fps
 
-    def arrived(self, got_ns: int, waited_ms: float) -> bool:
+    def is_fresh(self, got_ns: int, waited_ms: float) -> bool:
         """Note a frame that came at `got_ns` out of a call that took `waited_ms`; return whether it is fresh."""
         gap_ms = (got_ns - self._last_ns) / 1e6
         is_first, self._last_ns = self._last_ns == 0, got_ns

@@ -12,11 +12,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from edgemae.device.camera.address import redact
-from edgemae.device.camera.frame_source import Source, SourceError, silent
+from edgemae.device.camera.frame_source import Source, SourceError, silence_error
 from edgemae.device.camera.isolated import START_S
-from edgemae.device.camera.mailbox import OVER, Mailbox
-from edgemae.device.camera.reader import ZOMBIES, Reader, hung_readers
-from edgemae.device.camera.stall_detector import Rhythm
+from edgemae.device.camera.mailbox import FINAL_STATES, Mailbox
+from edgemae.device.camera.reader import MAX_HUNG_READERS, Reader, hung_readers
+from edgemae.device.camera.stall_detector import StallDetector
 from edgemae.spec.errors import EdgemaeError
 
 TICK_S = 0.1
@@ -31,8 +31,8 @@ CLOSE_S = 1.2  # `close` ends within 1.5 s
 
 
 @dataclass(frozen=True, slots=True)
-class Conduct:
-    """How to treat a source. `make(again, isolated)` gives it unopened; `again` tells that it failed before."""
+class ReconnectPolicy:
+    """How to treat a source. `make(again, isolated)` gives it unopened; `again`: it failed before."""
 
     make: Callable[[bool, bool], Source]
     live: bool
@@ -47,12 +47,12 @@ class Conduct:
 class Supervisor:
     """Own the readers of one source, one at a time."""
 
-    def __init__(self, conduct: Conduct, mailbox: Mailbox) -> None:
-        self._conduct, self._mailbox = conduct, mailbox
-        self._rhythm = Rhythm(read_timeout_ms=conduct.read_limit_s * 1e3) if conduct.live else None
+    def __init__(self, policy: ReconnectPolicy, mailbox: Mailbox) -> None:
+        self._policy, self._mailbox = policy, mailbox
+        self._stall_detector = StallDetector(read_timeout_ms=policy.read_limit_s * 1e3) if policy.live else None
         self._wake = threading.Event()
         self._attempts = 0  # since the last frame
-        self._has_lived, self._last_live_s = False, 0.0
+        self._has_been_live, self._last_live_s = False, 0.0
         self.thread = threading.Thread(target=self._run, name="edgemae-camera", daemon=True)
         self.thread.start()
 
@@ -65,29 +65,29 @@ class Supervisor:
 
     def _run(self) -> None:
         try:
-            while self._mailbox.state not in OVER:
+            while self._mailbox.state not in FINAL_STATES:
                 error = self._read_once()
-                if self._mailbox.state not in OVER:
+                if self._mailbox.state not in FINAL_STATES:
                     self._decide(error)
         except Exception as bug:  # noqa: BLE001 - the consumer waits for this thread
             name = type(bug).__name__
             error = SourceError(f"watching '{self._mailbox.source}' failed: {name}: {redact(bug)}",
                                 expected="no failure here", fix="report it, with the log")  # fmt: skip
-            self._mailbox.become("failed", error.what, error)
+            self._mailbox.set_state("failed", error.what, error)
 
     def _read_once(self) -> EdgemaeError | None:
         """Open the source, and return what ended it; None for its end."""
-        conduct, again = self._conduct, self._attempts > 0 or self._has_lived
-        isolated = bool(conduct.isolate or (conduct.isolate is None and hung_readers() >= ZOMBIES))
+        policy, again = self._policy, self._attempts > 0 or self._has_been_live
+        isolated = bool(policy.isolate or (policy.isolate is None and hung_readers() >= MAX_HUNG_READERS))
         reader = Reader(
-            lambda: conduct.make(again, isolated), self._mailbox, self._rhythm, conduct.realtime,
-            conduct.isolate is not False, self._wake,
+            lambda: policy.make(again, isolated), self._mailbox, self._stall_detector, policy.realtime,
+            policy.isolate is not False, self._wake,
         )  # fmt: skip
-        open_limit_s = conduct.open_limit_s + (START_S if isolated else 0.0)
+        open_limit_s = policy.open_limit_s + (START_S if isolated else 0.0)
         while not reader.is_done:
             self._wake.wait(TICK_S)
             self._wake.clear()
-            if self._mailbox.state in OVER:
+            if self._mailbox.state in FINAL_STATES:
                 reader.end(CLOSE_S)
                 return None
             if (error := self._silence(reader, open_limit_s)) is not None:
@@ -98,46 +98,46 @@ class Supervisor:
     def _silence(self, reader: Reader, open_limit_s: float) -> EdgemaeError | None:
         """Note a stall; return an error when the reader must be given up."""
         now, name = time.monotonic(), self._mailbox.source
-        limit_s = (self._conduct.read_limit_s if reader.opened_s else open_limit_s) + GRACE_S
+        limit_s = (self._policy.read_limit_s if reader.opened_s else open_limit_s) + GRACE_S
         if now - reader.busy_since_s > limit_s:
-            return silent(name, limit_s, "; its driver hangs", "hung")
-        if self._rhythm is None or not reader.opened_s:
+            return silence_error(name, limit_s, "; its driver hangs", "hung")
+        if self._stall_detector is None or not reader.opened_s:
             return None
-        silence_s = now - max(self._mailbox.picture_ns / 1e9, reader.opened_s)
+        silence_s = now - max(self._mailbox.last_image_ns / 1e9, reader.opened_s)
         if silence_s > limit_s:
-            return silent(name, limit_s, ", only damaged ones", "codec")
-        if self._mailbox.state == "live" and silence_s * 1e3 > self._rhythm.stall_ms:
-            self._mailbox.become("stalled", f"no frame for {silence_s * 1e3:.0f} ms")
-        if self._mailbox.lived_in == reader.generation:
-            self._has_lived, self._attempts, self._last_live_s = True, 0, now
+            return silence_error(name, limit_s, ", only damaged ones", "codec")
+        if self._mailbox.state == "live" and silence_s * 1e3 > self._stall_detector.stall_ms:
+            self._mailbox.set_state("stalled", f"no frame for {silence_s * 1e3:.0f} ms")
+        if self._mailbox.live_generation == reader.generation:
+            self._has_been_live, self._attempts, self._last_live_s = True, 0, now
         return None
 
     def _decide(self, error: EdgemaeError | None) -> None:
         """End, fail, or wait for the next attempt."""
-        conduct, mailbox = self._conduct, self._mailbox
-        if not conduct.live:
-            mailbox.become("failed" if error else "ended", error.what if error else "", error)
+        policy, mailbox = self._policy, self._mailbox
+        if not policy.live:
+            mailbox.set_state("failed" if error else "ended", error.what if error else "", error)
             return
-        if mailbox.lived_in == mailbox.generation:
-            self._has_lived, self._attempts, self._last_live_s = True, 0, time.monotonic()
-        error = error or _stopped(mailbox.source, mailbox.counts["captured"])
+        if mailbox.live_generation == mailbox.generation:
+            self._has_been_live, self._attempts, self._last_live_s = True, 0, time.monotonic()
+        error = error or _ended_error(mailbox.source, mailbox.counts["captured"])
         is_final = not isinstance(error, SourceError) or error.is_final
-        if is_final and self._has_lived and isinstance(error, SourceError):
+        if is_final and self._has_been_live and isinstance(error, SourceError):
             is_final = time.monotonic() - self._last_live_s > BELIEVE_AFTER_S
-        if is_final or not conduct.reconnect or not (self._has_lived or conduct.wait):
-            mailbox.become("failed", error.what, error)
+        if is_final or not policy.reconnect or not (self._has_been_live or policy.wait):
+            mailbox.set_state("failed", error.what, error)
             return
-        mailbox.become("reconnecting", error.what)
+        mailbox.set_state("reconnecting", error.what)
         delay_s = min(BACKOFF_MAX_S, BACKOFF_S * 2 ** min(self._attempts, 8)) * random.uniform(0.5, 1.0)
         self._attempts += 1
         with mailbox.changed:
-            mailbox.changed.wait_for(lambda: mailbox.state in OVER, delay_s)
+            mailbox.changed.wait_for(lambda: mailbox.state in FINAL_STATES, delay_s)
 
 
-def _stopped(source: str, captured: int) -> SourceError:
+def _ended_error(source: str, captured: int) -> SourceError:
     return SourceError(
         f"'{source}' stopped delivering frames after {captured}",
         expected="a live source that does not end",
-        fix="see that the camera and its network are up; the address of a single picture is no stream",
+        fix="see that the camera and its network are up; the address of a single image is no stream",
         kind="ended",
     )

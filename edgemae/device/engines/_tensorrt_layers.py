@@ -1,4 +1,4 @@
-"""What TensorRT tells of its layers: times through IProfiler, names and shapes through the engine inspector."""
+"""What TensorRT reports of its layers: times through IProfiler, names and shapes through the engine inspector."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ class Watch:
     def operators(self, engine: Any) -> list[Operator]:
         """Return the layers in the order of execution; a plan that was built without details gives bare names."""
         inspector = engine.create_engine_inspector()
-        told = json.loads(inspector.get_engine_information(self._trt.LayerInformationFormat.JSON))
-        facts = {layer["Name"]: layer for layer in told.get("Layers", ()) if isinstance(layer, dict)}
+        report = json.loads(inspector.get_engine_information(self._trt.LayerInformationFormat.JSON))
+        facts = {layer["Name"]: layer for layer in report.get("Layers", ()) if isinstance(layer, dict)}
         return [
             _operator(name, facts.get(name, {}), np.array([run.get(name, 0.0) for run in self._times]), self._products)
             for name in (self._times[-1] if self._times else ())

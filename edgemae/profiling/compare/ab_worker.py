@@ -24,7 +24,8 @@ from typing import Any
 
 from edgemae.device.engines import ENGINES, open_session
 from edgemae.device.engines.onnxruntime import input_dtype
-from edgemae.device.model import load, top_classes
+from edgemae.device.model import load
+from edgemae.device.outputs import top_classes
 from edgemae.device.preprocess import preprocess
 from edgemae.profiling.golden_inputs import golden_frames
 from edgemae.profiling.timing.timer import LEAD_RUNS, Recorder, Run, park, warm

@@ -22,14 +22,14 @@ def test_the_pipeline_of_a_jetson() -> None:
 @pytest.mark.parametrize(
     ("address", "what"),
     [
-        ("csi://0?widht=640", r"unknown setting 'widht'\. Did you mean 'width'\?"),
-        ("csi://0?fps=0", "fps to '0'"),
-        ("csi://0?fps=fast", "fps to 'fast'"),
-        ("csi://0?flip=8", "flip to '8'"),
-        ("csi://", "names no connector"),
-        ("csi://front", "names no connector"),
-        ("csi://0/1", "names no connector"),
-        ("csi://0 ! fakesink", "names no connector"),
+        ("csi://0?widht=640", r"'widht'.* 'width'"),
+        ("csi://0?fps=0", "fps .*'0'"),
+        ("csi://0?fps=fast", "fps .*'fast'"),
+        ("csi://0?flip=8", "flip .*'8'"),
+        ("csi://", "'csi://'"),
+        ("csi://front", "'csi://front'"),
+        ("csi://0/1", "'csi://0/1'"),
+        ("csi://0 ! fakesink", "'csi://0 ! fakesink'"),
     ],
 )
 def test_a_wrong_address_is_refused(address: str, what: str) -> None:

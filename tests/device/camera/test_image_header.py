@@ -1,4 +1,4 @@
-"""What a header says of its picture's size is what the decoder makes of it."""
+"""What a header says of its image's size is what the decoder makes of it."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_of_the_kinds_of_a_format(suffix: str, flags: list[int]) -> None:
     assert declared_px(cv2.imencode(suffix, noise, flags)[1].tobytes()) == 640 * 31
 
 
-def test_metadata_may_hold_a_picture_of_its_own() -> None:
+def test_metadata_may_hold_an_image_of_its_own() -> None:
     whole = cv2.imencode(".jpg", np.zeros((31, 640, 3), np.uint8))[1].tobytes()
     inner = b"Exif\0\0" + cv2.imencode(".jpg", np.zeros((4, 4, 3), np.uint8))[1].tobytes()
     assert declared_px(whole[:2] + b"\xff\xe1" + (len(inner) + 2).to_bytes(2, "big") + inner + whole[2:]) == 640 * 31

@@ -19,7 +19,7 @@ from edgemae.device.camera.frame_source import SourceError
 from edgemae.device.camera.opencv import RTSP_OPTIONS, Video
 from edgemae.device.hardware.heap import trim_heap
 
-PICTURE = np.zeros((4, 4, 3), np.uint8)
+IMAGE = np.zeros((4, 4, 3), np.uint8)
 
 
 class Capture:
@@ -35,13 +35,13 @@ class Capture:
         return True
 
     def grab(self) -> bool:
-        said = self.script.pop(0) if self.script else "fail"
-        if said in ("wait", "old"):
-            time.sleep(0.01 if said == "wait" else 0.06)
-        return said in ("ok", "old")
+        step = self.script.pop(0) if self.script else "fail"
+        if step in ("wait", "old"):
+            time.sleep(0.01 if step == "wait" else 0.06)
+        return step in ("ok", "old")
 
     def retrieve(self) -> tuple[bool, np.ndarray]:
-        return True, PICTURE
+        return True, IMAGE
 
     def get(self, prop: int) -> float:
         return {cv2.CAP_PROP_FOURCC: float(cv2.VideoWriter.fourcc(*"MJPG")), cv2.CAP_PROP_FPS: 25.0}.get(prop, 0.0)
@@ -63,9 +63,10 @@ def read_all(source: str, kind: str, script: list[str]) -> list[str]:
     assert isinstance(video._capture, Capture)
     video._capture.script = script
     try:
-        while (grab := video.read()) is not None:
+        while (captured := video.read()) is not None:
             found.append(
-                ("frame" if grab.array_bgr is not None else "corrupt") + (f"+{grab.lost}" if grab.lost else "")
+                ("frame" if captured.array_bgr is not None else "corrupt")
+                + (f"+{captured.lost}" if captured.lost else "")
             )
         found.append("end")
     except SourceError as error:

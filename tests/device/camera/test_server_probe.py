@@ -34,13 +34,13 @@ def test_other_answers(make: Callable[..., Server]) -> None:
             server.status = status
             assert server_probe.ask(server.url).kind == kind
         server.status = 0
-        assert server_probe.knock(server.url).kind == ""
+        assert server_probe.check_port(server.url).kind == ""
         address = server.url
         server.freeze(deaf=True)
         start = time.monotonic()
         assert server_probe.ask(address, 0.2).kind == "timeout"
         assert time.monotonic() - start < 5
-    assert server_probe.ask(address).kind == server_probe.knock(address).kind == "refused"
+    assert server_probe.ask(address).kind == server_probe.check_port(address).kind == "refused"
 
 
 def answer_once(text: bytes) -> str:
@@ -72,7 +72,7 @@ def answer_once(text: bytes) -> str:
 def test_strange_answers(scheme: str, text: bytes, kind: str) -> None:
     found = server_probe.ask(f"{scheme}://me:s3cret@{answer_once(text)}/live")
     assert found.kind == kind
-    assert "s3cret" not in found.said
+    assert "s3cret" not in found.message
 
 
 @pytest.mark.parametrize("url", ["rtsp:///live", "http://me:pw@/x", "rtsp://host:99999/x"])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from edgemae.device.camera.stall_detector import Rhythm
+from edgemae.device.camera.stall_detector import StallDetector
 
 MS = 1_000_000
 
@@ -11,14 +11,14 @@ class Pipe:
     """A source on a clock of its own: `come(wait)` lets a frame come after a wait of so many ms."""
 
     def __init__(self, read_timeout_ms: float = 1000.0) -> None:
-        self.rhythm, self.now_ns = Rhythm(read_timeout_ms), 1000 * MS
-        self.rhythm.restart(25.0)
+        self.stall_detector, self.now_ns = StallDetector(read_timeout_ms), 1000 * MS
+        self.stall_detector.restart(25.0)
 
     def come(self, *waits_ms: float) -> list[bool]:
         found = []
         for wait_ms in waits_ms:
             self.now_ns += round(wait_ms * MS)
-            found.append(self.rhythm.arrived(self.now_ns, wait_ms))
+            found.append(self.stall_detector.is_fresh(self.now_ns, wait_ms))
         return found
 
 
@@ -45,18 +45,18 @@ def test_a_short_pause_is_no_stall() -> None:
 
 
 def test_the_limit_follows_the_interval() -> None:
-    assert settled(40).rhythm.stall_ms == 250
-    assert settled(16).rhythm.stall_ms == 250
-    assert settled(200).rhythm.stall_ms == 600
+    assert settled(40).stall_detector.stall_ms == 250
+    assert settled(16).stall_detector.stall_ms == 250
+    assert settled(200).stall_detector.stall_ms == 600
 
 
 def test_a_camera_that_becomes_slower_is_believed_soon() -> None:
     pipe = settled(40)
     fresh = pipe.come(*[400] * 12)
     assert fresh[1:] == [True] * 11  # in the dark a webcam goes from 25 to 2.5 fps; the first could be a stall
-    assert pipe.rhythm.stall_ms == 1200
+    assert pipe.stall_detector.stall_ms == 1200
     assert all(pipe.come(*[40] * 12))
-    assert pipe.rhythm.stall_ms == 250
+    assert pipe.stall_detector.stall_ms == 250
 
 
 def test_a_reader_that_never_waits_is_not_starved_for_ever() -> None:
@@ -73,10 +73,10 @@ def test_a_long_backlog_is_discarded_whole() -> None:
 
 def test_a_fast_source_is_believed_when_it_says_so() -> None:
     pipe = Pipe()
-    pipe.rhythm.restart(fps=60.0)
+    pipe.stall_detector.restart(fps=60.0)
     assert pipe.come(1, 1, 15, 16, 17) == [False] * 3 + [True] * 2
-    pipe.rhythm.restart(fps=90_000.0)
-    assert pipe.rhythm.interval_ms > 15
+    pipe.stall_detector.restart(fps=90_000.0)
+    assert pipe.stall_detector.interval_ms > 15
 
 
 def test_bursts_get_through_where_the_time_out_allows_for_them() -> None:
@@ -88,6 +88,6 @@ def test_bursts_get_through_where_the_time_out_allows_for_them() -> None:
 
 def test_opening_again_starts_again_with_the_interval_that_was_learnt() -> None:
     pipe = settled(200)
-    pipe.rhythm.restart(25.0)
-    assert pipe.rhythm.interval_ms == 200
+    pipe.stall_detector.restart(25.0)
+    assert pipe.stall_detector.interval_ms == 200
     assert pipe.come(5, 5, 190, 200) == [False, False, False, True]
