@@ -32,8 +32,8 @@ FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 LOOSE = {"__init__", "__main__", "version"}  # the only modules that lie beside the rooms
 ON_DEVICE = ("spec", "terminal", "version", "device", "profiling", "retrieval", "doctor", "door", "deploy", "viewer")
 BUILD_SIDE = {
-    "dill", "jinja2", "joblib", "matplotlib", "nncf", "onnx", "onnxscript", "pandas", "pickle", "safetensors", "scipy",
-    "shelve", "sklearn", "torch", "torch_pruning", "torchvision", "transformers",
+    "dill", "jinja2", "joblib", "matplotlib", "nncf", "onnx", "onnx_ir", "onnxscript", "pandas", "pickle",
+    "safetensors", "scipy", "shelve", "sklearn", "torch", "torch_pruning", "torchvision", "transformers",
 }  # fmt: skip
 TORCH_FREE = (*ON_DEVICE, "quantize", "cli")  # at import; their functions may load it when they need it
 ONE_CALL_SITE = {"torch_pruning": "edgemae.prune.cut"}

@@ -31,6 +31,10 @@ from typing import Any
 import msgspec
 import numpy as np
 import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.neighbors import KNeighborsClassifier
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 from support.distill_rows import adopt, alike, counts, digest, finish, finished, kept, plan_for, trained_s
 from support.distill_tables import margins, readme_table
 
@@ -40,7 +44,6 @@ from edgemae.device.hardware.fingerprint import fingerprint
 from edgemae.distill.recipes import RECIPES
 from edgemae.distill.stages import Images, distill, finetune, pretrain, shape_of, student_pixel, supervise
 from edgemae.evaluation.intervals import wilson
-from edgemae.evaluation.probe import knn_top1, linear_probe
 from edgemae.model.import_teacher import load_teacher
 from edgemae.model.student import Student
 from edgemae.model.teacher import Teacher
@@ -239,10 +242,21 @@ def stage_one(method: str, plan: Plan, images: Images, teacher: Teacher, tuned: 
 
 
 def probes(student: Student, images: Images) -> dict[str, float]:
-    """Return linear probe and k-nearest-neighbour top-1 of the frozen features."""
+    """Return linear probe and k-nearest-neighbour top-1 of the frozen features.
+
+    Linear: logistic regression on standardised features. Neighbours: the 20 most similar training images vote with
+    exp(cosine / 0.07), the protocol of DINO (Caron et al. 2021).
+    """
     assert images.labelled is not None
     train, test = (embed(student, part) for part in (images.labelled, evaluation(images)))
-    return {"linear": linear_probe(*train, *test), "knn": knn_top1(*train, *test)}
+    linear = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000))
+    neighbours = KNeighborsClassifier(
+        min(20, len(train[0])), metric="cosine", weights=lambda distance: np.exp(-distance / 0.07)
+    )
+    return {
+        "linear": float(linear.fit(*train).score(*test)),
+        "knn": float(neighbours.fit(*train).score(*test)),
+    }
 
 
 @torch.inference_mode()

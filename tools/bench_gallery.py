@@ -41,7 +41,7 @@ from edgemae.pipeline.candidate_graphs import Candidate, calibration_of
 from edgemae.pipeline.packaging import now, pack
 from edgemae.pipeline.selection import Choice
 from edgemae.pipeline.stage_files import graph_digest
-from edgemae.profiling.stats.percentiles import ratio
+from edgemae.profiling.stats.comparison import ratio
 from edgemae.profiling.timing.timer import interleave
 from edgemae.quantize.calibrate import Calibration
 from edgemae.quantize.schemes import SCHEMES

@@ -70,13 +70,13 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         wheel = build_wheel(Path(folder) / "dist")
         results = [study(Path(folder), wheel, extras, quick=args.quick) for extras in CHOICES]
-    found = {
+    report = {
         "schema": SCHEMA, "command": shlex.join(["python", *sys.argv]),
         "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "machine": fingerprint(), "results": results,
     }  # fmt: skip
-    print(readme_table(found))
+    print(readme_table(report))
     if args.json is not None:
-        args.json.write_text(json.dumps(found, indent=1) + "\n")
+        args.json.write_text(json.dumps(report, indent=1) + "\n")
     return 0
 
 
@@ -103,23 +103,24 @@ def study(folder: Path, wheel: Path, extras: str, *, quick: bool) -> dict[str, A
     sizes = {name: sum(path.stat().st_size for path in files_of(site, name)) / 2**20 for name in names}
     sizes = dict(sorted(sizes.items(), key=lambda item: -item[1]))
     bytecode = sum(path.stat().st_size for name in sizes for path in files_of(site, name) if path.suffix == ".pyc")
-    found: dict[str, Any] = {
+    measured: dict[str, Any] = {
         "extras": extras, "sizes_mib": sizes, "installed_mb": sum(sizes.values()) * 2**20 / 1e6,
         "bytecode_mb": bytecode / 1e6,
         "absent": absent(python), **starts(python, 5 if quick else 25),
     }  # fmt: skip
     if "camera" in extras:
         bundle = write_tiny(folder, extras.partition(",")[0])
-        said = subprocess.run([python, "-c", MEMORY, bundle, "10" if quick else "100"], capture_output=True, text=True,
-                              check=True, cwd=folder, env={"EDGEMAE_CACHE_DIR": str(folder / "cache")})  # fmt: skip
-        found |= json.loads(said.stdout)
-    return found | {"missed": missed(found)}
+        command = [str(python), "-c", MEMORY, str(bundle), "10" if quick else "100"]
+        environment = {"EDGEMAE_CACHE_DIR": str(folder / "cache")}
+        done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=folder, env=environment)
+        measured |= json.loads(done.stdout)
+    return measured | {"missed": missed(measured)}
 
 
 def files_of(site: Path, name: str) -> list[Path]:
     """Return the files of an installed distribution, the compiled Python files with it."""
-    (found,) = importlib.metadata.distributions(name=name, path=[str(site)])
-    files = [Path(str(found.locate_file(file))) for file in found.files or []]
+    (distribution,) = importlib.metadata.distributions(name=name, path=[str(site)])
+    files = [Path(str(distribution.locate_file(file))) for file in distribution.files or []]
     return [path for path in files if path.is_file()]
 
 
@@ -130,15 +131,15 @@ def absent(python: Path) -> list[str]:
 
 
 def starts(python: Path, rounds: int) -> dict[str, Any]:
-    """Start Python with nothing, with edgemae, and with what `load` takes, in turns; return medians and ratios."""
-    taken: dict[str, list[float]] = {name: [] for name in PROGRAMS}
+    """Start Python with nothing, with edgemae, and with what `load` takes, interleaved; return medians and ratios."""
+    times_s: dict[str, list[float]] = {name: [] for name in PROGRAMS}
     for _ in range(rounds + 1):
         for name, code in PROGRAMS.items():
             start = time.perf_counter()
             done = subprocess.run([python, "-c", code], capture_output=True, check=False)
             if done.returncode == 0:
-                taken[name].append(time.perf_counter() - start)
-    medians = {name: statistics.median(seconds[1:]) for name, seconds in taken.items() if seconds}  # the first: cold
+                times_s[name].append(time.perf_counter() - start)
+    medians = {name: statistics.median(seconds[1:]) for name, seconds in times_s.items() if seconds}  # the first: cold
     nothing = medians["nothing"]
     return {
         "start_s": medians, "import_s": medians["import"] - nothing, "import_ratio": medians["import"] / nothing,
@@ -164,14 +165,14 @@ def write_tiny(folder: Path, engine: str) -> Path:
     return write_bundle(folder / f"tiny-{engine}.edgemae", manifest, {**files, f"graph/{name}": data})
 
 
-def missed(found: dict[str, Any]) -> list[str]:
+def missed(measured: dict[str, Any]) -> list[str]:
     """Return each promise that was missed, with its figure and its largest cause."""
-    with_opencv = "camera" in found["extras"]
-    over = {name: (found[name], limits[with_opencv]) for name, limits in LIMITS.items() if name in found}
-    causes = {"installed_mb": shares(found["sizes_mib"], 4), "rss_mb": grown(found.get("steps", {}))}
+    with_opencv = "camera" in measured["extras"]
+    over = {name: (measured[name], limits[with_opencv]) for name, limits in LIMITS.items() if name in measured}
+    causes = {"installed_mb": shares(measured["sizes_mib"], 4), "rss_mb": grown(measured.get("steps", {}))}
     lines = [f"{name} {value:.4g} > {limit} ({causes.get(name, '')})"
              for name, (value, limit) in over.items() if limit is not None and value > limit]  # fmt: skip
-    return lines + [f"{name} is installed" for name in ABSENT if name not in found["absent"]]
+    return lines + [f"{name} is installed" for name in ABSENT if name not in measured["absent"]]
 
 
 def shares(sizes: dict[str, float], count: int) -> str:

@@ -1,4 +1,4 @@
-"""Latency of one ViT through every engine and precision of this machine, taken in turns with torch eager.
+"""Latency of one ViT through every engine and precision of this machine, interleaved with torch eager.
 
     python tools/bench_latency.py --quick --json latency.json
     python tools/bench_latency.py --bundle my.edgemae
@@ -27,12 +27,14 @@ from numpy.typing import NDArray
 from support.as_command import as_command
 
 from edgemae.device.engines import ENGINES, open_session
-from edgemae.device.hardware.fingerprint import fingerprint, usable_cpus
+from edgemae.device.hardware.cpu_affinity import usable_cores
+from edgemae.device.hardware.fingerprint import fingerprint
 from edgemae.device.preprocess import preprocess
 from edgemae.export.to_onnx import ATTENTION_FORMS, to_onnx
 from edgemae.model.vit import ViT, ViTShape
-from edgemae.profiling.stats.percentiles import ratio, summarise
-from edgemae.profiling.timing.interference import worst
+from edgemae.profiling.stats.comparison import ratio
+from edgemae.profiling.stats.percentiles import summarise
+from edgemae.profiling.timing.interference import combined_verdict
 from edgemae.profiling.timing.timer import Samples, interleave
 from edgemae.quantize.calibrate import Calibration
 from edgemae.quantize.schemes import ENGINE_SCHEMES, SCHEMES
@@ -64,7 +66,7 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="10 rounds instead of 40")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the results there")
     parser.add_argument("--bundle", type=Path, help="also compare all graphs of this bundle with each other")
-    parser.add_argument("--threads", type=int, default=len(usable_cpus()), help="of torch and of every engine")
+    parser.add_argument("--threads", type=int, default=len(usable_cores()), help="of torch and of every engine")
     args = parser.parse_args()
     effort = QUICK if args.quick else FULL
     target = msgspec.structs.replace(find_target("cpu-onnxruntime"), threads=args.threads)
@@ -105,8 +107,8 @@ def vit_tiny(target: Target, effort: Effort) -> dict[str, Any]:
                 skipped[name] = error.what
                 continue
             runs[name] = lambda session=session: session(pixels)
-        taken = interleave(runs, effort.rounds)
-    return group_of("ViT-Tiny/16, 224 px, batch 1", EAGER, taken, skipped)
+        measurements = interleave(runs, effort.rounds)
+    return group_of("ViT-Tiny/16, 224 px, batch 1", EAGER, measurements, skipped)
 
 
 def tiny_graphs(vit: ViT, effort: Effort) -> Iterator[tuple[str, str, Graph]]:
@@ -138,16 +140,16 @@ def bundle(path: Path, target: Target, effort: Effort) -> dict[str, Any]:
                 continue
             runs[variant.id] = lambda session=session: session(pixels)
         float_variants = [variant.id for variant in variants if variant.id in runs and variant.precision == "fp32"]
-        taken = interleave(runs, effort.rounds)
+        measurements = interleave(runs, effort.rounds)
     reference = (float_variants or list(runs) or [""])[0]
-    return group_of(f"bundle {opened.manifest.name} {opened.manifest.version}", reference, taken, skipped)
+    return group_of(f"bundle {opened.manifest.name} {opened.manifest.version}", reference, measurements, skipped)
 
 
-def group_of(title: str, reference: str, taken: dict[str, Samples], skipped: dict[str, str]) -> dict[str, Any]:
+def group_of(title: str, reference: str, measurements: dict[str, Samples], skipped: dict[str, str]) -> dict[str, Any]:
     """Return one comparison, JSON-ready."""
     rows = []
-    for name, samples in taken.items():
-        gain = ratio(taken[reference], samples)
+    for name, samples in measurements.items():
+        gain = ratio(measurements[reference], samples)
         rows.append(
             {
                 "name": name, **msgspec.to_builtins(summarise(samples.ns)), "ratio": gain.median,
@@ -155,7 +157,7 @@ def group_of(title: str, reference: str, taken: dict[str, Samples], skipped: dic
                 "interference": msgspec.to_builtins(samples.interference),
             }
         )  # fmt: skip
-    verdict = worst(*(samples.interference.verdict for samples in taken.values()))
+    verdict = combined_verdict(*(samples.interference.verdict for samples in measurements.values()))
     return {"title": title, "reference": reference, "verdict": verdict, "rows": rows, "skipped": skipped}
 
 

@@ -4,8 +4,8 @@
 
 Shown for each: that the shares of two watched passes agree (points between them, of modules with at least 5 % of the
 time), that the time they are scaled to is that of a plain session on its own (taken later; within 5 %), how much of a
-watched inference lies in no operator, and how much belongs to no module. And once, with whole calls in turns: what it
-costs to time the stages and to keep them. The ViT has random weights: fine for speed.
+watched inference lies in no operator, and how much belongs to no module. And once, with whole calls interleaved: what
+it costs to time the stages and to keep them. The ViT has random weights: fine for speed.
 
 """
 
@@ -29,7 +29,8 @@ from support.as_command import as_command
 from support.tiny_bundles import tiny_bundle
 
 from edgemae.device.engines import open_session
-from edgemae.device.hardware.fingerprint import fingerprint, usable_cpus
+from edgemae.device.hardware.cpu_affinity import usable_cores
+from edgemae.device.hardware.fingerprint import fingerprint
 from edgemae.device.model import load
 from edgemae.device.outputs import top_classes
 from edgemae.device.preprocess import as_bgr, preprocess
@@ -39,9 +40,9 @@ from edgemae.profiling.golden_inputs import bundle_of, golden_frames
 from edgemae.profiling.layers.layer_profile import by_kind, by_module, profile_layers
 from edgemae.profiling.records import Layers
 from edgemae.profiling.scenarios import CALL_STAGES, Rows, stages_of
-from edgemae.profiling.stats.percentiles import ratio
-from edgemae.profiling.timing.interference import worst
-from edgemae.profiling.timing.timer import interleave, measure, park
+from edgemae.profiling.stats.comparison import ratio
+from edgemae.profiling.timing.interference import combined_verdict
+from edgemae.profiling.timing.timer import interleave, measure, wait_until_idle
 from edgemae.quantize.calibrate import Calibration
 from edgemae.quantize.schemes import SCHEMES
 from edgemae.spec.plan_schema import QuantizePlan
@@ -58,7 +59,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="30 plain runs instead of 200")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the results there")
-    parser.add_argument("--threads", type=int, default=len(usable_cpus()), help="of every engine")
+    parser.add_argument("--threads", type=int, default=len(usable_cores()), help="of every engine")
     args = parser.parse_args()
     target = msgspec.structs.replace(find_target("cpu-onnxruntime"), threads=args.threads)
     torch.set_num_threads(args.threads)
@@ -91,7 +92,7 @@ def graphs() -> Iterator[tuple[str, str, Mapping[str, bytes]]]:
 
 
 def tracing(target: Target, rounds: int) -> dict[str, Any]:
-    """Return how much longer a call takes whose stages are timed and kept, in turns with one without."""
+    """Return how much longer a call takes whose stages are timed and kept, interleaved with one without."""
     with (
         tempfile.TemporaryDirectory() as folder,
         load(tiny_bundle(Path(folder) / "t.edgemae", ENGINE, target)) as model,
@@ -101,18 +102,18 @@ def tracing(target: Target, rounds: int) -> dict[str, Any]:
         def bare() -> None:
             top_classes(model.session(preprocess(as_bgr(frame), model.pixel))["logits"][0], model.labels)
 
-        taken = interleave({"traced": lambda: spans.note(0, stages_of(model(frame))), "bare": bare}, rounds)
-    found = ratio(taken["traced"], taken["bare"])
+        measurements = interleave({"traced": lambda: spans.note(0, stages_of(model(frame))), "bare": bare}, rounds)
+    found = ratio(measurements["traced"], measurements["bare"])
     return {"ratio": found.median, "low": found.low, "high": found.high, "rounds": found.rounds,
-            "p50_ms": float(np.median(taken["bare"].ns)) / 1e6,
-            "verdict": worst(*(samples.interference.verdict for samples in taken.values()))}  # fmt: skip
+            "p50_ms": float(np.median(measurements["bare"].ns)) / 1e6,
+            "verdict": combined_verdict(*(s.interference.verdict for s in measurements.values()))}  # fmt: skip
 
 
 def study(name: str, engine: str, files: Mapping[str, bytes], target: Target, runs: int) -> dict[str, Any]:
     """Profile twice and time a plain session on its own afterwards."""
     pixels = pictures(1)
     first, second = (profile_layers(engine, files, target, pixels) for _ in range(2))
-    park()
+    wait_until_idle()
     with open_session(engine, files, target) as session:
         alone = measure(lambda: session(pixels), min_runs=runs, min_seconds=0)
     alone_ms = float(np.median(alone.ns)) / 1e6
@@ -177,7 +178,7 @@ def table(result: dict[str, Any]) -> list[str]:
 def tracing_line(cost: dict[str, Any]) -> str:
     return (
         f"Timing the stages of a call and keeping them makes it {cost['ratio']:.4f} times as long ({cost['low']:.4f} "
-        f"to {cost['high']:.4f}, {cost['rounds']} rounds in turns, a call of {cost['p50_ms']:.1f} ms, "
+        f"to {cost['high']:.4f}, {cost['rounds']} interleaved rounds, a call of {cost['p50_ms']:.1f} ms, "
         f"{cost['verdict']})."
     )
 

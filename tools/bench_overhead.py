@@ -1,4 +1,4 @@
-"""What `model(frame)` costs beyond the bare engine call, on a ViT-Tiny at 224 px, both taken in turns.
+"""What `model(frame)` costs beyond the bare engine call, on a ViT-Tiny at 224 px, both interleaved.
 
     python tools/bench_overhead.py --json tools/results/overhead.json
     python tools/bench_overhead.py --quick
@@ -137,16 +137,16 @@ def compare(runs: dict[str, Run], rounds: int) -> list[dict[str, Any]]:
     for run in runs.values():
         for _ in range(3):
             run()
-    taken: dict[str, list[int]] = {name: [] for name in runs}
+    measurements: dict[str, list[int]] = {name: [] for name in runs}
     for number in range(rounds):  # forwards and backwards: what drifts, drifts for all
         for name in list(runs) if number % 2 else reversed(runs):
             start = time.process_time_ns()
             runs[name]()
-            taken[name].append(time.process_time_ns() - start)
-    first = np.array(taken[next(iter(runs))])
+            measurements[name].append(time.process_time_ns() - start)
+    first = np.array(measurements[next(iter(runs))])
     rng = np.random.default_rng(0)
     rows = []
-    for name, ns in taken.items():
+    for name, ns in measurements.items():
         ratios = np.array(ns) / first
         drawn = [float(np.median(rng.choice(ratios, len(ratios)))) for _ in range(500)]
         rows.append({"name": name, "p50_ms": float(np.median(ns)) / 1e6, "ratio": float(np.median(ratios)),

@@ -31,8 +31,9 @@ from edgemae.device.hardware.fingerprint import fingerprint
 from edgemae.device.model import load
 from edgemae.device.preprocess import ImageBGR, crop, preprocess
 from edgemae.evaluation.accuracy import predict
-from edgemae.profiling.stats.percentiles import ratio, summarise
-from edgemae.profiling.timing.interference import worst
+from edgemae.profiling.stats.comparison import ratio
+from edgemae.profiling.stats.percentiles import summarise
+from edgemae.profiling.timing.interference import combined_verdict
 from edgemae.profiling.timing.timer import interleave
 from edgemae.spec.graph import KERNELS, PixelContract
 
@@ -124,7 +125,7 @@ def compare(runs: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, 
         gain = ratio(taken[first], samples)
         rows.append({"name": name, "p50_ms": summarise(samples.ns).p50_ms, "times_as_fast": gain.median,
                      "low": gain.low, "high": gain.high})  # fmt: skip
-    return {"verdict": worst(*(samples.interference.verdict for samples in taken.values())), "rows": rows}
+    return {"verdict": combined_verdict(*(samples.interference.verdict for samples in taken.values())), "rows": rows}
 
 
 def on_clip(path: Path) -> dict[str, Any]:

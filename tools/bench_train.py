@@ -54,10 +54,12 @@ from support.train_tables import TABLES, readme_table  # noqa: F401
 from torch import nn
 
 from edgemae.data.loader import Batch
-from edgemae.device.hardware.fingerprint import fingerprint, usable_cpus
+from edgemae.device.hardware.cpu_affinity import usable_cores
+from edgemae.device.hardware.fingerprint import fingerprint
 from edgemae.distill.recipes import RECIPES
-from edgemae.profiling.stats.percentiles import Blocks, ratio, summarise
-from edgemae.profiling.timing.interference import worst
+from edgemae.profiling.stats.comparison import Blocks, ratio
+from edgemae.profiling.stats.percentiles import summarise
+from edgemae.profiling.timing.interference import combined_verdict
 from edgemae.profiling.timing.timer import LEAD_RUNS, Samples, interleave
 from edgemae.train.distributed import bf16_is_fast
 from edgemae.train.schedule import param_groups
@@ -100,7 +102,7 @@ def main() -> int:
     parser.add_argument("--check", action="store_true", help="exit 1 when a goal is missed")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the results there")
     parser.add_argument("--data", type=Path, help="folder of images; made up ones otherwise")
-    parser.add_argument("--threads", type=int, default=len(usable_cpus()), help="of torch")
+    parser.add_argument("--threads", type=int, default=len(usable_cores()), help="of torch")
     parser.add_argument("--note", default="", help="a sentence about the machine that goes into the results")
     parser.add_argument("--child", nargs="+", help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -258,7 +260,8 @@ def bare(case: Case, names: tuple[str, ...], peak: float, kind: torch.dtype) -> 
     macs = [steps[name].contender.macs for name in names]
     return {
         "title": f"{case.name}, batch {case.batch}, {SHORT[kind]}", "reference": names[-1],
-        "case": asdict(case), "verdict": worst(*(s.interference.verdict for s in taken.values())), "rows": rows,
+        "case": asdict(case), "rows": rows,
+        "verdict": combined_verdict(*(s.interference.verdict for s in taken.values())),
         "macs_ratio": macs[0] / macs[-1],
     }  # fmt: skip
 

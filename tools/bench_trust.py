@@ -4,11 +4,11 @@
     python tools/bench_trust.py --quick
 
 Four questions, on one ViT-Tiny with random weights in one engine:
-- A against A, and against an A that is made 5 % slower: how far from 1.00 and 1.05, how often "different"?
+- A/A tests, and A/B tests beside an A that is made 5 % slower: how far from 1.00 and 1.05, how often "different"?
 - A verdict beside nothing, beside a process that keeps one core busy, beside one that keeps all of them busy, and under
   a quota of half a core: how often TRUSTED, NOISY, INVALID?
 - The median of the inference stage of `edgemae profile` against that of OpenVINO's benchmark_app, of the graph of the
-  same bundle, in turns: how far apart?
+  same bundle, interleaved: how far apart?
 Rates come with Wilson intervals: 20 repeats with none wrong still leave up to 16 % wrong.
 
 """
@@ -36,9 +36,10 @@ from support.as_command import as_command
 from support.tiny_bundles import GRAPH, tiny_bundle
 
 from edgemae.device.engines import open_session
-from edgemae.device.hardware.fingerprint import fingerprint, usable_cpus
+from edgemae.device.hardware.cpu_affinity import usable_cores
+from edgemae.device.hardware.fingerprint import fingerprint
 from edgemae.evaluation.intervals import wilson
-from edgemae.profiling.compare.ab_test import Contender, versus
+from edgemae.profiling.compare.ab_test import ABSide, ab_test
 from edgemae.profiling.profiler import profile
 from edgemae.profiling.timing.timer import measure
 from edgemae.spec.bundle import open_bundle
@@ -96,15 +97,15 @@ def main() -> int:
 
 
 def ratios(graph: Path, engine: str, share: float, repeats: int) -> dict[str, Any]:
-    """Return what repeated comparisons say of A against an A that is slower by `share`."""
+    """Return what repeated A/B tests say of A beside an A that is slower by `share`."""
 
-    def contender(slower: float) -> Contender:
+    def side(slower: float) -> ABSide:
         job = json.dumps({"graph": str(graph), "engine": engine, "px": PIXEL.image_px, "slower": slower})
-        return Contender("planted", job, target=TARGET, module="support.planted_baseline")
+        return ABSide("planted", job, target=TARGET, module="support.planted_baseline")
 
     rows = []
     for number in range(repeats):
-        found, evidence = versus(contender(0.0), contender(share))
+        found, evidence = ab_test(side(0.0), side(share))
         rows.append({"ratio": found.ratio, "low": found.ratio_low, "high": found.ratio_high,
                      "different": found.different, "verdict": evidence.verdict})  # fmt: skip
         say(f"{share:.0%} slower, {number + 1} of {repeats}: {found.ratio:.4f}, {evidence.verdict}")
@@ -127,7 +128,7 @@ def rate_of(rows: list[dict[str, Any]], expected: float) -> dict[str, Any]:
 
 def verdicts(graph: Path, engine: str, repeats: int) -> list[dict[str, Any]]:
     """Return how often each verdict falls beside each kind of company."""
-    everyone = sorted(usable_cpus())
+    everyone = sorted(usable_cores())
     company: dict[str, Callable[[], Any]] = {
         "nothing": lambda: hogs([]), "a busy core": lambda: hogs(everyone[:1]), "all cores busy": lambda: hogs(everyone)
     }  # fmt: skip
@@ -198,7 +199,7 @@ def quota() -> Iterator[None]:
 
 
 def agreement(bundle: Path, graph: Path, rounds: int) -> dict[str, Any]:
-    """Return the ratio of our inference stage's median to benchmark_app's, in turns (ours, theirs, theirs, ours)."""
+    """Return the ratio of our inference stage's median to benchmark_app's, interleaved (ours, theirs, theirs, ours)."""
     ours: list[float] = []
     theirs: list[float] = []
     verdicts_: list[str] = []
@@ -246,7 +247,7 @@ def benchmark_app(graph: Path, threads: int) -> float:
 
 
 def readme_table(result: dict[str, Any]) -> str:
-    head = ("A against", "comparisons", "called different", "furthest off", "of those TRUSTED", "different", "off")
+    head = ("A beside", "comparisons", "called different", "furthest off", "of those TRUSTED", "different", "off")
     lines = [f"| {' | '.join(head)} |", "| --- | ---: | --- | ---: | ---: | --- | ---: |"]
     for row in result["ratios"]:
         name = "itself" if not row["slower"] else f"{row['slower']:.0%} slower"
@@ -257,7 +258,7 @@ def readme_table(result: dict[str, Any]) -> str:
         for row in result["verdicts"]
     ]
     if found := result["benchmark_app"]:
-        lines += ["", "| Inference stage / benchmark_app, p50 | rounds in turns | median | lowest | highest |",
+        lines += ["", "| Inference stage / benchmark_app, p50 | interleaved rounds | median | lowest | highest |",
                   "| --- | ---: | ---: | ---: | ---: |"]  # fmt: skip
         for name, row in (("all", found["all"]), ("of those TRUSTED", found["trusted"])):
             figures = [f"{row[key]:.3f}" if row["n"] else "–" for key in ("ratio", "low", "high")]

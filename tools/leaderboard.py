@@ -6,7 +6,7 @@
 Profiles are of one device when nothing about the machine differs but its libraries: another governor, quota, pinning or
 memory is another table, and so is a camera of another rate. Behind a camera the age of the results is what is ranked,
 otherwise the whole call. Neighbours whose medians' intervals overlap share a rank. NOISY rows are marked. Rows of one
-device were not taken in turns, so a ratio between two of them is worth less than `edgemae profile A --against B`.
+device were not interleaved, so a ratio between two of them is worth less than `edgemae profile A --baseline B`.
 """
 
 from __future__ import annotations
@@ -123,12 +123,12 @@ def board(records: list[Profile], by: str) -> dict[str, Any]:
 def table(found: dict[str, Any]) -> str:
     """Return one board as Markdown."""
     machine = found["machine"]
-    said = [f"{machine.get('cores_usable')} cores", *(machine.get("flags") or ())]
-    said += [f"governor {machine['governor']}"] if machine.get("governor") else []
+    message = [f"{machine.get('cores_usable')} cores", *(machine.get("flags") or ())]
+    message += [f"governor {machine['governor']}"] if machine.get("governor") else []
     columns = ("rank", "name", "engine", "precision", "threads", "p50_ms", "p90_ms", "p99_ms", "fps", "age_p50_ms",
                "age_p99_ms", "energy_mj", "verdict")  # fmt: skip
     shown = [c for c in columns if any(row[c] is not None for row in found["rows"])]
-    lines = [f"### {found['device']} ({', '.join(said)}), scenario {found['scenario']}", ""]
+    lines = [f"### {found['device']} ({', '.join(message)}), scenario {found['scenario']}", ""]
     lines += [f"| {' | '.join(shown)} |", f"|{' --- |' * len(shown)}"]
     lines += [f"| {' | '.join(cell(row[c]) for c in shown)} |" for row in found["rows"]]
     return "\n".join(lines)

@@ -26,8 +26,8 @@ DASH = "–"
 def filled(page: str, results: Path) -> str:
     """Return a page with each table made anew, and under it the command that made its results."""
 
-    def table(found: re.Match[str]) -> str:
-        opening, kind, name, closing = found.groups()
+    def table(match: re.Match[str]) -> str:
+        opening, kind, name, closing = match.groups()
         result = json.loads((results / f"{name}.json").read_bytes())
         benchmark = importlib.import_module(Path(result["command"].split()[1]).stem)
         text = benchmark.readme_table(result) if kind == "table" else summary(result)

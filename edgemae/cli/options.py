@@ -82,8 +82,8 @@ PerLayer = Annotated[bool, typer.Option("--per-layer", help="Also where an infer
 TraceFile = Annotated[Path | None, typer.Option(help="Write a timeline for chrome://tracing or ui.perfetto.dev.")]
 HtmlFile = Annotated[Path | None, typer.Option("--html", help="Also write the profile as a page.")]
 Keep = Annotated[bool, typer.Option("--keep", help="Put the profile and its page into the bundle, as finalize does.")]
-AgainstWhat = Annotated[str | None, typer.Option(
-    help="Bundle, pytorch:STUDENT or onnx:FILE, measured in turns; or a stored profile (.json) of this machine.",
+BaselineName = Annotated[str | None, typer.Option(
+    help="Bundle, pytorch:STUDENT or onnx:FILE, run interleaved; or a stored profile (.json) of this machine.",
 )]  # fmt: skip
 BundlePath = Annotated[Path, typer.Argument(help="A .edgemae bundle.", metavar="BUNDLE")]
 TeacherPath = Annotated[Path, typer.Argument(help="MAE teacher, with or without a head.", metavar="TEACHER")]
@@ -147,14 +147,14 @@ class TeacherFlags(PlanFlags):
 
 @dataclass(frozen=True, kw_only=True)
 class ProfileFlags:
-    """Flags of `profile`: what to measure, how long, against what."""
+    """Flags of `profile`: what to measure, how long, and beside which baseline."""
 
     scenario: Scenario = "single"
     slo: Slo = None
     soak: Soak = None
     fps: Fps = None
     runs: Runs = None
-    against: AgainstWhat = None
+    baseline: BaselineName = None
     per_layer: PerLayer = False
     trace: TraceFile = None
     html: HtmlFile = None
@@ -167,7 +167,7 @@ class ProfileFlags:
     def wanted(self) -> dict[str, Any]:
         """Return what `edgemae.profile` takes, as keyword arguments; the page is made of its result."""
         return {
-            "against": self.against, "runs": self.runs, "scenario": self.scenario, "slo": tuple(self.slo or ()),
+            "baseline": self.baseline, "runs": self.runs, "scenario": self.scenario, "slo": tuple(self.slo or ()),
             "soak": self.soak, "fps": self.fps, "engine": self.engine, "target": self.target,
             "per_layer": self.per_layer, "trace": self.trace,
         }  # fmt: skip

@@ -23,7 +23,7 @@ from edgemae.version import __version__
 
 log = logging.getLogger("edgemae")
 FILES = {
-    "--against": "",
+    "--baseline": "",
     "--target": ".toml",
 }  # options whose value may be a file with such an ending: it is copied along
 

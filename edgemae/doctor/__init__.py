@@ -10,13 +10,13 @@ from typing import Any
 
 from edgemae.device.hardware.fingerprint import fingerprint
 from edgemae.doctor.cameras import devices, examine_cameras
-from edgemae.doctor.finding import Finding, worst
+from edgemae.doctor.finding import Finding, combined_state
 from edgemae.doctor.machine import examine_machine
 from edgemae.doctor.software import examine_build, examine_engines, examine_opencv, opencv
 from edgemae.doctor.source import examine_source
 from edgemae.doctor.storage import examine_cache
 
-__all__ = ["Finding", "diagnose", "worst"]
+__all__ = ["Finding", "combined_state", "diagnose"]
 
 
 def diagnose(source: str | None = None, root: Path = Path("/")) -> dict[str, Any]:
@@ -35,6 +35,6 @@ def diagnose(source: str | None = None, root: Path = Path("/")) -> dict[str, Any
         of_build,
     ]  # fmt: skip
     return {
-        "state": worst(findings), "findings": findings, "machine": fingerprint(), "engines": engines,
+        "state": combined_state(findings), "findings": findings, "machine": fingerprint(), "engines": engines,
         "opencv": version, "video": video, "cameras": cameras, "cache": cache, "build": build,
     }  # fmt: skip

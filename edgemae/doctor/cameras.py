@@ -93,19 +93,19 @@ def examine_cameras(root: Path, found: list[Device]) -> list[Finding]:
 
 
 def _camera(device: Device) -> Finding:
-    said = ", ".join(part for part in (device.name, device.by_id) if part) or "without a name"
+    message = ", ".join(part for part in (device.name, device.by_id) if part) or "without a name"
     if not device.exists:
-        return Finding(AREA, device.path, "yellow", f"{said}: the kernel has it, /dev has not",
+        return Finding(AREA, device.path, "yellow", f"{message}: the kernel has it, /dev has not",
                        SHARE_FIX.format(path=device.path))  # fmt: skip
     if not device.permitted:
-        return Finding(AREA, device.path, "yellow", f"{said}: this user may not open it", GROUP_FIX)
+        return Finding(AREA, device.path, "yellow", f"{message}: this user may not open it", GROUP_FIX)
     if RAW.search(device.name):
-        return Finding(AREA, device.path, "yellow", f"{said}: raw data of a sensor, no pictures",
+        return Finding(AREA, device.path, "yellow", f"{message}: raw data of a sensor, no pictures",
                        "start the app under `libcamerify` on a Raspberry Pi, open csi://0 on Jetson")  # fmt: skip
     if device.holders:
-        return Finding(AREA, device.path, "yellow", f"{said}: in use by {', '.join(device.holders)}",
+        return Finding(AREA, device.path, "yellow", f"{message}: in use by {', '.join(device.holders)}",
                        "stop that program before edgemae opens it")  # fmt: skip
-    return Finding(AREA, device.path, "green", said)
+    return Finding(AREA, device.path, "green", message)
 
 
 def _csi(root: Path) -> list[Finding]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 State = Literal["green", "yellow", "red", "grey"]
-WORST: tuple[State, ...] = ("red", "yellow", "green", "grey")
+WORST_FIRST: tuple[State, ...] = ("red", "yellow", "green", "grey")
 
 
 @dataclass(frozen=True)
@@ -28,10 +28,10 @@ class Finding:
             raise ValueError(f"{self.area} {self.name} is {self.state} and says no fix")
 
 
-def worst(findings: Iterable[Finding]) -> State:
+def combined_state(findings: Iterable[Finding]) -> State:
     """Return the worst state among findings, grey when there is none."""
     states = {finding.state for finding in findings}
-    for state in WORST[:-1]:
+    for state in WORST_FIRST[:-1]:
         if state in states:
             return state
     return "grey"

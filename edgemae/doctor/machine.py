@@ -9,9 +9,10 @@ import struct
 from collections.abc import Iterator
 from pathlib import Path
 
+from edgemae.device.hardware.cpu_affinity import usable_cores
 from edgemae.device.hardware.cpu_features import cpu_flags
-from edgemae.device.hardware.fingerprint import limits, usable_cpus
-from edgemae.device.hardware.sensors import Found, power_mode, text, throttle_witnesses, zones
+from edgemae.device.hardware.fingerprint import limits
+from edgemae.device.hardware.sensors import SensorReading, power_mode, text, throttle_indicators, zones
 from edgemae.doctor.board import board_name, in_container, is_jetson
 from edgemae.doctor.finding import Finding
 
@@ -57,7 +58,7 @@ def _processor(root: Path, arch: str) -> Finding:
     flags = cpu_flags(str(root / "proc/cpuinfo"))
     names = re.findall(r"^model name\s*: *(.+)", text(root / "proc/cpuinfo") or "", re.MULTILINE)
     name = board_name(root) or (names[0] if names else arch)
-    cores = f"{len(usable_cpus())} of {os.cpu_count()} cores"
+    cores = f"{len(usable_cores())} of {os.cpu_count()} cores"
     has = ", ".join(shown for flag, shown in SHOWN.items() if flag in flags)
     found = f"{name}, {cores}" + (f"; {has}" if has else "")
     if held := os.environ.get("ONEDNN_MAX_CPU_ISA"):
@@ -75,24 +76,24 @@ def _processor(root: Path, arch: str) -> Finding:
 
 
 def _memory_and_limits(root: Path) -> Iterator[Finding]:
-    told = dict(re.findall(r"^(MemTotal|MemAvailable): *(\d+) kB", text(root / "proc/meminfo") or "", re.MULTILINE))
+    sizes = dict(re.findall(r"^(MemTotal|MemAvailable): *(\d+) kB", text(root / "proc/meminfo") or "", re.MULTILINE))
     allowed = limits(root)
     most, quota = allowed["memory_max_mib"], allowed["cpu_quota"]
-    if len(told) == 2:
-        total, free = (int(told[key]) // 1024 for key in ("MemTotal", "MemAvailable"))
+    if len(sizes) == 2:
+        total, free = (int(sizes[key]) // 1024 for key in ("MemTotal", "MemAvailable"))
         room = min(free, most) if isinstance(most, int) else free
         if room < ROOM_MIB:
             yield Finding(AREA, "memory", "yellow", f"{room} MiB to use of {total}: little beside a bundle's 200",
                           "stop other programs, add zram, or raise the container's --memory")  # fmt: skip
         else:
             yield Finding(AREA, "memory", "green", f"{free} MiB free of {total}")
-    said = [*([f"{quota:g} processors"] if isinstance(quota, float) else []),
+    message = [*([f"{quota:g} processors"] if isinstance(quota, float) else []),
             *([f"{most} MiB of memory"] if isinstance(most, int) else [])]  # fmt: skip
-    if isinstance(quota, float) and quota < len(usable_cpus()):
-        yield Finding(AREA, "limits", "yellow", f"{', '.join(said)}; threads above it are stopped in turns",
+    if isinstance(quota, float) and quota < len(usable_cores()):
+        yield Finding(AREA, "limits", "yellow", f"{', '.join(message)}; threads above it are throttled",
                       f"set threads = {max(1, int(quota))} in the target, or raise --cpus or CPUQuota=")  # fmt: skip
     else:
-        yield Finding(AREA, "limits", "green", ", ".join(said) or "none on processors or memory")
+        yield Finding(AREA, "limits", "green", ", ".join(message) or "none on processors or memory")
 
 
 def _power(root: Path) -> Finding:
@@ -100,9 +101,9 @@ def _power(root: Path) -> Finding:
     if is_jetson(root):
         return _jetson_power(root, mode)
     policies = list(root.glob("sys/devices/system/cpu/cpufreq/policy*"))
-    governors = {said for folder in policies if (said := text(folder / "scaling_governor"))}
+    governors = {governor for folder in policies if (governor := text(folder / "scaling_governor"))}
     drivers = {text(folder / "scaling_driver") for folder in policies}
-    found = ", ".join([mode] * bool(mode) + [f"governor {said}" for said in sorted(governors)])
+    found = ", ".join([mode] * bool(mode) + [f"governor {governor}" for governor in sorted(governors)])
     if "low-power" in mode:
         return Finding(AREA, "power", "yellow", found, "powerprofilesctl set balanced, or plug it in")
     if "powersave" in governors and not drivers & set(SELF_DRIVEN):
@@ -134,13 +135,13 @@ def _heat(root: Path) -> Finding:
     warmest, hot = None, []
     for zone in zones(root):
         celsius = _reading(zone)
-        if isinstance(zone, Found) and celsius is not None:
+        if isinstance(zone, SensorReading) and celsius is not None:
             warmest = max(celsius, warmest or celsius)
             if zone.limit is not None and celsius >= zone.limit:
                 hot.append(f"{zone.name} at {celsius:.0f} C")
-    for witness in throttle_witnesses(root):
-        if isinstance(witness, Found) and witness.unit == "state" and (_reading(witness) or 0) > 0:
-            hot.append(witness.name)
+    for indicator in throttle_indicators(root):
+        if isinstance(indicator, SensorReading) and indicator.unit == "state" and (_reading(indicator) or 0) > 0:
+            hot.append(indicator.name)
     if hot:
         return Finding(AREA, "heat", "yellow", ", ".join(hot), "more air or a larger heat sink, a lower power mode; "
                        "on a Raspberry Pi also the supply of its maker")  # fmt: skip
@@ -149,7 +150,7 @@ def _heat(root: Path) -> Finding:
     return Finding(AREA, "heat", "green", f"{warmest:.0f} C at most, nothing throttles")
 
 
-def _reading(found: Found | str) -> float | None:
+def _reading(found: SensorReading | str) -> float | None:
     try:
         return None if isinstance(found, str) else found.read()
     except (OSError, ValueError):

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING
 
-from edgemae.doctor.finding import Finding, worst
+from edgemae.doctor.finding import Finding, combined_state
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -41,7 +41,7 @@ def table(findings: Sequence[Finding]) -> RenderableType:
                          Text(row.found, style=style if row.state == "red" else quiet))  # fmt: skip
             if row.fix:
                 grid.add_row("", "", Text(f"{arrow} {row.fix}", style="dim" if row.state == "grey" else "cyan"))
-    return Group(grid, "", Text(sum_up(findings), style=STYLES[worst(findings)]))
+    return Group(grid, "", Text(sum_up(findings), style=STYLES[combined_state(findings)]))
 
 
 def _short(name: str) -> str:
@@ -52,4 +52,4 @@ def sum_up(findings: Sequence[Finding]) -> str:
     """Return one sentence on all findings."""
     counts = {state: sum(f.state == state for f in findings) for state in ("red", "yellow")}
     words = {state: f"{n} thing{'s' * (n != 1)}" for state, n in counts.items()}
-    return VERDICTS[worst(findings)].format(**words)
+    return VERDICTS[combined_state(findings)].format(**words)

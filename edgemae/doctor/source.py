@@ -101,9 +101,9 @@ def _file(path: Path) -> Finding | None:
     text = str(path)
     if not os.path.exists(text):  # unlike Path.exists it survives a name that is too long
         beside = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
-        said = nearest(path.name, beside) if beside else f" Neither does its folder '{path.parent}'."
+        message = nearest(path.name, beside) if beside else f" Neither does its folder '{path.parent}'."
         fix = "correct the path; a relative one counts from this folder"
-        return _bad(text, f"does not exist{'.' if said else ''}{said}", fix)
+        return _bad(text, f"does not exist{'.' if message else ''}{message}", fix)
     if not os.access(text, os.R_OK):
         return _bad(text, "this user may not read it", f"chmod a+r '{text}', or run as its owner")
     if not path.is_file() or path.suffix.lower() in IMAGE_SUFFIXES:

@@ -10,7 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgemae.device.outputs import softmax
-from edgemae.evaluation.gates import exit_code, judge
 from edgemae.evaluation.intervals import paired_interval, wilson
 from edgemae.spec.errors import DataError, EngineRuntimeError, InternalError
 from edgemae.spec.report import StageScore
@@ -21,8 +20,6 @@ __all__ = [
     "calibration_bins",
     "cosine",
     "ece",
-    "exit_code",
-    "judge",
     "paired_drop",
     "per_class",
     "predict",
@@ -37,7 +34,7 @@ Run = Callable[[Array], Mapping[str, Array]]
 
 @dataclass(frozen=True)
 class Predictions:
-    """Hold what one model says about N images.
+    """Hold the outputs of one model for N images.
 
     `logits` (N, K) float32, or None for a model without a head; `embedding` (N, D) float32; `labels` (N,) int64, or
     None for unlabelled images. Raises EngineRuntimeError for NaN or infinity, InternalError for shapes that disagree.
@@ -94,7 +91,7 @@ def _needed(value: Array | None, name: str) -> Array:
 
 
 def predict(run: Run, images: Iterable[tuple[Array, Array | None]]) -> Predictions:
-    """Run a model over batches of ((B, C, H, W), labels (B,) or None) and gather what it says.
+    """Run a model over batches of ((B, C, H, W), labels (B,) or None) and gather its outputs.
 
     `run` returns `embedding` (B, D) and, with a head, `logits` (B, K). Raises DataError when there are no images.
     """

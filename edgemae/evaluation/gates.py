@@ -1,4 +1,4 @@
-"""Gates: was each limit of the plan shown to be met? What could not be shown counts as missed, with the reason."""
+"""Gates: evaluate each limit of the plan. A limit that the measurements do not prove to be met counts as missed."""
 
 from __future__ import annotations
 
@@ -15,24 +15,26 @@ ACCURACY_GATES = ("max_drop_pts", "min_agreement")
 _FLOAT_STAGES = ("pruned", "student")
 
 
-def judge(
+def evaluate_gates(
     gates: GatePlan, stages: Sequence[StageScore], engines: Sequence[EngineLatency], bundle_size: int
 ) -> tuple[GateVerdict, ...]:
     """Return one verdict for each limit that is set (> 0).
 
-    Accuracy limits are judged on the stage of every chosen engine (the last stage when none is chosen) and pass only
-    when the end of the interval at `gates.confidence` is within the limit. Latency is judged on every chosen engine.
+    Accuracy limits are tested on the stage of every chosen engine (the last stage when none is chosen) and pass only
+    when the end of the interval at `gates.confidence` is within the limit. Latency is tested on every chosen engine.
     `bundle_size` is in bytes, of what the device runs: the report is not in it, for it carries this verdict.
     """
     shipped = shipped_stages(stages, engines)
     verdicts = []
     if gates.max_drop_pts > 0:
-        verdicts.append(_worst([_drop(gates, stage) for stage in shipped], "max_drop_pts", gates.max_drop_pts))
+        verdicts.append(_combined([_drop(gates, stage) for stage in shipped], "max_drop_pts", gates.max_drop_pts))
     if gates.min_agreement > 0:
-        verdicts.append(_worst([_agreement(gates, stage) for stage in shipped], "min_agreement", gates.min_agreement))
+        verdicts.append(
+            _combined([_agreement(gates, stage) for stage in shipped], "min_agreement", gates.min_agreement)
+        )
     if gates.p90_ms > 0:
         chosen = [engine for engine in engines if engine.chosen]
-        verdicts.append(_worst([_latency(gates.p90_ms, engine) for engine in chosen], "p90_ms", gates.p90_ms))
+        verdicts.append(_combined([_latency(gates.p90_ms, engine) for engine in chosen], "p90_ms", gates.p90_ms))
     if gates.size_mib > 0:
         mib = bundle_size / 2**20
         passed = mib <= gates.size_mib
@@ -57,13 +59,13 @@ def stage_of(engine: EngineLatency, stages: Sequence[StageScore]) -> StageScore 
 
 def shipped_stages(stages: Sequence[StageScore], engines: Sequence[EngineLatency]) -> list[StageScore]:
     """Return the stages of the chosen engines, in order; the last stage when no engine is chosen."""
-    found = [stage_of(engine, stages) for engine in engines if engine.chosen]
-    shipped = [stage for stage in stages if any(stage is other for other in found)]
+    chosen = [stage_of(engine, stages) for engine in engines if engine.chosen]
+    shipped = [stage for stage in stages if any(stage is other for other in chosen)]
     return shipped or list(stages[-1:])
 
 
-def _worst(verdicts: list[GateVerdict], gate: str, limit: float) -> GateVerdict:
-    """Return a missed verdict if there is one, else the last; with nothing to judge the limit is missed."""
+def _combined(verdicts: list[GateVerdict], gate: str, limit: float) -> GateVerdict:
+    """Return a missed verdict if there is one, else the last; without a verdict the limit is missed."""
     if not verdicts:
         return GateVerdict(gate=gate, limit=limit, value=None, passed=False, note="nothing was measured")
     return next((verdict for verdict in verdicts if not verdict.passed), verdicts[-1])
@@ -82,11 +84,11 @@ def _drop(gates: GatePlan, stage: StageScore) -> GateVerdict:
             None, False, "no labels, so no drop can be shown; give labelled --eval-data or use min_agreement"
         )
     low, high = (100 * end for end in paired_interval(stage.lost, stage.gained, stage.n, gates.confidence))
-    shown = f"{percent} interval {low:+.2f} to {high:+.2f} points on {stage.n} images"
+    evidence = f"{percent} interval {low:+.2f} to {high:+.2f} points on {stage.n} images"
     if high <= limit:
-        return verdict(stage.drop_pts, True, shown)
+        return verdict(stage.drop_pts, True, evidence)
     needed = images_for_drop(stage.lost, stage.gained, stage.n, limit / 100, gates.confidence)
-    return verdict(stage.drop_pts, False, f"{shown}; {_advice(needed, limit, 'points')}")
+    return verdict(stage.drop_pts, False, f"{evidence}; {_advice(needed, limit, 'points')}")
 
 
 def _agreement(gates: GatePlan, stage: StageScore) -> GateVerdict:
@@ -101,11 +103,11 @@ def _agreement(gates: GatePlan, stage: StageScore) -> GateVerdict:
         return verdict(None, False, "the model has no head, so there are no labels to agree on")
     agreed = round(stage.agreement * stage.n)
     low, high = wilson(agreed, stage.n, gates.confidence)
-    shown = f"{percent} interval {low:.4f} to {high:.4f} on {stage.n} images"
+    evidence = f"{percent} interval {low:.4f} to {high:.4f} on {stage.n} images"
     if low >= limit:
-        return verdict(stage.agreement, True, shown)
+        return verdict(stage.agreement, True, evidence)
     needed = images_for_share(agreed, stage.n, limit, gates.confidence)
-    return verdict(stage.agreement, False, f"{shown}; {_advice(needed, limit, 'agreement')}")
+    return verdict(stage.agreement, False, f"{evidence}; {_advice(needed, limit, 'agreement')}")
 
 
 def _advice(needed: int | None, limit: float, unit: str) -> str:
@@ -115,7 +117,7 @@ def _advice(needed: int | None, limit: float, unit: str) -> str:
 
 
 def _latency(limit_ms: float, engine: EngineLatency) -> GateVerdict:
-    """Return whether p90 was shown to be within the limit: the upper end of its interval, on a machine quiet enough."""
+    """Return whether the upper end of the interval of p90 is within the limit, on a machine quiet enough."""
     name, value, passed = f"{engine.engine} {engine.precision}", engine.p90_ms, False
     if engine.n < P90_RUNS:
         value, note = None, f"{engine.n} runs; a p90 needs {P90_RUNS}"

@@ -73,10 +73,10 @@ def images_for_drop(lost: float, gained: float, n: int, limit: float, confidence
     if (lost - gained) / n >= limit:
         return None
 
-    def shown(images: int) -> bool:
+    def is_shown(images: int) -> bool:
         return paired_interval(lost * images / n, gained * images / n, images, confidence)[1] <= limit
 
-    return _fewest(shown, n)
+    return _fewest(is_shown, n)
 
 
 def images_for_share(k: float, n: int, limit: float, confidence: float) -> int | None:
@@ -86,15 +86,15 @@ def images_for_share(k: float, n: int, limit: float, confidence: float) -> int |
     return _fewest(lambda images: wilson(k * images / n, images, confidence)[0] >= limit, n)
 
 
-def _fewest(shown: Callable[[int], bool], start: int) -> int | None:
-    """Return the smallest count >= start for which `shown` holds, or None beyond any sensible count."""
+def _fewest(is_shown: Callable[[int], bool], start: int) -> int | None:
+    """Return the smallest count >= start for which `is_shown` holds, or None beyond any sensible count."""
     high = start
-    while not shown(high):
+    while not is_shown(high):
         high *= 2
         if high > _MOST_IMAGES:
             return None
     low = start - 1
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (low, middle) if shown(middle) else (middle, high)
+        low, high = (low, middle) if is_shown(middle) else (middle, high)
     return high

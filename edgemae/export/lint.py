@@ -1,7 +1,7 @@
 """Lint: name what in a graph will be slow, wrong or refused on an engine, before anything is built.
 
 FLOAT_RULES apply to every graph, QDQ_RULES to graphs with QuantizeLinear meant for TensorRT (explicit quantization,
-strongly typed). Every rule is `f(view) -> findings`; a message says what is wrong and what to do.
+strongly typed). Every rule is `f(view) -> findings`; a message names the fault and its fix.
 """
 
 from __future__ import annotations

@@ -156,12 +156,12 @@ def _fp32_island(v: View) -> Rows:
 
 def _weight_dqs(v: View) -> list[tuple[onnx.NodeProto, onnx.NodeProto]]:
     """Return (weighted node, DequantizeLinear of its constant weight)."""
-    found = []
+    pairs = []
     for node in v.of(*WEIGHTED):
         dq = v.makers.get(node.input[1])
         if dq is not None and dq.op_type == "DequantizeLinear" and dq.input[0] in v.constants:
-            found.append((node, dq))
-    return found
+            pairs.append((node, dq))
+    return pairs
 
 
 def _output_axis(node: onnx.NodeProto, rank: int) -> int:

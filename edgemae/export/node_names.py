@@ -1,26 +1,15 @@
-"""Naming: the last rewrites. What is unused goes, layers get their torch names, exports become byte-for-byte equal."""
+"""Names of nodes and tensors: layers get their torch names, and two exports of one model become equal byte for byte.
+
+`onnx_ir` has passes that name what has no name and clear metadata. They are not used: the name of a layer is read from
+that metadata, and ONNX names must not depend on the numbers that an exporter gives out.
+"""
 
 from __future__ import annotations
 
 import onnx
 from onnx import helper
 
-
-def drop_unused(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Remove nodes, initializers and value infos that no output needs."""
-    needed = {o.name for o in model.graph.output}
-    kept = []
-    for node in reversed(model.graph.node):
-        if needed.intersection(node.output):
-            kept.append(node)
-            needed.update(name for name in node.input if name)
-    model = with_nodes(model, kept[::-1])
-    used = {init.name: init for init in model.graph.initializer if init.name in needed}
-    infos = [info for info in model.graph.value_info if info.name in needed and info.name not in used]
-    del model.graph.initializer[:], model.graph.value_info[:]
-    model.graph.initializer.extend(used.values())
-    model.graph.value_info.extend(infos)
-    return model
+from edgemae.export.library_passes import drop_unused
 
 
 def own_weights(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -31,14 +20,14 @@ def own_weights(model: onnx.ModelProto) -> onnx.ModelProto:
     """
     fixed = {init.name: init for init in model.graph.initializer}
     roles = {"Gemm": "weight bias", "Conv": "weight bias", "LayerNormalization": "weight bias", "MatMul": "weight"}
-    taken: set[str] = set()
+    paths: set[str] = set()
     for node in model.graph.node:
         if node.op_type not in roles or node.input[1] not in fixed:
             continue
         path = _module_path(node) or node.input[1].removesuffix(".weight")
-        while path in taken:
+        while path in paths:
             path += ".again"
-        taken.add(path)
+        paths.add(path)
         node.name = path
         for i, role in enumerate(roles[node.op_type].split(), start=1):
             if i < len(node.input) and node.input[i]:
@@ -85,14 +74,6 @@ def name_nodes(model: onnx.ModelProto) -> onnx.ModelProto:
     opset = next(o.version for o in model.opset_import if o.domain == "")
     del model.opset_import[:]
     model.opset_import.append(helper.make_opsetid("", opset))
-    return model
-
-
-def with_nodes(model: onnx.ModelProto, nodes: list[onnx.NodeProto]) -> onnx.ModelProto:
-    """Return the model with these nodes, copied, as its only ones."""
-    kept = [onnx.NodeProto.FromString(node.SerializeToString(deterministic=True)) for node in nodes]
-    del model.graph.node[:]
-    model.graph.node.extend(kept)
     return model
 
 

@@ -62,11 +62,11 @@ def to_onnx(
     io = _contract(vit, pixel, batch, tokens)
     _describe(proto, vit, pixel, attention, io)
     data = proto.SerializeToString(deterministic=True)
-    worst = _compare(model, data, pixel, batch, tokens)
+    largest = _compare(model, data, pixel, batch, tokens)
     step = Step(
         stage="export",
         plan={"attention": attention, "batch": batch, "opset": OPSET[attention]} | ({"tokens": True} if tokens else {}),
-        scores={"max_relative_difference": float(f"{worst:.1e}")},
+        scores={"max_relative_difference": float(f"{largest:.1e}")},
         tools={"torch": str(torch.__version__), "onnx": onnx.__version__},
     )
     return Graph(files={"model.onnx": data}, io=io, history=(*history, step))
@@ -237,7 +237,7 @@ def _probes(pixel: PixelContract, batch: int) -> dict[str, np.ndarray]:
 def _compare(model: ViT, data: bytes, pixel: PixelContract, batch: int | None, tokens: bool) -> float:
     """Return the largest relative difference between torch and the graph; raise when it exceeds TOLERANCE."""
     run = _session(data)
-    worst = 0.0
+    largest = 0.0
     for name, pixels in _probes(pixel, batch or 3).items():
         with torch.no_grad():
             want = [t.numpy() for t in model(torch.from_numpy(pixels)) if t is not None]
@@ -245,18 +245,18 @@ def _compare(model: ViT, data: bytes, pixel: PixelContract, batch: int | None, t
         for a, b in zip(want, run(pixels), strict=True):
             if not np.isfinite(a).all():
                 raise CheckpointError(
-                    f"the model gives NaN or infinity on a '{name}' picture",
+                    f"the model gives NaN or infinity on a '{name}' image",
                     expected="finite outputs",
                     fix="training diverged: take an earlier checkpoint or lower the learning rate",
                 )
-            worst = max(worst, float(np.abs(a - b).max()) / max(float(np.abs(a).max()), 1e-6))
-        if worst > TOLERANCE:
+            largest = max(largest, float(np.abs(a - b).max()) / max(float(np.abs(a).max()), 1e-6))
+        if largest > TOLERANCE:
             raise InternalError(
-                f"the exported graph differs from torch by {worst:.1e} on a '{name}' picture",
+                f"the exported graph differs from torch by {largest:.1e} on a '{name}' image",
                 expected=f"at most {TOLERANCE:.0e} of the largest output",
                 fix="report this, with the model's shape and the versions of torch and onnx",
             )
-    return worst
+    return largest
 
 
 def _session(data: bytes) -> Callable[[np.ndarray], list[np.ndarray]]:

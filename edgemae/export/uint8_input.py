@@ -1,4 +1,4 @@
-"""Let a graph take the picture as it is, (B, H, W, C) uint8: scale, mean and std go into the graph.
+"""Let a graph take the image as it is, (B, H, W, C) uint8: scale, mean and std go into the graph.
 
 Four times fewer bytes go in, and the device has nothing left to compute between the resize and the engine. It is the
 last step before a graph ships, and the same for float, fp16 and int8: the patch embedding is float in all of them.
@@ -25,7 +25,7 @@ def take_uint8(graph: Graph, pixel: PixelContract) -> Graph:
     In front of a float convolution the normalisation goes into its weights, else two operators do it in float32.
     Raises InputError for a graph whose input is not the contract's float32 tensor.
     """
-    pictures = _pictures(graph, pixel)
+    byte_input = _byte_input(graph, pixel)
     model = onnx.load_from_string(graph.onnx)
     port = model.graph.input[0].type.tensor_type
     batch, channels, height, width = (onnx.TensorShapeProto.Dimension.FromString(d.SerializeToString())
@@ -53,15 +53,15 @@ def take_uint8(graph: Graph, pixel: PixelContract) -> Graph:
     del model.graph.node[:]
     model.graph.node.extend(nodes)
     onnx.checker.check_model(model)
-    return _result(graph, pictures, {"model.onnx": model.SerializeToString(deterministic=True)})
+    return _result(graph, byte_input, {"model.onnx": model.SerializeToString(deterministic=True)})
 
 
 def with_uint8(graph: Graph, pixel: PixelContract, files: dict[str, bytes]) -> Graph:
     """Return the graph with other files, whose input is uint8. Raises InputError when the old input is another."""
-    return _result(graph, _pictures(graph, pixel), files)
+    return _result(graph, _byte_input(graph, pixel), files)
 
 
-def _pictures(graph: Graph, pixel: PixelContract) -> TensorSpec:
+def _byte_input(graph: Graph, pixel: PixelContract) -> TensorSpec:
     (old,) = graph.io.inputs
     shape = (old.shape[0], pixel.channels, pixel.image_px, pixel.image_px)
     if old.dtype != "float32" or old.shape != shape:
@@ -74,8 +74,8 @@ def _pictures(graph: Graph, pixel: PixelContract) -> TensorSpec:
     return TensorSpec(name=old.name, dtype="uint8", shape=(batch, height, width, channels))
 
 
-def _result(graph: Graph, pictures: TensorSpec, files: dict[str, bytes]) -> Graph:
-    io = IoContract(inputs=(pictures,), outputs=graph.io.outputs)
+def _result(graph: Graph, byte_input: TensorSpec, files: dict[str, bytes]) -> Graph:
+    io = IoContract(inputs=(byte_input,), outputs=graph.io.outputs)
     return replace(graph, files=files, io=io, history=(*graph.history, Step(stage="uint8-input")))
 
 

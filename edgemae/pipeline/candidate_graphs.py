@@ -22,7 +22,7 @@ from edgemae.profiling.compare.graph_benchmark import Entry
 from edgemae.quantize.calibrate import Calibration
 from edgemae.quantize.fp16 import to_fp16
 from edgemae.quantize.openvino_int8 import uint8_ir
-from edgemae.quantize.range_search import AWARE
+from edgemae.quantize.range_search import QAT
 from edgemae.quantize.schemes import ENGINE_SCHEMES, SCHEMES
 from edgemae.quantize.schemes import candidates as schemes_for
 from edgemae.spec.atomic_file import write_atomic
@@ -47,7 +47,7 @@ class Candidate:
     @property
     def is_qat(self) -> bool:
         """Return whether its scales were trained (quantization-aware training)."""
-        return self.graph.scheme.endswith(AWARE)
+        return self.graph.scheme.endswith(QAT)
 
     @property
     def stage(self) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from edgemae.evaluation.gates import judge
+from edgemae.evaluation.gates import evaluate_gates
 from edgemae.pipeline.benchmark import LOCAL, Benchmark
 from edgemae.pipeline.candidate_graphs import Candidate
 from edgemae.profiling.layers.layer_profile import by_kind, profile_layers
@@ -35,8 +35,8 @@ def gate_verdicts(
 ) -> tuple[GateVerdict, ...]:
     """Return the gates' verdicts; a latency measured on other arithmetic than the target's shows nothing."""
     if not mismatch:
-        return judge(plan.gates, stages, engines, size)
-    verdicts = judge(plan.gates, stages, [msgspec.structs.replace(e, p90_ms=None) for e in engines], size)
+        return evaluate_gates(plan.gates, stages, engines, size)
+    verdicts = evaluate_gates(plan.gates, stages, [msgspec.structs.replace(e, p90_ms=None) for e in engines], size)
     return tuple(
         msgspec.structs.replace(g, note=f"{g.note}: {mismatch}; profile on the device") if g.gate == "p90_ms" else g
         for g in verdicts

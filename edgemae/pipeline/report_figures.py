@@ -7,7 +7,7 @@ import torch
 from edgemae.data.image_set import ImageSet, sample
 from edgemae.data.loader import Loader
 from edgemae.evaluation.accuracy import Predictions
-from edgemae.evaluation.report.plots import picture_grid, reliability
+from edgemae.evaluation.report.plots import image_grid, reliability
 from edgemae.model.mae import MASKS, make_keep
 from edgemae.model.teacher import Teacher
 from edgemae.pipeline.stage_files import ModelFile
@@ -28,7 +28,7 @@ def reconstructions(teacher: Teacher, images: ImageSet, plan: Plan) -> bytes:
     masked, rebuilt = teacher.mae.reconstruct(batch.pixels, keep)
     original = (batch.pixels * teacher.mae.std + teacher.mae.mean).clamp(0, 1)
     rows = [tuple(x[i].permute(1, 2, 0).numpy() for x in (original, masked, rebuilt)) for i in range(len(chosen))]
-    return picture_grid(rows)  # type: ignore[arg-type]
+    return image_grid(rows)  # type: ignore[arg-type]
 
 
 def report_figures(

@@ -36,7 +36,7 @@ from edgemae.pipeline.training_stages import (
     pretrain_stage,
     prune_stage,
 )
-from edgemae.quantize.range_search import AWARE
+from edgemae.quantize.range_search import QAT
 from edgemae.quantize.schemes import STATIC_SCHEMES
 from edgemae.quantize.schemes import candidates as schemes_for
 from edgemae.spec.atomic_file import write_atomic
@@ -129,7 +129,7 @@ def quantize(plan: Plan, student: Path, finetuned: Path | None, target: Target, 
     scores |= score_candidates(flow, target, file.student, trained, reference)[0]
     rows: dict[str, Any] = {}
     for c in (*made, *trained):
-        scheme = c.graph.history[-1].plan["scheme"] + (AWARE if c.is_qat else "")
+        scheme = c.graph.history[-1].plan["scheme"] + (QAT if c.is_qat else "")
         files = {f"{scheme}{Path(name).suffix}": data for name, data in c.graph.files.items()}
         for name, data in files.items():
             write_atomic(flow.work.folder / name, data)

@@ -1,4 +1,4 @@
-"""Child process of `edgemae profile --against pytorch:FILE`: PyTorch eager as a contender, a call like a bundle's."""
+"""Child process of `edgemae profile --baseline pytorch:FILE`: PyTorch eager as a baseline, a call like a bundle's."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import torch
 from edgemae.device.outputs import top_classes
 from edgemae.device.preprocess import preprocess
 from edgemae.model.student import load_student
-from edgemae.profiling.compare.ab_worker import Made, Order, goal_of, serve
+from edgemae.profiling.compare.ab_worker import Order, WorkerSetup, goal_of, serve
 from edgemae.profiling.golden_inputs import golden_frames
 from edgemae.spec.bundle import open_bundle
 
 
-def hold(order: Order) -> Made:
+def hold(order: Order) -> WorkerSetup:
     """Hold a student file in fp32 on the target's threads: pixels in to result out, with its own pixel contract."""
     bundle = open_bundle(order["pixels_of"])
     student = load_student(Path(order["path"]))

@@ -25,10 +25,10 @@ def cold_start(path: str | Path, engine: str = "auto", target: str | None = None
     Raises EngineRuntimeError when it does not get that far.
     """
     from edgemae.profiling.child_process import command, environment
-    from edgemae.profiling.timing.timer import park
+    from edgemae.profiling.timing.timer import wait_until_idle
 
     words = command("edgemae.profiling.cold_start", str(path), engine, target or "")
-    park()
+    wait_until_idle()
     try:
         # The monotonic clock is one for all processes of a machine, so the child can subtract our start from its end.
         done = subprocess.run(

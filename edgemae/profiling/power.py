@@ -22,13 +22,13 @@ from pathlib import Path
 from types import TracebackType
 
 from edgemae.device.hardware.sensors import (
-    Found,
+    SensorReading,
     clocks,
     energy_counters,
     gpus,
     power_mode,
     rails,
-    throttle_witnesses,
+    throttle_indicators,
     zones,
 )
 from edgemae.profiling.records import Power, Sensor
@@ -125,7 +125,7 @@ class PowerSampler:
         self._hot_c = [f.limit for f in heat]
         self._clocks = [_Track(f.name, "cpufreq", "MHz", f.read) for f in self._keep(clocks(self._root))]
         self._gpus = [_Track(f.name, "devfreq", f.unit, f.read) for f in self._keep(gpus(self._root))]
-        self._witnesses = [(f, array("q")) for f in self._keep(throttle_witnesses(self._root))]
+        self._indicators = [(f, array("q")) for f in self._keep(throttle_indicators(self._root))]
         self._hot_at_s: set[float] = set()
         self._ticks = 0
         self._span_s: tuple[float, float] | None = None
@@ -153,7 +153,7 @@ class PowerSampler:
 
     @property
     def blind(self) -> bool:
-        return not (self._power or self._heat or self._clocks or self._gpus or self._witnesses)
+        return not (self._power or self._heat or self._clocks or self._gpus or self._indicators)
 
     def tick(self, now_s: float) -> None:
         """Read once, at a time in s of a clock that never goes back."""
@@ -163,9 +163,9 @@ class PowerSampler:
         if self._ticks % SLOW_EVERY == 0:
             for track in (*self._heat, *self._clocks, *self._gpus):
                 track.take(now_s)
-            for witness, seen in self._witnesses:
+            for indicator, seen in self._indicators:
                 try:
-                    seen.append(int(witness.read()))
+                    seen.append(int(indicator.read()))
                 except (OSError, ValueError):  # it said nothing this time; what it said before stands
                     continue
             if self._is_hot(now_s):
@@ -175,7 +175,7 @@ class PowerSampler:
     @property
     def throttle_reasons(self) -> tuple[str, ...]:
         """Return every sign that heat or current took speed away during the window."""
-        said = [f.name for f, seen in self._witnesses if seen and _spoke(f, seen)]
+        reasons = [f.name for f, seen in self._indicators if seen and _spoke(f, seen)]
         for track in (*self._clocks, *(gpu for gpu in self._gpus if gpu.unit == "MHz")):
             hot = [v for at, v in zip(track.at_s, track.values, strict=True) if at in self._hot_at_s]
             cool = [v for at, v in zip(track.at_s, track.values, strict=True) if at not in self._hot_at_s]
@@ -183,8 +183,8 @@ class PowerSampler:
                 continue
             before, after = statistics.median(cool), statistics.median(hot)
             if after < SLOWED * before:
-                said.append(f"{track.name} fell from {before:.0f} to {after:.0f} MHz while hot")
-        return tuple(said)
+                reasons.append(f"{track.name} fell from {before:.0f} to {after:.0f} MHz while hot")
+        return tuple(reasons)
 
     def result(self, *, runs: int = 0, idle: Power | None = None, on_gpu: bool = False) -> Power:
         """Return what was seen. `runs` inferences were done, `on_gpu` or on the processor.
@@ -194,8 +194,8 @@ class PowerSampler:
         absent, whole = list(self._absent), self._whole()
         for track in (*self._power, *self._heat, *self._clocks, *self._gpus):
             if track.missed:
-                said = f"{track.missed} readings failed ({track.trouble})"
-                absent.append(f"{track.source} {track.name}: {said}" + ("" if track.at_s else ", none succeeded"))
+                message = f"{track.missed} readings failed ({track.trouble})"
+                absent.append(f"{track.source} {track.name}: {message}" + ("" if track.at_s else ", none succeeded"))
         idle_w = idle.run_w if idle else None
         run_w = self._total_w(whole, absent)
         energy_mj = None
@@ -208,7 +208,7 @@ class PowerSampler:
                 absent.append("energy of one inference: the power under load was not above that at rest")
             else:
                 energy_mj = 1e3 * (run_w - idle_w) * self._seconds / runs
-        could_tell = any(seen for _, seen in self._witnesses) or bool(self._clocks and self._heat)
+        could_tell = any(seen for _, seen in self._indicators) or bool(self._clocks and self._heat)
         tracks = (*self._power, *self._heat, *self._clocks, *self._gpus)
         return Power(
             sensors=tuple(sensor for track in tracks if (sensor := self._sensor(track))),
@@ -226,7 +226,7 @@ class PowerSampler:
             self.tick(time.monotonic())
             turn = max(turn, int((time.monotonic() - started_s) * HZ))  # late: leave turns out, do not catch up
 
-    def _keep(self, found: Iterator[Found | str]) -> Iterator[Found]:
+    def _keep(self, found: Iterator[SensorReading | str]) -> Iterator[SensorReading]:
         """Yield what was found; note what was not."""
         for item in found:
             if isinstance(item, str):
@@ -284,6 +284,6 @@ class PowerSampler:
         )
 
 
-def _spoke(witness: Found, seen: Sequence[int]) -> bool:
-    """Tell whether a witness saw throttling: a counter that grew, or a state other than 0 at any time."""
-    return seen[-1] > seen[0] if witness.unit == "count" else any(value > 0 for value in seen)
+def _spoke(indicator: SensorReading, seen: Sequence[int]) -> bool:
+    """Return whether an indicator saw throttling: a counter that grew, or a state other than 0 at any time."""
+    return seen[-1] > seen[0] if indicator.unit == "count" else any(value > 0 for value in seen)

@@ -16,7 +16,8 @@ from edgemae.spec.atomic_file import unwritable, write_atomic
 from edgemae.spec.errors import InputError
 from edgemae.spec.report import Record
 
-SCHEMA = "edgemae.profile/3"
+SCHEMA = "edgemae.profile/4"
+WRITERS = {f"edgemae.profile/{n}": "a development version of edgemae before 0.1.0" for n in (1, 2, 3)}  # read no more
 SCENARIOS = ("single", "offline", "camera")
 # What a frame goes through, in order. capture: from the source's hand-over to the start of work (waiting in the slot);
 # sink: what the caller does with the result. A scenario without a source has no capture and decode.
@@ -76,7 +77,7 @@ class SloVerdict(Record, frozen=True):
     note: str = ""
 
 
-class Against(Record, frozen=True):
+class BaselineComparison(Record, frozen=True):
     """State how much faster this bundle is than something else: their time / ours, above 1 when we are faster."""
 
     name: str
@@ -88,8 +89,8 @@ class Against(Record, frozen=True):
     ratio: float
     ratio_low: float
     ratio_high: float
-    different: bool | None  # at 95 %; None for a stored profile: not taken in turns, so it cannot be told
-    paired: bool  # True: taken in turns, right now; False: against a stored profile of the same machine
+    different: bool | None  # at 95 %; None for a stored profile: not interleaved, so it cannot be told
+    paired: bool  # True: interleaved, right now; False: compared with a stored profile of the same machine
     rounds: int = 0
     ratios: tuple[float, ...] = ()  # of every round, for the picture
     version: str = ""  # of the engine that ran it, which the machine's libraries may not name: PyTorch
@@ -194,7 +195,7 @@ class Profile(Record, frozen=True):
     camera: CameraFigures | None = None
     early_stopping: tuple[EarlyStopping, ...] = ()
     slo: tuple[SloVerdict, ...] = ()
-    against: Against | None = None
+    baseline: BaselineComparison | None = None
     layers: Layers | None = None
     power: Power | None = None
     soak: Soak | None = None
@@ -227,11 +228,12 @@ def read_profile(path: str | Path) -> Profile:
         schema = msgspec.json.decode(raw, type=dict[str, Any]).get("schema")
         if schema == SCHEMA:
             return msgspec.json.decode(raw, type=Profile)
-        reason = f"it has schema {schema!r}"
+        writer = WRITERS.get(str(schema), "no version up to this one")
+        reason = f"it has schema {schema!r}, which {writer} writes"
     except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
         reason = str(error)
     raise InputError(
         f"'{path}' cannot be read as a profile: {reason}",
         expected=f"JSON of schema '{SCHEMA}', as `edgemae profile --json` prints it",
-        fix="take that profile again with this version",
+        fix="take the profile again with this version: edgemae profile BUNDLE --json",
     )

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from edgemae.profiling.golden_inputs import as_decoded, bundle_of, golden_bytes, golden_frames
 from edgemae.profiling.output.chrome_trace import Marks, Spans
 from edgemae.profiling.records import STAGES, CameraFigures, Series, Throughput
-from edgemae.profiling.simulated_camera import Arrivals
+from edgemae.profiling.simulated_camera import SimulatedCamera
 from edgemae.profiling.stats.bootstrap import FEWEST, mean_interval
 from edgemae.profiling.stats.percentiles import summarise
 from edgemae.profiling.timing.interference import Window
@@ -36,7 +36,7 @@ SERIES_RUNS = 5000
 
 
 @dataclass(frozen=True)
-class Wanted:
+class ScenarioOptions:
     """How much to measure: until both are reached. `fps` is of the camera."""
 
     runs: int
@@ -45,7 +45,7 @@ class Wanted:
 
 
 @dataclass(frozen=True, eq=False)
-class Taken:
+class ScenarioResult:
     """Hold what a scenario found, in ns: `calls` are whole calls, pixels in to result out."""
 
     samples: Samples
@@ -96,28 +96,28 @@ class Rows:
         return {name: self._rows[:n, i].copy() for i, name in enumerate(self._names)}
 
 
-def single(model: Model, wanted: Wanted) -> Taken:
-    """Time one whole call after another, with a look at the machine between them."""
-    samples, stages = _calls(model, wanted)
-    return Taken(samples, samples.ns, stages)
+def single(model: Model, options: ScenarioOptions) -> ScenarioResult:
+    """Time one whole call after another, with a sample of the system between them."""
+    samples, stages = _calls(model, options)
+    return ScenarioResult(samples, samples.ns, stages)
 
 
-def offline(model: Model, wanted: Wanted) -> Taken:
+def offline(model: Model, options: ScenarioOptions) -> ScenarioResult:
     """Time whole calls back to back: each lasts until the next one starts, so they add up to the throughput."""
-    samples, stages = _calls(model, wanted, back_to_back=True)
+    samples, stages = _calls(model, options, back_to_back=True)
     mean = mean_interval(samples.ns)
     speed = Throughput(fps=1e9 / mean.value, low=1e9 / mean.high, high=1e9 / mean.low, block_runs=mean.block)
-    return Taken(samples, samples.ns, stages, throughput=speed)
+    return ScenarioResult(samples, samples.ns, stages, throughput=speed)
 
 
-def camera(model: Model, wanted: Wanted) -> Taken:
+def camera(model: Model, options: ScenarioOptions) -> ScenarioResult:
     """Let frames arrive at a fixed rate and work on the newest: decode, whole call, and one line of JSON as sink.
 
     Of more than a million results one of so many is kept; which frames were worked on, and when, is kept of all.
     """
     pictures = golden_bytes(bundle_of(model))
-    room = max(CAPACITY, wanted.runs) if wanted.seconds else wanted.runs
-    every = max(1, math.ceil(wanted.fps * wanted.seconds / room))
+    room = max(CAPACITY, options.runs) if options.seconds else options.runs
+    every = max(1, math.ceil(options.fps * options.seconds / room))
     spans, results = Rows((*STAGES, "call", "age"), room), Rows(("number", "came", "done"), room * every)
     warm(lambda: _work(model, pictures, (0, 0, 0)), WARMUP_RUNS)
     done = 0
@@ -128,12 +128,12 @@ def camera(model: Model, wanted: Wanted) -> Taken:
         results.note(done, seen[-3:])
 
     recorder = Recorder(room, note)
-    window, until = Window(), Until(wanted.runs, wanted.seconds)
-    with Arrivals(wanted.fps) as arrivals:
+    window, until = Window(), Until(options.runs, options.seconds)
+    with SimulatedCamera(options.fps) as simulated:
         while not recorder.full and until.more(recorder.n):
-            window.glance()
+            window.sample()
             recorder.watch()  # while we wait for a frame anyway, not while it gets old
-            arrival = arrivals.take()
+            arrival = simulated.take()
             if (done + 1) % every:
                 note(-1, _work(model, pictures, arrival))
             else:
@@ -143,16 +143,22 @@ def camera(model: Model, wanted: Wanted) -> Taken:
     found, all_of = spans.columns(samples.n), results.columns(done)
     figures = _behind_camera(all_of["number"], all_of["came"], all_of["done"], found["age"])
     stages = {name: found[name] for name in STAGES}
-    return Taken(samples, found["call"], stages, camera=figures, ages=found["age"])
+    return ScenarioResult(samples, found["call"], stages, camera=figures, ages=found["age"])
 
 
-RUNNERS: dict[str, Callable[[Model, Wanted], Taken]] = {"single": single, "offline": offline, "camera": camera}
+RUNNERS: dict[str, Callable[[Model, ScenarioOptions], ScenarioResult]] = {
+    "single": single,
+    "offline": offline,
+    "camera": camera,
+}
 FEWEST_RUNS = {"single": 1, "offline": FEWEST, "camera": FEWEST + 1}  # what the intervals of each take
 
 
-def _calls(model: Model, wanted: Wanted, *, back_to_back: bool = False) -> tuple[Samples, dict[str, NDArray[np.int64]]]:
+def _calls(
+    model: Model, options: ScenarioOptions, *, back_to_back: bool = False
+) -> tuple[Samples, dict[str, NDArray[np.int64]]]:
     frames = itertools.cycle(golden_frames(bundle_of(model)))
-    spans = Rows(CALL_STAGES, max(CAPACITY, wanted.runs))
+    spans = Rows(CALL_STAGES, max(CAPACITY, options.runs))
 
     def run() -> Result:
         return model(next(frames))
@@ -161,7 +167,12 @@ def _calls(model: Model, wanted: Wanted, *, back_to_back: bool = False) -> tuple
         spans.note(row, stages_of(result))
 
     samples = measure(
-        run, min_runs=wanted.runs, min_seconds=wanted.seconds, warmup=WARMUP_RUNS, note=note, back_to_back=back_to_back
+        run,
+        min_runs=options.runs,
+        min_seconds=options.seconds,
+        warmup=WARMUP_RUNS,
+        note=note,
+        back_to_back=back_to_back,
     )
     return samples, spans.columns(samples.n)
 

@@ -15,7 +15,7 @@ from edgemae.spec.errors import CameraError
 SILENT_S = 5.0
 
 
-class Arrivals:
+class SimulatedCamera:
     """Let frames arrive at `fps` while the `with` block lasts; `take` returns the newest that was not yet taken."""
 
     def __init__(self, fps: float) -> None:
@@ -49,7 +49,7 @@ class Arrivals:
                 self._changed.notify()
             number += 1
 
-    def __enter__(self) -> Arrivals:
+    def __enter__(self) -> SimulatedCamera:
         self._thread.start()
         return self
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from edgemae.profiling.records import Profile, SloVerdict, Start
-from edgemae.profiling.scenarios import TAIL, Taken
+from edgemae.profiling.scenarios import TAIL, ScenarioResult
 from edgemae.profiling.stats.percentiles import PERCENTILES, percentile, runs_needed
 from edgemae.spec.errors import BudgetGateError, InputError, MachineError, nearest
 
@@ -88,18 +88,18 @@ def runs_for(limits: Sequence[Slo], scenario: str, fps: float, runs: int | None)
     return max((limit.runs for limit in limits), default=0)
 
 
-def judge(limit: Slo, taken: Taken, start: Start | None) -> SloVerdict:
+def evaluate_slo(limit: Slo, measurements: ScenarioResult, start: Start | None) -> SloVerdict:
     """Return whether the end of the figure's interval that is nearer to the limit is within it."""
-    value, end, note = _figure(limit, taken, start)
+    value, end, note = _figure(limit, measurements, start)
     above = limit.metric == "fps"
     passed = value is not None and end is not None and (end > limit.limit if above else end < limit.limit)
     return SloVerdict(text=limit.text, value=value, high=end, passed=passed, note=note)
 
 
-def _figure(limit: Slo, taken: Taken, start: Start | None) -> tuple[float | None, float | None, str]:
+def _figure(limit: Slo, measurements: ScenarioResult, start: Start | None) -> tuple[float | None, float | None, str]:
     """Return (value, end of its interval towards the limit, from what)."""
     if limit.share is not None:
-        ns = taken.ages if limit.metric.startswith("age_") else taken.calls
+        ns = measurements.ages if limit.metric.startswith("age_") else measurements.calls
         if ns is None or len(ns) < limit.runs:
             return None, None, f"needs {limit.runs} runs"
         value, _, high = percentile(np.sort(ns), limit.share)
@@ -107,12 +107,12 @@ def _figure(limit: Slo, taken: Taken, start: Start | None) -> tuple[float | None
     if limit.metric == "cold":
         return (start.cold_ms, start.cold_high_ms, f"slowest of {start.runs} starts") if start else (None, None, "")
     if limit.metric == "drop":
-        seen = taken.camera
+        seen = measurements.camera
         return (seen.drop_share, seen.drop_high, f"{seen.frames} frames") if seen else (None, None, "")
-    if taken.camera is not None:
-        return taken.camera.fps, taken.camera.fps_low, f"{taken.samples.n} results"
-    speed = taken.throughput
-    return (speed.fps, speed.low, f"{taken.samples.n} runs") if speed else (None, None, "")
+    if measurements.camera is not None:
+        return measurements.camera.fps, measurements.camera.fps_low, f"{measurements.samples.n} results"
+    speed = measurements.throughput
+    return (speed.fps, speed.low, f"{measurements.samples.n} runs") if speed else (None, None, "")
 
 
 def exit_code(found: Profile) -> int:

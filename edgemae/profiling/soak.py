@@ -9,8 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgemae.profiling.records import Soak
-from edgemae.profiling.scenarios import Taken
-from edgemae.profiling.stats.percentiles import runs_needed, shift
+from edgemae.profiling.scenarios import ScenarioResult
+from edgemae.profiling.stats.comparison import shift
+from edgemae.profiling.stats.percentiles import runs_needed
 from edgemae.spec.errors import InputError
 
 UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
@@ -37,16 +38,16 @@ def parse_soak(text: str) -> float:
     return seconds
 
 
-def first_against_last(taken: Taken) -> Soak:
+def first_against_last(measurements: ScenarioResult) -> Soak:
     """Return the first against the last minute (of less than two minutes: tenth) of the whole calls.
 
     The medians of up to 8 blocks of each are compared; slower is what is shown to be so by more than 2 %. Raises
     InputError when there are fewer than 7 runs in one.
     """
-    at_s = (taken.samples.at_ns - taken.samples.at_ns[0]) / 1e9
+    at_s = (measurements.samples.at_ns - measurements.samples.at_ns[0]) / 1e9
     total = float(at_s[-1])
     part = MINUTE_S if total >= SHORT_S else total / 10
-    first, last = taken.calls[at_s < part], taken.calls[at_s >= total - part]
+    first, last = measurements.calls[at_s < part], measurements.calls[at_s >= total - part]
     if min(len(first), len(last)) < FEWEST_RUNS:
         raise InputError(
             f"the first or last {part:.0f} s of the soak hold fewer than {FEWEST_RUNS} runs",

@@ -1,4 +1,4 @@
-"""Calibration: the pictures that set activation ranges, and the ranges that a float graph shows on them."""
+"""Calibration: the images that set activation ranges, and the activation ranges of a float graph on them."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from edgemae.spec.errors import DataError
 from edgemae.spec.graph import Scales
 
 Floats = NDArray[np.float32]
-MIN_IMAGES = 32  # 32 against 128 images: at most 0.06 points on ImageNet (PTQ4ViT, table 5); fewer was never shown
-NOISE_CORRELATION = 0.1  # photos: 0.9 and more; 8 x 8 digits: 0.6; white noise: below 0.02 over 32 pictures
+MIN_IMAGES = 32  # 32 against 128 images: at most 0.06 points on ImageNet (PTQ4ViT, table 5); fewer was never tested
+NOISE_CORRELATION = 0.1  # photos: 0.9 and more; 8 x 8 digits: 0.6; white noise: below 0.02 over 32 images
 BINS = 4096  # of a range that holds every value: 16 bins an int8 step before clipping
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """Hold preprocessed pictures (N, C, H, W) float32 and the digest that names them in the history.
+    """Hold preprocessed images (N, C, H, W) float32 and the digest that names them in the history.
 
-    `scales`: what training has settled. A scheme of that kind takes them as they are, and pictures only give the error.
+    `scales`: what training has settled. A scheme of that kind takes them as they are, and images only give the error.
     """
 
     images: Floats
@@ -39,39 +39,39 @@ class Calibration:
 
 
 def check_calibration(calibration: Calibration) -> None:
-    """Refuse pictures that cannot set ranges. Raises DataError.
+    """Refuse images that cannot set ranges. Raises DataError.
 
-    Refused: fewer than 32 different ones, NaN or infinity, mostly flat ones, and random noise. Noise is told by its
-    neighbours: in any picture of something, pixels one or two apart go together; in noise they do not. Noise that was
-    blurred passes: it cannot be told from a picture without looking.
+    Refused: fewer than 32 different ones, NaN or infinity, mostly flat ones, and random noise. Noise shows in its
+    neighbours: in any image of something, pixels one or two apart go together; in noise they do not. Noise that was
+    blurred passes: no statistic here separates it from a photo.
     """
     images = calibration.images
     if not isinstance(images, np.ndarray) or images.dtype != np.float32 or images.ndim != 4 or 0 in images.shape:
         kind = f"{getattr(images, 'dtype', type(images).__name__)} {getattr(images, 'shape', '')}".strip()
-        raise _refusal(f"the calibration tensor is {kind}", "float32 (N, C, H, W)", "preprocess the pictures first")
+        raise _refusal(f"the calibration tensor is {kind}", "float32 (N, C, H, W)", "preprocess the images first")
     if not np.isfinite(images).all():
         bad = int((~np.isfinite(images)).any(axis=(1, 2, 3)).sum())
         raise _refusal(
-            f"{bad} of {len(images)} calibration pictures hold NaN or infinity", "finite pixels", "remove them"
+            f"{bad} of {len(images)} calibration images hold NaN or infinity", "finite pixels", "remove them"
         )
     distinct = len({hashlib.sha256(np.ascontiguousarray(image).tobytes()).digest() for image in images})
     if distinct < MIN_IMAGES:
         raise _refusal(
-            f"{distinct} different calibration pictures ({len(images)} in all)",
+            f"{distinct} different calibration images ({len(images)} in all)",
             f"at least {MIN_IMAGES}",
-            "add pictures like those the device will see; they need no labels",
+            "add images like those the device will see; they need no labels",
         )
     flat = int((images.std(axis=(2, 3)).max(axis=1) < 1e-4).sum())
     if flat * 2 > len(images):
         raise _refusal(
-            f"{flat} of {len(images)} calibration pictures have one flat colour", "real pictures", "replace them"
+            f"{flat} of {len(images)} calibration images have one flat colour", "real images", "replace them"
         )
     correlation = neighbour_correlation(images)
     if correlation < NOISE_CORRELATION:
         raise _refusal(
-            f"the calibration pictures look like random noise (neighbouring pixels correlate by {correlation:.2f})",
-            f"real pictures, whose neighbours correlate by {NOISE_CORRELATION} or more",
-            "pass a folder of pictures like those the device will see; random ranges ruin int8 silently",
+            f"the calibration images look like random noise (neighbouring pixels correlate by {correlation:.2f})",
+            f"real images, whose neighbours correlate by {NOISE_CORRELATION} or more",
+            "pass a folder of images like those the device will see; random ranges ruin int8 silently",
         )
 
 
@@ -111,15 +111,15 @@ class View:
 
 def channel_ranges(model: bytes, names: list[str], images: Floats) -> dict[str, tuple[Floats, Floats]]:
     """Return per-channel (minimum, maximum) over the last axis of each named tensor."""
-    found: dict[str, tuple[Floats, Floats]] = {}
+    ranges: dict[str, tuple[Floats, Floats]] = {}
     for values in _activations(model, names, images):
         for name, value in values.items():
             flat = value.reshape(-1, value.shape[-1])
             low, high = flat.min(axis=0), flat.max(axis=0)
-            if name in found:
-                low, high = np.minimum(low, found[name][0]), np.maximum(high, found[name][1])
-            found[name] = low, high
-    return found
+            if name in ranges:
+                low, high = np.minimum(low, ranges[name][0]), np.maximum(high, ranges[name][1])
+            ranges[name] = low, high
+    return ranges
 
 
 def percentile_ranges(
@@ -127,8 +127,8 @@ def percentile_ranges(
 ) -> dict[float, dict[str, tuple[float, float]]]:
     """Return, by percentile, (low, high) of every view; (100 - percentile) % of its values lie beyond each end.
 
-    Zero is always inside. One pass and one histogram a view, whatever the number of pictures: counts add up, so ranges
-    depend neither on the batch nor on the order of pictures.
+    Zero is always inside. One pass and one histogram a view, whatever the number of images: counts add up, so ranges
+    depend neither on the batch nor on the order of images.
     """
     counts = {key: np.zeros(BINS, np.int64) for key in views}
     names = sorted({view.tensor for view in views.values()})
@@ -151,7 +151,7 @@ def _clip(count: NDArray[np.int64], view: View, percentile: float) -> tuple[floa
 
 
 def _activations(model: bytes, names: list[str], images: Floats) -> Iterator[dict[str, Floats]]:
-    """Yield the named tensors for one batch of pictures after another."""
+    """Yield the named tensors for one batch of images after another."""
     import onnx
 
     proto = onnx.load_from_string(model)
@@ -168,7 +168,7 @@ def batch_of(proto: Any) -> int:
 
 
 def batches(images: Floats, size: int) -> Iterator[Floats]:
-    """Yield `size` pictures at a time; the last batch is filled up from the start."""
+    """Yield `size` images at a time; the last batch is filled up from the start."""
     for start in range(0, len(images), size):
         yield images[np.arange(start, start + size) % len(images)]
 

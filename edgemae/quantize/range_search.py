@@ -1,4 +1,4 @@
-"""Search: the ranges with which a float graph loses least in int8, and graphs whose ranges a training has settled."""
+"""Search for the ranges with which a float graph loses least in int8, and apply ranges that training has settled."""
 
 from __future__ import annotations
 
@@ -35,23 +35,23 @@ from edgemae.spec.graph import Graph, Grid, Scales
 from edgemae.spec.plan_schema import QuantizePlan
 
 Floats = NDArray[np.float32]
-AWARE = "+aware"  # ends the scheme of a graph whose scales were trained
-CHOICE_IMAGES = 64  # pictures on which alphas are compared; more changed no choice and cost time
+QAT = "+qat"  # ends the scheme of a graph whose scales come from quantization-aware training (QAT)
+CHOICE_IMAGES = 64  # images on which alphas are compared; more changed no choice and cost time
 
 
 @dataclass(frozen=True)
 class Choice:
-    """One way that was tried, its error at the outputs, and its model. `aware`: with the scales of a training."""
+    """Hold one choice of ranges, its error at the outputs, and its model. `qat`: the scales are trained."""
 
     error: float
     alpha: float
     percentile: float
     model: Any
-    aware: bool = False
+    qat: bool = False
 
     @property
     def text(self) -> str:
-        if self.aware:
+        if self.qat:
             return "trained scales"
         alpha = "off" if self.alpha == smoothquant.OFF else f"{self.alpha:g}"
         return f"smooth {alpha}, percentile {self.percentile:g}"
@@ -67,18 +67,18 @@ def search(
     linears = find_linears(model)
     divisors, quantizers = _ranges(graph.onnx, linears, calibration.images, plan, symmetric)
     want = session(graph.onnx)
-    tried = []
+    choices = []
     for (alpha, percentile), chosen in quantizers.items():
         candidate = insert_qdq(smoothquant.fold(model, linears, divisors[alpha]), chosen)
         error = relative_error(want, session(to_bytes(candidate)), some_of(calibration), batch_of(model))
-        tried.append((Choice(error, alpha, percentile, candidate), divisors[alpha], chosen))
-    return tried
+        choices.append((Choice(error, alpha, percentile, candidate), divisors[alpha], chosen))
+    return choices
 
 
 def starting_scales(
     graph: Graph, calibration: Calibration, plan: QuantizePlan, symmetric: bool
 ) -> tuple[Scales, dict[str, Floats]]:
-    """Return what a quantization-aware training begins with: the best scales of a calibration, and the divisors that
+    """Return what quantization-aware training begins with: the best scales of a calibration, and the divisors that
     are to be moved from LayerNorms into their linears first. They are what `ort_static` or `tensorrt_qdq` would use.
     """
     _, divisors, chosen = min(search(graph, calibration, plan, symmetric), key=lambda row: row[0].error)
@@ -93,7 +93,7 @@ def starting_scales(
 
 
 def is_trained(calibration: Calibration, symmetric: bool) -> bool:
-    """Tell whether a training has settled the scales of this kind."""
+    """Return whether training has settled the scales of this kind."""
     return calibration.scales is not None and calibration.scales.symmetric == symmetric
 
 
@@ -108,7 +108,7 @@ def with_trained(graph: Graph, calibration: Calibration) -> Choice:
         raise InputError(
             f"the trained scales do not belong to this graph: '{wrong}' differs",
             expected="the scales of the very weights in the graph",
-            fix="quantize the student that the tail gave, or drop its scales",
+            fix="quantize the student that quantization-aware training gave, or drop its scales",
         )
     quantizers = {
         name: Quantizer(grid.scale, grid.zero, scales.symmetric, np.asarray(grid.weight_scale, np.float32))
@@ -116,7 +116,7 @@ def with_trained(graph: Graph, calibration: Calibration) -> Choice:
     }
     candidate = insert_qdq(model, quantizers)
     error = relative_error(session(graph.onnx), session(to_bytes(candidate)), some_of(calibration), batch_of(model))
-    return Choice(error, smoothquant.OFF, 100.0, candidate, aware=True)
+    return Choice(error, smoothquant.OFF, 100.0, candidate, qat=True)
 
 
 def relative_error(
@@ -132,7 +132,7 @@ def relative_error(
     error = float(np.mean(errors))
     if not np.isfinite(error):
         raise EngineRuntimeError(
-            "a quantized graph gives NaN or infinity on calibration pictures",
+            "a quantized graph gives NaN or infinity on calibration images",
             expected="finite outputs",
             fix="check the float model with `edgemae eval`, or leave this scheme out of quantize.schemes",
         )
@@ -144,7 +144,7 @@ def _ranges(
 ) -> tuple[dict[float, dict[str, Floats]], dict[tuple[float, float], dict[str, Quantizer]]]:
     """Return the divisors of smoothed linears by alpha, and the quantizers of all linears by (alpha, percentile).
 
-    Two passes over the pictures, however many alphas: smoothed ranges follow from the unsmoothed activations.
+    Two passes over the images, however many alphas: smoothed ranges follow from the unsmoothed activations.
     """
     extremes = channel_ranges(data, [linear.input for linear in linears], images)
     divisors: dict[float, dict[str, Floats]] = {}
@@ -184,7 +184,7 @@ def float_model(graph: Graph, calibration: Calibration) -> onnx.ModelProto:
     want, have = graph.io.inputs[0].shape[1:], calibration.images.shape[1:]
     if want != have:
         raise DataError(
-            f"calibration pictures have shape {have}",
+            f"calibration images have shape {have}",
             expected=f"{want}",
             fix="preprocess them with the graph's contract",
         )
@@ -192,7 +192,7 @@ def float_model(graph: Graph, calibration: Calibration) -> onnx.ModelProto:
 
 
 def some_of(calibration: Calibration) -> Floats:
-    """Return evenly spread pictures for comparisons."""
+    """Return evenly spread images for comparisons."""
     count = min(CHOICE_IMAGES, len(calibration.images))
     return calibration.images[np.linspace(0, len(calibration.images) - 1, count).round().astype(int)]
 

@@ -13,7 +13,7 @@ from edgemae.quantize.calibrate import Calibration, batch_of, session
 from edgemae.quantize.fp16 import halve
 from edgemae.quantize.qdq_linear import insert_dynamic
 from edgemae.quantize.range_search import (
-    AWARE,
+    QAT,
     Choice,
     float_model,
     is_trained,
@@ -32,7 +32,7 @@ Scheme = Callable[[Graph, Calibration, QuantizePlan], Graph]
 
 
 def ort_dynamic(graph: Graph, calibration: Calibration, plan: QuantizePlan) -> Graph:
-    """Quantize activations at run time, per tensor uint8; nothing to calibrate, pictures only give the error."""
+    """Quantize activations at run time, per tensor uint8; nothing to calibrate, images only give the error."""
     model = insert_dynamic(float_model(graph, calibration))
     data = to_bytes(model)
     error = relative_error(session(graph.onnx), session(data), some_of(calibration), batch_of(model))
@@ -54,13 +54,13 @@ def tensorrt_qdq(graph: Graph, calibration: Calibration, plan: QuantizePlan) -> 
 def _static(graph: Graph, calibration: Calibration, plan: QuantizePlan, name: str, *, symmetric: bool) -> Graph:
     """Quantize with fixed ranges and Q/DQ: those of a training, or else the best that calibration finds."""
     if is_trained(calibration, symmetric):
-        tried = [with_trained(graph, calibration)]
+        choices = [with_trained(graph, calibration)]
     else:
-        tried = [choice for choice, _, _ in search(graph, calibration, plan, symmetric)]
-    best = min(tried, key=lambda choice: choice.error)
+        choices = [choice for choice, _, _ in search(graph, calibration, plan, symmetric)]
+    best = min(choices, key=lambda choice: choice.error)
     if symmetric:
         halve(best.model)
-    return _result(graph, calibration, {"model.onnx": to_bytes(best.model)}, name, tried)
+    return _result(graph, calibration, {"model.onnx": to_bytes(best.model)}, name, choices)
 
 
 def openvino_static(graph: Graph, calibration: Calibration, plan: QuantizePlan) -> Graph:
@@ -75,13 +75,13 @@ def openvino_static(graph: Graph, calibration: Calibration, plan: QuantizePlan) 
         return _result(graph, calibration, files, "openvino-static", [choice])
     want = session(graph.onnx)
     batch = batch_of(onnx.load_from_string(graph.onnx))
-    tried = []
+    choices = []
     for alpha in plan.smooth_alphas:
         files = openvino_int8.quantize_ir(graph.onnx, calibration.images, alpha)
         run = openvino_int8.openvino_session(files)
-        tried.append(Choice(relative_error(want, run, some_of(calibration), batch), alpha, 100.0, files))
-    best = min(tried, key=lambda choice: choice.error)
-    return _result(graph, calibration, best.model, "openvino-static", tried)
+        choices.append(Choice(relative_error(want, run, some_of(calibration), batch), alpha, 100.0, files))
+    best = min(choices, key=lambda choice: choice.error)
+    return _result(graph, calibration, best.model, "openvino-static", choices)
 
 
 SCHEMES: dict[str, Scheme] = {
@@ -122,9 +122,9 @@ def candidates(target: Target, plan: QuantizePlan) -> tuple[str, ...]:
     return plan.schemes or fitting
 
 
-def _result(graph: Graph, calibration: Calibration, files: dict[str, bytes], name: str, tried: list[Choice]) -> Graph:
-    """Return the new graph; its history holds every choice that was tried."""
-    best = min(tried, key=lambda choice: choice.error)
+def _result(graph: Graph, calibration: Calibration, files: dict[str, bytes], name: str, choices: list[Choice]) -> Graph:
+    """Return the new graph; its history holds every choice that was compared."""
+    best = min(choices, key=lambda choice: choice.error)
     packages = ("onnx", "onnxruntime", *(("openvino", "nncf") if name == "openvino-static" else ()))
     step = Step(
         stage="quantize",
@@ -134,11 +134,11 @@ def _result(graph: Graph, calibration: Calibration, files: dict[str, bytes], nam
             "percentile": best.percentile,
             "calibration_images": len(calibration.images),
         },
-        scores={"relative_error": best.error, "tried": {choice.text: choice.error for choice in tried}},
+        scores={"relative_error": best.error, "tried": {choice.text: choice.error for choice in choices}},
         tools={package: version(package) for package in packages},
         data=calibration.digest,
     )
     scheme = name if best.alpha == smoothquant.OFF else f"{name}+smooth{best.alpha:g}"
-    if best.aware:
-        scheme = f"{name}{AWARE}"
+    if best.qat:
+        scheme = f"{name}{QAT}"
     return replace(graph, files=files, precision="int8", scheme=scheme, history=(*graph.history, step))

@@ -12,7 +12,7 @@ from onnx import numpy_helper
 from edgemae.quantize.qdq_linear import Linear
 
 Floats = NDArray[np.float32]
-OFF = -1.0  # the alpha that means "no smoothing"; which alpha is best is decided on the calibration pictures
+OFF = -1.0  # the alpha that means "no smoothing"; which alpha is best is decided on the calibration images
 
 
 def smoothing(linear: Linear, peak: Floats, alpha: float) -> Floats:

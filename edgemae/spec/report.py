@@ -97,5 +97,5 @@ class Report(Record, frozen=True):
     history: list[dict[str, Any]] = []
     attention: list[dict[str, Any]] = []  # both exported forms, measured
     int8_evidence: dict[str, Any] = {}  # per-op times, when int8 gains less than 2x
-    pictures: list[str] = []  # PNG files beside the report
+    figures: list[str] = []  # PNG files beside the report
     notes: list[str] = []

@@ -352,14 +352,14 @@ def test_profile_is_one_object(job: Job, compiled: Ran) -> None:
 def test_profile_against_another_bundle(job: Job, compiled: Ran, monkeypatch: pytest.MonkeyPatch) -> None:
     from edgemae.profiling import profiler
 
-    versus = profiler.versus
-    monkeypatch.setattr(profiler, "versus", lambda this, other: versus(this, other, rounds=8))
-    ran = edgemae("profile", job.bundle, "--against", job.bundle, "--runs", 44, "--engine", "onnxruntime")
+    ab_test = profiler.ab_test
+    monkeypatch.setattr(profiler, "ab_test", lambda this, other: ab_test(this, other, rounds=8))
+    ran = edgemae("profile", job.bundle, "--baseline", job.bundle, "--runs", 44, "--engine", "onnxruntime")
     assert ran.code == (5 if "INVALID" in ran.err else 0)
-    assert "against     shapes (onnxruntime" in ran.out
+    assert "baseline    shapes (onnxruntime" in ran.out
     assert "in turns, 8 rounds" in ran.out
     assert "needs 459 runs" in ran.out
-    refused(edgemae("profile", job.bundle, "--against", "tflite:x"), 2, "unknown prefix 'tflite:'")
+    refused(edgemae("profile", job.bundle, "--baseline", "tflite:x"), 2, "unknown prefix 'tflite:'")
 
 
 def test_profile_as_files(job: Job, compiled: Ran, tmp_path: Path) -> None:

@@ -78,11 +78,11 @@ def test_a_bundle_that_is_a_folder_and_files_of_options_are_copied_along(
     folder = write_bundle(tmp_path / "folder.edgemae", opened.manifest, files, as_zip=False)
     assert folder.is_dir()
     target = write_target(tmp_path / "box.toml", precisions=("fp32",))
-    options = [("--runs", "12"), ("--against", str(bundle)), ("--target", str(target))]
+    options = [("--runs", "12"), ("--baseline", str(bundle)), ("--target", str(target))]
     found = read_profile(profile_remotely(folder, "device", options, sys.executable))
     assert found.bundle_sha256 == opened.sha256
-    assert found.against is not None
-    assert found.against.paired
+    assert found.baseline is not None
+    assert found.baseline.paired
 
 
 def test_a_profile_of_a_device_is_kept_in_the_bundle_here(bundle: Path, server: Server) -> None:

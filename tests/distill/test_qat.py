@@ -110,7 +110,7 @@ def test_the_graph_uses_exactly_the_trained_scales(
     assert student.scales is not None
     rounded = round_linears(student.vit, student.scales)
     graph = SCHEMES[scheme](to_onnx(student.vit, PIXEL), replace(calibration, scales=student.scales), PLAIN)
-    assert graph.scheme == f"{scheme}+aware"
+    assert graph.scheme == f"{scheme}+qat"
     held = {i.name: numpy_helper.to_array(i) for i in onnx.load_from_string(graph.onnx).graph.initializer}
     assert len(student.scales.linears) == 8
     for name, grid in student.scales.linears.items():
@@ -155,7 +155,7 @@ def test_int8_kernels_compute_what_was_trained(
 def test_scales_of_another_kind_or_model_are_not_taken(
     trained: dict[bool, Student], graph: Graph, calibration: Calibration
 ) -> None:
-    assert "aware" not in SCHEMES["ort-static"](graph, replace(calibration, scales=trained[True].scales), PLAIN).scheme
+    assert "qat" not in SCHEMES["ort-static"](graph, replace(calibration, scales=trained[True].scales), PLAIN).scheme
     linears = dict(trained[False].scales.linears)  # type: ignore[union-attr]
     del linears["blocks.1.mlp.fc2"]
     wrong = Scales(symmetric=False, linears=linears)

@@ -14,7 +14,7 @@ import msgspec
 import pytest
 
 from edgemae.device.engines import ENGINES
-from edgemae.doctor import Finding, diagnose, software, worst
+from edgemae.doctor import Finding, combined_state, diagnose, software
 from edgemae.doctor.page import sum_up, table
 from edgemae.doctor.software import BUILD, examine_build, examine_engines, examine_opencv
 from tests.support.tiny_job import edgemae
@@ -98,14 +98,16 @@ def test_the_build_extra_installs_what_the_doctor_looks_for() -> None:
 
 
 @pytest.mark.parametrize(
-    ("error", "said", "fix"),
+    ("error", "message", "fix"),
     [
         (ModuleNotFoundError("No module named 'cv2'", name="cv2"), "not installed", "pip install 'edgemae[camera]'"),
         (ImportError("libGL.so.1: cannot open shared object file"), "libGL.so.1", "opencv-python-headless"),
         (AttributeError("_ARRAY_API not found"), "_ARRAY_API", "numpy<2"),
     ],
 )
-def test_an_opencv_that_does_not_import(monkeypatch: pytest.MonkeyPatch, error: Exception, said: str, fix: str) -> None:
+def test_an_opencv_that_does_not_import(
+    monkeypatch: pytest.MonkeyPatch, error: Exception, message: str, fix: str
+) -> None:
     real = builtins.__import__
 
     def refuse(name: str, *rest: Any) -> Any:
@@ -116,7 +118,7 @@ def test_an_opencv_that_does_not_import(monkeypatch: pytest.MonkeyPatch, error: 
     monkeypatch.setattr(builtins, "__import__", refuse)
     (found,) = examine_opencv(HERE)
     assert found.state == "red"
-    assert said in found.found
+    assert message in found.found
     assert fix in found.fix
 
 
@@ -200,7 +202,7 @@ def test_the_page_fits_the_terminal(monkeypatch: pytest.MonkeyPatch, encoding: s
 
 def test_the_worst_counts() -> None:
     yellow, green = Finding("a", "b", "yellow", "x", "y"), Finding("a", "c", "green", "x")
-    assert worst([green, yellow]) == "yellow"
-    assert worst([]) == "grey"
+    assert combined_state([green, yellow]) == "yellow"
+    assert combined_state([]) == "grey"
     assert sum_up([yellow, yellow, green]) == "It runs; 2 things to look at."
     assert sum_up([green]) == "Everything is in order."

@@ -64,7 +64,7 @@ def test_a_board_is_called_by_its_name(tmp_path: Path) -> None:
 
 
 def test_limits_of_a_container(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine, "usable_cpus", lambda: {0, 1, 2, 3})
+    monkeypatch.setattr(machine, "usable_cores", lambda: {0, 1, 2, 3})
     group = "sys/fs/cgroup/app"
     put(tmp_path, {
         "proc/self/cgroup": "0::/app", f"{group}/cpu.max": "150000 100000", f"{group}/memory.max": str(300 << 20),

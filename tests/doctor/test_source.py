@@ -23,9 +23,9 @@ __all__ = ["answers"]
 CSI = "nvarguscamerasrc sensor-id=0 ! nvvidconv ! appsink"
 
 
-def red(found: Finding, said: str, fix: str) -> None:
+def red(found: Finding, message: str, fix: str) -> None:
     assert found.state == "red"
-    assert said in found.found
+    assert message in found.found
     assert fix in found.fix
 
 
@@ -41,7 +41,7 @@ def test_files_that_are_no_video(tmp_path: Path) -> None:
     (tmp_path / "long.mp4").write_bytes(b"x" * 4095 + "é".encode() * 9)
     (tmp_path / "lfs.mp4").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\n")
     (tmp_path / "empty.mp4").touch()
-    for name, said, fix in [
+    for name, message, fix in [
         ("clip.mp4", "is text, not a video: it begins with '<!DOCTYPE html>'", "a failed download"),
         ("long.mp4", "is text", "the video itself"),
         ("lfs.mp4", "Git LFS", "git lfs pull"),
@@ -50,7 +50,7 @@ def test_files_that_are_no_video(tmp_path: Path) -> None:
         ("nowhere/clip.mp4", "Neither does its folder", "correct the path"),
         ("x" * 300, "does not exist", "correct the path"),
     ]:
-        red(examine_source(str(tmp_path / name), Path("/"), never), said, fix)
+        red(examine_source(str(tmp_path / name), Path("/"), never), message, fix)
 
 
 def test_a_file_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

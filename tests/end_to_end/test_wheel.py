@@ -121,7 +121,6 @@ def test_wheel_installs_the_command(wheel: Path) -> None:
 # Asked for and imported by another library: the right-hand side says by which.
 INDIRECT = {
     "tomli": "msgspec.toml, where Python has no tomllib",
-    "onnxscript": "torch.onnx",
     "pytest-cov": "pytest, in make test",
     "hatchling": "the build",
     "ruff": "make lint",

@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from edgemae.evaluation.accuracy import Predictions, judge, score
+from edgemae.evaluation.accuracy import Predictions, score
+from edgemae.evaluation.gates import evaluate_gates
 from edgemae.spec.plan_schema import GatePlan
 from edgemae.spec.report import EngineLatency, Report, StageScore
 
@@ -74,7 +75,7 @@ def report(labelled: bool = True, gates: GatePlan | None = None, **fields: Any) 
         "created": "2026-01-02 03:04 UTC",
         "stages": stages,
         "engines": engines(),
-        "gates": judge(limits, stages, engines(), 9_000_000),
+        "gates": evaluate_gates(limits, stages, engines(), 9_000_000),
         "machine": {"cpu": "some CPU", "cores": 2, "flags": ["avx2", "fma"], "libraries": {"openvino": "2026.4"}},
         "data": {"train": 3068, "skipped": [{"file": f"train/{HOSTILE}.jpg", "reason": "empty file"}]},
         "curves": {

@@ -189,7 +189,7 @@ def test_another_width_has_no_cosine() -> None:
 
 def test_models_scored_on_other_images_are_not_compared() -> None:
     a, b = predictions([0, 1, 2], [0, 1, 2]), predictions([0, 1, 2], [0, 2, 1])
-    with pytest.raises(InternalError, match="another order"):
+    with pytest.raises(InternalError, match=r"\b3\b.*\b3\b"):
         score("int8", b, a, params=1, macs=1, size_bytes=1, label_names=[], confidence=0.95)
     assert agreement(a, b) == 1.0
 

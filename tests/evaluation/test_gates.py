@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from edgemae.evaluation.gates import P90_RUNS, exit_code, judge
+from edgemae.evaluation.gates import P90_RUNS, evaluate_gates, exit_code
 from edgemae.evaluation.intervals import paired_interval
 from edgemae.spec.plan_schema import GatePlan
 from edgemae.spec.report import EngineLatency, GateVerdict, StageScore
@@ -75,7 +75,7 @@ def test_verdicts(
     passed: bool | None,
     words: str,
 ) -> None:
-    verdicts = judge(GatePlan(**limits), stages, engines, size)
+    verdicts = evaluate_gates(GatePlan(**limits), stages, engines, size)
     assert [verdict.gate for verdict in verdicts] == list(limits)
     for verdict in verdicts:
         assert verdict.passed is passed
@@ -84,7 +84,7 @@ def test_verdicts(
 
 
 def test_a_measured_value_is_given_even_when_it_is_not_shown() -> None:
-    (verdict,) = judge(GatePlan(max_drop_pts=1.0), [STUDENT, moved(2, 1, 300)], [], 1)
+    (verdict,) = evaluate_gates(GatePlan(max_drop_pts=1.0), [STUDENT, moved(2, 1, 300)], [], 1)
     assert not verdict.passed
     assert verdict.value == pytest.approx(1 / 3)
 
@@ -92,12 +92,12 @@ def test_a_measured_value_is_given_even_when_it_is_not_shown() -> None:
 def test_the_verdict_uses_the_confidence_of_the_plan() -> None:
     line = moved(4, 1, 1000)
     limit = 100 * paired_interval(4, 1, 1000, 0.95)[1] + 1e-6
-    assert judge(GatePlan(max_drop_pts=limit, confidence=0.95), [STUDENT, line], [], 1)[0].passed
-    assert not judge(GatePlan(max_drop_pts=limit, confidence=0.99), [STUDENT, line], [], 1)[0].passed
+    assert evaluate_gates(GatePlan(max_drop_pts=limit, confidence=0.95), [STUDENT, line], [], 1)[0].passed
+    assert not evaluate_gates(GatePlan(max_drop_pts=limit, confidence=0.99), [STUDENT, line], [], 1)[0].passed
 
 
 def test_the_advised_number_of_images_is_enough() -> None:
-    (verdict,) = judge(GatePlan(max_drop_pts=1.0), [STUDENT, moved(2, 1, 300)], [], 1)
+    (verdict,) = evaluate_gates(GatePlan(max_drop_pts=1.0), [STUDENT, moved(2, 1, 300)], [], 1)
     needed = int(verdict.note.split("these rates ")[1].split()[0])
     assert paired_interval(2 * needed / 300, needed / 300, needed)[1] <= 0.01 < paired_interval(2, 1, 300)[1]
 
@@ -126,5 +126,7 @@ def test_exit_codes(missed: tuple[str, ...], code: int) -> None:
 
 def test_every_gate_of_the_plan_is_judged() -> None:
     limits = {name for name in GatePlan.__struct_fields__ if name != "confidence"}
-    verdicts = judge(GatePlan(**dict.fromkeys(limits, 1.0)), [STUDENT, moved(0, 0, 9)], [engine(p90_ms=1.0)], 1)
+    verdicts = evaluate_gates(
+        GatePlan(**dict.fromkeys(limits, 1.0)), [STUDENT, moved(0, 0, 9)], [engine(p90_ms=1.0)], 1
+    )
     assert {verdict.gate for verdict in verdicts} == limits

@@ -8,26 +8,11 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
+from edgemae.export import library_passes
 from edgemae.export.rewrite import REWRITES, rewrite
+from tests.export.small_graphs import model, node
 
 X = np.random.default_rng(0).standard_normal((2, 4)).astype(np.float32)
-
-
-def model(
-    nodes: list[onnx.NodeProto], shape: tuple = (2, 4), rank: int = 2, **constants: np.ndarray
-) -> onnx.ModelProto:
-    graph = helper.make_graph(
-        nodes,
-        "g",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, (None,) * rank)],
-        [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()],
-    )
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
-
-
-def node(kind: str, inputs: str, output: str, **attributes: object) -> onnx.NodeProto:
-    return helper.make_node(kind, inputs.split(), [output], name=output, **attributes)
 
 
 def ops(value: onnx.ModelProto) -> list[str]:
@@ -66,6 +51,15 @@ CASES = {
         {"s": np.array([8]), "t": np.array([4, 2])},
         ["Reshape", "Relu"],
     ),
+    "constant-nodes": (
+        [
+            helper.make_node("Constant", [], ["c"], value=numpy_helper.from_array(np.ones(4, np.float32))),
+            node("Mul", "x c", "m"),
+            node("Add", "m c", "y"),
+        ],
+        {},
+        ["Mul", "Add"],
+    ),
     "no-ops": (
         [node("Mul", "x one", "a"), node("Add", "a zero", "b"), node("Identity", "b", "c"), node("Relu", "c", "y")],
         {"one": np.float32(1), "zero": ZERO},
@@ -102,14 +96,22 @@ def test_computed_shapes_become_constants() -> None:
     assert [list(numpy_helper.to_array(i)) for i in after.graph.initializer] == [[-1, 2, 2]]
 
 
-def test_layers_are_named_by_their_module_and_traces_go() -> None:
-    gemm = node("Gemm", "x w", "y", transB=1)
-    gemm.metadata_props.add(key="pkg.torch.onnx.name_scopes", value="['', 'blocks.0.attn.qkv', 'linear']")
-    gemm.doc_string = "File /somewhere/vit.py"
-    after = rewrite(model([gemm], w=np.ones((3, 4), np.float32)))
-    assert after.graph.node[0].name == "blocks.0.attn.qkv"
-    assert after.graph.node[0].input[1] == "blocks.0.attn.qkv.weight"
-    assert b"somewhere" not in after.SerializeToString()
+def test_a_reshape_that_keeps_its_shape_goes() -> None:
+    before = model(
+        [node("Sqrt", "x", "s"), node("Reshape", "s kept", "r"), node("Relu", "r", "y")], kept=np.array([2, 4])
+    )
+    for name in "sr":
+        before.graph.value_info.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, (2, 4)))
+    assert ops(rewrite(before)) == ["Sqrt", "Relu"]
+
+
+def test_a_constant_that_would_grow_large_stays_a_subgraph(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(library_passes, "FOLD_LIMIT", 7)
+    nodes = [node("Expand", "one wide", "large"), node("Mul", "x large", "y")]
+    before = model(nodes, one=np.ones(1, np.float32), wide=np.array([2, 4]))
+    assert ops(rewrite(before)) == ["Expand", "Mul"]
+    monkeypatch.setattr(library_passes, "FOLD_LIMIT", 8)
+    assert ops(rewrite(before)) == ["Mul"]
 
 
 def test_order_of_rewrites() -> None:

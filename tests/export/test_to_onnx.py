@@ -54,16 +54,16 @@ def test_every_kind_of_vit_equals_torch(kind: str, make_vit: MakeViT, pixel: Pix
     assert [o.name for o in graph.io.outputs] == names[vit.shape.classes == 0 : 3 if tokens else 2]
     for batch in (1, 5) if dynamic else (1,):
         pixels = np.random.default_rng(batch).standard_normal((batch, 3, 32, 32)).astype(np.float32)
-        said = run(graph, pixels)
-        for a, b in zip(wanted(vit, pixels), said, strict=not tokens):
+        outputs = run(graph, pixels)
+        for a, b in zip(wanted(vit, pixels), outputs, strict=not tokens):
             assert np.abs(a - b).max() <= 1e-4 * np.abs(a).max()
         if tokens:
-            assert said[-1].shape == (batch, 16, 32)
+            assert outputs[-1].shape == (batch, 16, 32)
             assert graph.io.outputs[-1].shape == (first, 16, 32)
             if vit.shape.pool == "mean":  # the embedding is the mean of these patches, and a norm before or after it
-                mean = torch.from_numpy(said[-1]).mean(dim=1)
+                mean = torch.from_numpy(outputs[-1]).mean(dim=1)
                 pooled = vit.norm(mean) if vit.shape.norm_after_pool else mean
-                np.testing.assert_allclose(pooled.detach().numpy(), said[-2], atol=1e-4)
+                np.testing.assert_allclose(pooled.detach().numpy(), outputs[-2], atol=1e-4)
     assert lint(graph) == []
 
 
@@ -75,15 +75,15 @@ def forms(vit: ViT, pixel: PixelContract) -> dict[str, Graph]:
 def test_both_forms_keep_whole_ops(forms: dict[str, Graph]) -> None:
     assert tuple(forms) == ATTENTION_FORMS
     for form, graph in forms.items():
-        found = kinds(graph)
-        assert found["LayerNormalization"] == 5
-        assert found["Gelu"] == 2
-        assert found["Gemm"] == 9
+        counts = kinds(graph)
+        assert counts["LayerNormalization"] == 5
+        assert counts["Gelu"] == 2
+        assert counts["Gemm"] == 9
         assert not {"IsNaN", "Where", "Pow", "Erf", "Shape", "Expand", "Mul", "Constant", "Cast", "Identity"} & set(
-            found
+            counts
         )
-        assert found["Attention"] == (2 if form == "fused" else 0)
-        assert found["Softmax"] == (0 if form == "fused" else 2)
+        assert counts["Attention"] == (2 if form == "fused" else 0)
+        assert counts["Softmax"] == (0 if form == "fused" else 2)
     pixels = np.random.default_rng(2).standard_normal((1, 3, 32, 32)).astype(np.float32)
     for a, b in zip(*(run(graph, pixels) for graph in forms.values()), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5)
@@ -104,15 +104,6 @@ def test_bytes_repeat_name_no_folder_and_leave_the_caller_alone(make_vit: MakeVi
     assert {"blocks.0.attn.qkv", "blocks.1.mlp.fc2", "blocks.1.norm1", "head"} <= set(names)
 
 
-def test_equal_layers_do_not_share_weights(make_vit: MakeViT, pixel: PixelContract) -> None:
-    """Fresh LayerNorms are all ones and zeros; the exporter merges them, and smoothing one must not change another."""
-    torch.manual_seed(0)
-    fresh = ViT(make_vit().shape)
-    model = onnx.load_from_string(to_onnx(fresh, pixel).onnx)
-    weights = [node.input[1] for node in model.graph.node if node.op_type == "LayerNormalization"]
-    assert len(set(weights)) == len(weights) == 5
-
-
 def test_file_explains_itself_and_history_grows(forms: dict[str, Graph]) -> None:
     graph = forms["explicit"]
     assert graph.io.inputs[0].shape == (1, 3, 32, 32)
@@ -127,12 +118,12 @@ def test_file_explains_itself_and_history_grows(forms: dict[str, Graph]) -> None
 
 
 @pytest.mark.parametrize(
-    ("change", "words"),
-    [({"attention": "flash"}, "attention form"), ({"batch": 0}, "batch is 0"), ({"image_px": 64}, "64 px")],
+    ("change", "value"),
+    [({"attention": "flash"}, "'flash'"), ({"batch": 0}, r"\b0\b"), ({"image_px": 64}, r"\b64\b")],
 )
-def test_wrong_arguments(vit: ViT, change: dict, words: str) -> None:
+def test_wrong_arguments(vit: ViT, change: dict, value: str) -> None:
     contract = PixelContract(image_px=change.pop("image_px", 32))
-    with pytest.raises(InputError, match=words):
+    with pytest.raises(InputError, match=value):
         to_onnx(vit, contract, **change)
 
 
@@ -140,7 +131,7 @@ def test_diverged_weights_are_the_users(make_vit: MakeViT, pixel: PixelContract)
     vit = make_vit()
     with torch.no_grad():
         vit.blocks[0].mlp.fc1.weight[0, 0] = float("nan")
-    with pytest.raises(CheckpointError, match="NaN"):
+    with pytest.raises(CheckpointError, match="'noise'"):
         to_onnx(vit, pixel)
 
 
@@ -157,5 +148,5 @@ def test_a_wrong_rewrite_is_ours(vit: ViT, pixel: PixelContract, monkeypatch: py
         return model
 
     monkeypatch.setattr(module, "rewrite", bad)
-    with pytest.raises(InternalError, match="differs from torch"):
+    with pytest.raises(InternalError, match=r"\d\.\de[-+]\d\d"):
         to_onnx(vit, pixel)

@@ -35,7 +35,7 @@ BOX = msgspec.structs.replace(find_target("laptop-x86-avx2"), threads=1)
 KINDS = ("explicit", "fused", "fp16", *SCHEMES)
 
 
-def picture(number: int) -> NDArray[np.uint8]:
+def image_of(number: int) -> NDArray[np.uint8]:
     coarse = np.random.default_rng(number).integers(0, 256, (6, 6, 3), dtype=np.uint8)
     return cv2.resize(coarse, (40, 32), interpolation=cv2.INTER_CUBIC)  # type: ignore[return-value]
 
@@ -48,11 +48,11 @@ def graphs() -> dict[str, Graph]:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     vit = ViT(ViTShape(image_px=32, patch_px=8, width=32, heads=(2,), head_dim=16, mlp=(64,), classes=10)).eval()
-    found = both_forms(vit, PIXEL)
-    calibration = Calibration.of(np.concatenate([preprocess(picture(i), PIXEL) for i in range(32)]))
+    float_graphs = both_forms(vit, PIXEL)
+    calibration = Calibration.of(np.concatenate([preprocess(image_of(i), PIXEL) for i in range(32)]))
     plan = QuantizePlan(smooth_alphas=(-1.0,))
-    eights = {name: scheme(found["explicit"], calibration, plan) for name, scheme in SCHEMES.items()}
-    return found | {"fp16": to_fp16(found["explicit"])} | eights
+    int8_graphs = {name: scheme(float_graphs["explicit"], calibration, plan) for name, scheme in SCHEMES.items()}
+    return float_graphs | {"fp16": to_fp16(float_graphs["explicit"])} | int8_graphs
 
 
 def as_bytes(graph: Graph) -> Graph:
@@ -72,10 +72,10 @@ def test_bytes_in_give_what_floats_give(kind: str, engine: str, graphs: dict[str
     assert (new.precision, new.scheme, new.io.outputs) == (old.precision, old.scheme, old.io.outputs)
     # A rounding of 1e-7 before a quantizer may move single integers by one step.
     limit = {"fp32": 1e-5, "fp16": 5e-3, "int8": 5e-2}[old.precision]
-    with open_session(engine, old.files, BOX) as floats, open_session(engine, new.files, BOX) as pictures:
+    with open_session(engine, old.files, BOX) as float_session, open_session(engine, new.files, BOX) as byte_session:
         for number in range(4):
-            want = floats(preprocess(picture(number), PIXEL))
-            have = pictures(preprocess(picture(number), PIXEL, "uint8"))
+            want = float_session(preprocess(image_of(number), PIXEL))
+            have = byte_session(preprocess(image_of(number), PIXEL, "uint8"))
             for name, values in want.items():
                 assert np.abs(have[name] - values).max() <= limit * np.abs(values).max(), name
 
@@ -109,15 +109,15 @@ def test_a_dynamic_batch_stays_dynamic() -> None:
     vit = ViT(ViTShape(image_px=32, patch_px=8, width=32, heads=(2,), head_dim=16, mlp=(64,))).eval()
     new = take_uint8(to_onnx(vit, PIXEL, batch=None), PIXEL)
     assert new.io.inputs[0].shape == (-1, 32, 32, 3)
-    three = np.concatenate([preprocess(picture(i), PIXEL, "uint8") for i in range(3)])
+    three = np.concatenate([preprocess(image_of(i), PIXEL, "uint8") for i in range(3)])
     with open_session("onnxruntime", new.files, BOX) as session:
         assert session(three)["embedding"].shape == (3, 32)
 
 
 def test_a_graph_is_converted_once_and_with_its_own_contract(graphs: dict[str, Graph]) -> None:
-    with pytest.raises(InputError, match="takes uint8"):
+    with pytest.raises(InputError, match="uint8"):
         take_uint8(as_bytes(graphs["explicit"]), PIXEL)
-    with pytest.raises(InputError, match=r"takes float32 \(1, 3, 32, 32\)"):
+    with pytest.raises(InputError, match=r"\(1, 3, 32, 32\)"):
         take_uint8(graphs["explicit"], PixelContract(image_px=64))
 
 
@@ -139,9 +139,9 @@ def test_a_bundle_of_bytes_is_measured_proved_and_judged_as_such(job: Job, compi
             assert (have.label, new.manifest.golden.frames) == (want.label, old.manifest.golden.frames)
             assert have.embedding is not None
             np.testing.assert_allclose(have.embedding, want.embedding, atol=0.2)
-    judged = edgemae("eval", path, "--eval-data", job.val, "--json", "--fallback", "never", "--threads", 1)
-    assert judged.code == 0, judged.err
-    assert judged.json["top1"] == ran.json["stages"][-1]["top1"] or ran.json["stages"][-1]["stage"] != "int8"
+    evaluated = edgemae("eval", path, "--eval-data", job.val, "--json", "--fallback", "never", "--threads", 1)
+    assert evaluated.code == 0, evaluated.err
+    assert evaluated.json["top1"] == ran.json["stages"][-1]["top1"] or ran.json["stages"][-1]["stage"] != "int8"
     assert edgemae("run", path, job.flat, "--limit", 2, "--cores", "x").code == 2
 
 

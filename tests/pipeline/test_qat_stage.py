@@ -18,15 +18,15 @@ def test_asked_for_it_is_scored_beside_plain_int8(job: Job, compiled: Ran, tmp_p
     work = ("quantize", student, *job.work, "--target", job.target, "--output", tmp_path, "--json")
     ran = edgemae(*work, "--scheme", "ort-static", "--scheme", "openvino-static", "--qat")
     assert ran.code == 0, ran.err
-    assert list(ran.json) == ["ort-static", "openvino-static", "ort-static+aware", "openvino-static+aware"]
-    assert (tmp_path / "ort-static+aware.onnx").is_file()
+    assert list(ran.json) == ["ort-static", "openvino-static", "ort-static+qat", "openvino-static+qat"]
+    assert (tmp_path / "ort-static+qat.onnx").is_file()
     trained = stage(tmp_path, "qat") / "student.safetensors"
     scales = load_student(trained).scales
     assert scales is not None
     assert not scales.symmetric
     again = edgemae("quantize", trained, *work[2:-3], "--output", tmp_path / "2", "--json", "--scheme", "ort-static")
-    assert list(again.json) == ["ort-static+aware"]  # its scales are taken, not calibrated
-    assert (tmp_path / "2/ort-static+aware.onnx").read_bytes() == (tmp_path / "ort-static+aware.onnx").read_bytes()
+    assert list(again.json) == ["ort-static+qat"]  # its scales are taken, not calibrated
+    assert (tmp_path / "2/ort-static+qat.onnx").read_bytes() == (tmp_path / "ort-static+qat.onnx").read_bytes()
 
 
 @pytest.mark.parametrize("when", ["on_accuracy_loss", "always"])
@@ -46,8 +46,8 @@ def test_a_compile_pays_for_it_only_where_it_must(when: str, job: Job, compiled:
     floats = [row for row in report["engines"] if row["precision"] == "fp32" and row["engine"] != "torch-eager"]
     before = [row for row in compiled.json["engines"] if row["precision"] == "fp32" and row["engine"] != "torch-eager"]
     assert [row["top1"] for row in floats] == [row["top1"] for row in before]
-    assert any(row["scheme"].endswith("+aware") for row in report["engines"]) is trained
+    assert any(row["scheme"].endswith("+qat") for row in report["engines"]) is trained
     manifest = open_bundle(output / "shapes.edgemae").manifest
-    shipped = manifest.variants[0].scheme.endswith("+aware")
+    shipped = manifest.variants[0].scheme.endswith("+qat")
     assert (manifest.history[-1].stage == "qat") is shipped
     assert (rows[-1] == "int8 (QAT)") >= shipped

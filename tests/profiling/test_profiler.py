@@ -29,9 +29,10 @@ from edgemae.device.preprocess import preprocess
 from edgemae.device.selfcheck import check, golden_files, golden_name
 from edgemae.device.session import Session
 from edgemae.profiling import cold_start as cold
-from edgemae.profiling import profiler
+from edgemae.profiling import profiler, request
 from edgemae.profiling.cold_start import cold_start
 from edgemae.profiling.compare.baseline import stored_profile
+from edgemae.profiling.compare.graph_benchmark import target_mismatches
 from edgemae.profiling.golden_inputs import bundle_of, golden_frames
 from edgemae.profiling.output.html_report import page
 from edgemae.profiling.output.text_report import describe
@@ -40,7 +41,6 @@ from edgemae.profiling.profiler import profile
 from edgemae.profiling.records import Profile, SloVerdict, read_profile
 from edgemae.profiling.scenarios import single
 from edgemae.profiling.slo import exit_code
-from edgemae.profiling.target_mismatch import misfits
 from edgemae.profiling.timing import interference
 from edgemae.spec.bundle import Manifest, Tolerance, Variant, open_bundle, write_bundle
 from edgemae.spec.errors import EngineMissingError, EngineRuntimeError, InputError, StorageError
@@ -131,18 +131,18 @@ def test_a_profile_holds_cold_first_steady_and_stages(record: Profile) -> None:
 
 
 def test_against_another_bundle_is_a_paired_ratio(record: Profile) -> None:
-    assert record.against is not None
-    assert record.against.name == "slow"
-    assert record.against.paired
-    assert record.against.different
-    assert record.against.ratio_low > 1  # this one is faster
-    assert record.against.ratio_low <= record.against.ratio <= record.against.ratio_high
+    assert record.baseline is not None
+    assert record.baseline.name == "slow"
+    assert record.baseline.paired
+    assert record.baseline.different
+    assert record.baseline.ratio_low > 1  # this one is faster
+    assert record.baseline.ratio_low <= record.baseline.ratio <= record.baseline.ratio_high
 
 
 def test_a_profile_is_one_json_object_and_comes_back(record: Profile, tmp_path: Path) -> None:
     raw = msgspec.json.encode(record)
     tree = json.loads(raw)
-    assert {"verdict", "steady", "start", "stages", "against", "machine", "schema", "slo"} <= set(tree)
+    assert {"verdict", "steady", "start", "stages", "baseline", "machine", "schema", "slo"} <= set(tree)
     assert {"p50_ms", "n"} <= set(tree["steady"])
     assert tree["verdict"] in ("TRUSTED", "NOISY", "INVALID")
     (tmp_path / "profile.json").write_bytes(raw)
@@ -167,14 +167,14 @@ def test_a_stored_profile_of_this_machine_is_compared_and_of_another_refused(
         found = profile(slow, path, runs=20)
         assert slow.session is not None
         slow(np.zeros((8, 8, 3), np.uint8))  # a model that was brought along is still open
-    assert found.against is not None
-    assert not found.against.paired
+    assert found.baseline is not None
+    assert not found.baseline.paired
     assert found.verdict == "INVALID"  # what it is compared with cannot be believed
     assert "comparison: it was hot" in found.reasons
-    assert found.against.name == "quick"
-    assert found.against.ratio_high < 1  # the slow one is not as fast
-    assert found.against.different is None  # two sessions of one machine differ for reasons of their own
-    assert "whether they differ cannot be told (not in turns: stored profile)" in "\n".join(describe(found))
+    assert found.baseline.name == "quick"
+    assert found.baseline.ratio_high < 1  # the slow one is not as fast
+    assert found.baseline.different is None  # two sessions of one machine differ for reasons of their own
+    assert "whether they differ cannot be told (not interleaved: stored profile)" in "\n".join(describe(found))
     assert "whether they differ cannot be told" in page(found)
     for asked, what in (({"scenario": "offline"}, "taken in scenario 'single', this profile in scenario 'offline'"),
                         ({"scenario": "camera"}, "this profile behind a camera of 25 frames")):  # fmt: skip
@@ -197,7 +197,8 @@ def test_a_stored_profile_of_this_machine_is_compared_and_of_another_refused(
         b'{"schema":"edgemae.profile/99"}',
         b'{"schema":"edgemae.profile/1","verdict":"TRUSTED"}',
         b'{"schema":"edgemae.profile/2","verdict":"TRUSTED"}',
-        b'{"schema":"edgemae.profile/3"}',
+        b'{"schema":"edgemae.profile/3","verdict":"TRUSTED"}',
+        b'{"schema":"edgemae.profile/4"}',
         b"\xff\xfe",
     ],
 )
@@ -208,6 +209,24 @@ def test_a_file_that_is_no_profile_is_refused(tmp_path: Path, content: bytes) ->
         read_profile(path)
     with pytest.raises(InputError, match="cannot be read as a profile"):
         read_profile(tmp_path / "absent.json")
+
+
+@pytest.mark.parametrize(
+    ("schema", "writer"),
+    [
+        ("edgemae.profile/1", "a development version of edgemae before 0.1.0"),
+        ("edgemae.profile/3", "a development version of edgemae before 0.1.0"),
+        ("edgemae.profile/99", "no version up to this one"),
+    ],
+)
+def test_a_profile_of_another_schema_says_who_wrote_it(tmp_path: Path, schema: str, writer: str) -> None:
+    path = tmp_path / "p.json"
+    path.write_text(json.dumps({"schema": schema}))
+    with pytest.raises(InputError) as caught:
+        read_profile(path)
+    assert f"'{schema}'" in caught.value.what
+    assert writer in caught.value.what
+    assert "take the profile again" in caught.value.fix
 
 
 def test_too_few_runs_are_refused_before_any_work(tmp_path: Path) -> None:
@@ -280,7 +299,7 @@ def test_each_scenario_has_its_own_figures(bundles: tuple[Path, Path], warm_star
 def test_a_limit_takes_the_runs_that_it_needs(
     bundles: tuple[Path, Path], warm_start: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(profiler, "MIN_SECONDS", 0.01)
+    monkeypatch.setattr(request, "MIN_SECONDS", 0.01)
     found = profile(bundles[0], slo=("p99<90s", "cold<1s", "cold<103ms"))
     assert found.steady.n >= 459
     assert found.start is not None
@@ -310,10 +329,10 @@ def test_the_exit_code_is_that_of_the_worst(
         assert caught.value.exit_code == code
     else:
         print_profile(found, json=True)
-    said = capsys.readouterr()
-    assert json.loads(said.out)["verdict"] == verdict
-    assert ("a dog barked" in said.err) == (verdict != "TRUSTED")
-    assert ("not shown to be met" in said.err) == (False in passed)
+    message = capsys.readouterr()
+    assert json.loads(message.out)["verdict"] == verdict
+    assert ("a dog barked" in message.err) == (verdict != "TRUSTED")
+    assert ("not shown to be met" in message.err) == (False in passed)
 
 
 @pytest.mark.parametrize(
@@ -405,7 +424,7 @@ def test_a_bundle_for_another_machine_is_measured_and_never_trusted(
         assert any(reason in line for line in found.reasons), reason
         assert reason in caplog.text
     mine = msgspec.structs.replace(HERE, isa=isa_class(), threads=1)
-    assert misfits(mine) == ()
+    assert target_mismatches(mine) == ()
 
 
 def test_layers_that_were_disturbed_are_a_reason_and_never_condemn(
@@ -414,8 +433,8 @@ def test_layers_that_were_disturbed_are_a_reason_and_never_condemn(
     layers = msgspec.structs.replace(full_profile().layers, verdict="INVALID", reasons=("a dog barked",), infer_ms=1e3)
     monkeypatch.setattr(profiler, "layers_of", lambda model: layers)
     quiet = full_profile(verdict="TRUSTED").interference
-    monkeypatch.setitem(profiler.RUNNERS, "single", lambda model, wanted: with_evidence(model, wanted, quiet))
-    monkeypatch.setattr(profiler, "misfits", lambda target: ())
+    monkeypatch.setitem(profiler.RUNNERS, "single", lambda model, options: with_evidence(model, options, quiet))
+    monkeypatch.setattr(profiler, "target_mismatches", lambda target: ())
     found = profile(bundles[0], runs=20, per_layer=True)
     assert found.verdict == "NOISY"
     assert found.reasons[0] == "layers: a dog barked"
@@ -451,8 +470,8 @@ def test_what_cannot_be_compared_is_named_before_the_runs(
 
 def test_a_cold_start_has_witnesses_of_its_own(bundles: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     quiet = full_profile(verdict="TRUSTED").interference
-    monkeypatch.setitem(profiler.RUNNERS, "single", lambda model, wanted: with_evidence(model, wanted, quiet))
-    monkeypatch.setattr(profiler, "misfits", lambda target: ())
+    monkeypatch.setitem(profiler.RUNNERS, "single", lambda model, options: with_evidence(model, options, quiet))
+    monkeypatch.setattr(profiler, "target_mismatches", lambda target: ())
 
     def beside_hogs(*_: object) -> dict[str, float]:
         program = [sys.executable, "-c", "import time; end = time.time() + 1.5\nwhile time.time() < end: pass"]
@@ -478,18 +497,18 @@ def test_what_our_own_children_use_is_not_others_use() -> None:
     assert without < 0.3
 
 
-def with_evidence(model: Any, wanted: Any, evidence: Any) -> Any:
-    taken = single(model, wanted)
-    return dataclasses.replace(taken, samples=dataclasses.replace(taken.samples, interference=evidence))
+def with_evidence(model: Any, options: Any, evidence: Any) -> Any:
+    measurements = single(model, options)
+    return dataclasses.replace(measurements, samples=dataclasses.replace(measurements.samples, interference=evidence))
 
 
 def test_a_terminal_is_told_as_much_as_the_page() -> None:
     text = "\n".join(describe(full_profile()))
-    for said in ("40 switched out, 50 looks at a slow canary", "median of the clean ones 4.980 ms",
+    for message in ("40 switched out, 50 looks at a slow canary", "median of the clean ones 4.980 ms",
                  "power and heat: ina3221", "4.2 W at rest", "not throttled",
                  "operators hold 91% of a watched inference",
                  "torch eager 2.13.0 fp32", "the first inference in it 12.50 ms", "24.800 frames/s"):  # fmt: skip
-        assert said in text, said
+        assert message in text, message
     layers = msgspec.structs.replace(full_profile().layers, peak_gmacs={}, peak_gbytes=0.0)
     bare = msgspec.structs.replace(full_profile(), layers=layers)
     assert "no limits measured" in "\n".join(describe(bare))
@@ -528,11 +547,11 @@ def test_figures_are_printed_before_a_page_that_fails(
     (tmp_path / "file").touch()
     with pytest.raises(typer.Exit) as caught:
         print_profile(msgspec.structs.replace(record, verdict="NOISY"), tmp_path / "file" / "page.html", json=True)
-    said = capsys.readouterr()
+    message = capsys.readouterr()
     assert caught.value.exit_code == 5
-    assert json.loads(said.out)["name"] == record.name
-    assert "cannot be written" in said.err
-    assert "The figures were printed and stand" in said.err
+    assert json.loads(message.out)["name"] == record.name
+    assert "cannot be written" in message.err
+    assert "The figures were printed and stand" in message.err
 
 
 # ---------------------------------------------------------------- power beside the runs
@@ -541,8 +560,8 @@ def test_figures_are_printed_before_a_page_that_fails(
 def test_nothing_to_read_means_no_thread(tmp_path: Path) -> None:
     threads = threading.active_count()
     seen: list[int] = []
-    taken, power = profiler._with_power(lambda: seen.append(threading.active_count()) or "taken", tmp_path)  # type: ignore[arg-type,func-returns-value]
-    assert (taken, seen) == ("taken", [threads])
+    measurements, power = profiler._with_power(lambda: seen.append(threading.active_count()) or "taken", tmp_path)  # type: ignore[arg-type,func-returns-value]
+    assert (measurements, seen) == ("taken", [threads])
     assert power.sensors == ()
     assert power.absent
 

@@ -14,8 +14,17 @@ from edgemae.device.model import Model, load
 from edgemae.device.session import Session, Tensors
 from edgemae.profiling import scenarios, simulated_camera
 from edgemae.profiling.records import STAGES
-from edgemae.profiling.scenarios import FEWEST_RUNS, SERIES_RUNS, Rows, Taken, Wanted, camera, offline, single
-from edgemae.profiling.simulated_camera import Arrivals
+from edgemae.profiling.scenarios import (
+    FEWEST_RUNS,
+    SERIES_RUNS,
+    Rows,
+    ScenarioOptions,
+    ScenarioResult,
+    camera,
+    offline,
+    single,
+)
+from edgemae.profiling.simulated_camera import SimulatedCamera
 from edgemae.profiling.soak import first_against_last, parse_soak
 from edgemae.profiling.timing.timer import Samples, measure
 from edgemae.spec.errors import CameraError, InputError
@@ -42,7 +51,7 @@ def slow_down(model: Model, seconds: float) -> None:
 
 def test_behind_a_camera_a_slow_model_drops_frames_and_its_results_stay_young(model: Model) -> None:
     slow_down(model, 0.1)
-    found = camera(model, Wanted(FEWEST_RUNS["camera"], 0.0, fps=25.0))
+    found = camera(model, ScenarioOptions(FEWEST_RUNS["camera"], 0.0, fps=25.0))
     seen, calls = found.camera, found.calls
     assert seen is not None
     assert found.ages is not None
@@ -65,7 +74,7 @@ def test_of_too_many_results_one_of_so_many_is_kept_and_no_frame_is_lost(
     model: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(scenarios, "CAPACITY", 40)
-    found = camera(model, Wanted(34, 1.2, fps=100.0))  # 120 frames, every third is kept
+    found = camera(model, ScenarioOptions(34, 1.2, fps=100.0))  # 120 frames, every third is kept
     assert found.samples.every == 3
     assert found.camera is not None
     assert 34 <= found.samples.n <= 40
@@ -89,26 +98,26 @@ def test_no_drop_is_not_the_proof_of_none() -> None:
 
 
 def test_frames_are_due_at_times_that_nothing_moves() -> None:
-    with Arrivals(100.0) as source:
+    with SimulatedCamera(100.0) as source:
         first = source.take()
         time.sleep(0.055)
-        taken = [first, source.take(), source.take()]
-    numbers = [number for number, _, _ in taken]
+        measurements = [first, source.take(), source.take()]
+    numbers = [number for number, _, _ in measurements]
     assert numbers[0] < numbers[1] < numbers[2]
     assert numbers[1] >= 4  # the newest, not the next one
-    assert all(due - taken[0][1] == (number - numbers[0]) * 10 * MS for number, due, _ in taken)
-    assert all(came >= due for _, due, came in taken)
+    assert all(due - measurements[0][1] == (number - numbers[0]) * 10 * MS for number, due, _ in measurements)
+    assert all(came >= due for _, due, came in measurements)
 
 
 def test_a_source_that_stands_still_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(simulated_camera, "SILENT_S", 0.02)
-    monkeypatch.setattr(Arrivals, "_arrive", lambda self: None)
-    with Arrivals(1000.0) as source, pytest.raises(CameraError, match="does not run"):
+    monkeypatch.setattr(SimulatedCamera, "_arrive", lambda self: None)
+    with SimulatedCamera(1000.0) as source, pytest.raises(CameraError, match="does not run"):
         source.take()
 
 
 def test_back_to_back_the_throughput_is_that_of_the_runs(model: Model) -> None:
-    found = offline(model, Wanted(FEWEST_RUNS["offline"] * 2, 0.0))
+    found = offline(model, ScenarioOptions(FEWEST_RUNS["offline"] * 2, 0.0))
     assert found.throughput is not None
     assert found.throughput.fps == pytest.approx(1e9 / found.calls.mean())
     assert found.throughput.low <= found.throughput.fps <= found.throughput.high
@@ -118,7 +127,7 @@ def test_back_to_back_the_throughput_is_that_of_the_runs(model: Model) -> None:
 
 def test_stages_are_of_the_very_runs_that_are_kept(model: Model) -> None:
     slow_down(model, 0.005)
-    found = single(model, Wanted(30, 0.0))
+    found = single(model, ScenarioOptions(30, 0.0))
     assert {len(ns) for ns in found.stages.values()} == {30}
     assert (found.stages["infer"] >= 5 * MS).all()
     assert (sum(found.stages.values()) <= found.calls).all()
@@ -135,13 +144,15 @@ def test_writing_a_row_of_stages_is_cheap_beside_a_run() -> None:
 # ---------------------------------------------------------------- long runs
 
 
-def long_run(seconds: float, levels: Callable[[NDArray[np.float64]], NDArray[np.float64]], rate: int = 50) -> Taken:
+def long_run(
+    seconds: float, levels: Callable[[NDArray[np.float64]], NDArray[np.float64]], rate: int = 50
+) -> ScenarioResult:
     rng = np.random.default_rng(0)
     at = np.arange(int(seconds * rate)) / rate
     ns = (5 * MS * levels(at / seconds) * rng.lognormal(0, 0.05, len(at))).astype(np.int64)
     evidence = measure(int, min_runs=20, min_seconds=0).interference
     samples = Samples(ns, np.zeros_like(ns), (at * 1e9).astype(np.int64) + 77, rng.random(len(ns)) > 0.1, evidence)
-    return Taken(samples, ns, {})
+    return ScenarioResult(samples, ns, {})
 
 
 def test_a_machine_that_gets_hot_is_slower_in_its_last_minute() -> None:

@@ -7,8 +7,8 @@ import pytest
 from numpy.typing import NDArray
 
 from edgemae.profiling.records import CameraFigures, Start, Throughput
-from edgemae.profiling.scenarios import Taken
-from edgemae.profiling.slo import judge, parse_slo, runs_for
+from edgemae.profiling.scenarios import ScenarioResult
+from edgemae.profiling.slo import evaluate_slo, parse_slo, runs_for
 from edgemae.profiling.stats.percentiles import summarise
 from edgemae.profiling.timing.timer import Samples, measure
 from edgemae.spec.errors import InputError
@@ -92,22 +92,22 @@ def test_without_a_number_of_runs_as_many_are_taken_as_the_limits_need() -> None
     assert runs_for(limits[:1], "single", 25.0, 44) == 44
 
 
-def taken(ms: NDArray[np.float64], **more: object) -> Taken:
+def taken(ms: NDArray[np.float64], **more: object) -> ScenarioResult:
     ns = (ms * MS).astype(np.int64)
     evidence = measure(int, min_runs=20, min_seconds=0).interference
     samples = Samples(ns, np.zeros_like(ns), np.cumsum(ns), np.ones(len(ns), bool), evidence)
-    return Taken(samples, ns, {}, **more)  # type: ignore[arg-type]
+    return ScenarioResult(samples, ns, {}, **more)  # type: ignore[arg-type]
 
 
 def test_the_end_of_the_interval_decides_not_the_figure() -> None:
     runs = taken(np.random.default_rng(0).permutation(np.linspace(1.0, 2.0, 1000)))
     for text, value, passed in (("p50<1.51ms", 1.5, False), ("p50<1.6ms", 1.5, True), ("p99<2.01ms", 1.99, True)):
-        found = judge(parse_slo(text), runs, None)
+        found = evaluate_slo(parse_slo(text), runs, None)
         assert found.value == pytest.approx(value, abs=0.01)
         assert found.high is not None
         assert found.high > (found.value or 0)
         assert found.passed == passed
-    assert judge(parse_slo("p99<2ms"), runs, None).note == "1000 runs"
+    assert evaluate_slo(parse_slo("p99<2ms"), runs, None).note == "1000 runs"
 
 
 def test_every_figure_has_its_own_interval() -> None:
@@ -118,17 +118,17 @@ def test_every_figure_has_its_own_interval() -> None:
     runs = taken(np.ones(500), camera=seen, ages=np.arange(1, 501) * MS)
     start = Start(cold_ms=1500.0, load_ms=700.0, first_ms=9.0, runs=7, cold_high_ms=2100.0)
     verdicts = {
-        text: judge(parse_slo(text), runs, start)
+        text: evaluate_slo(parse_slo(text), runs, start)
         for text in ("fps>23", "fps>23.7", "drop<7%", "drop<5%", "cold<3s", "cold<2s", "age_p99<500ms", "age_p50<1s")
     }
     missed = {text for text, found in verdicts.items() if not found.passed}
     assert missed == {"fps>23.7", "drop<5%", "cold<2s", "age_p99<500ms"}
     assert verdicts["cold<2s"].note == "slowest of 7 starts"
     speed = Throughput(fps=100.0, low=98.0, high=102.0, block_runs=20)
-    assert judge(parse_slo("fps>97"), taken(np.ones(500), throughput=speed), None).passed
-    assert not judge(parse_slo("fps>99"), taken(np.ones(500), throughput=speed), None).passed
+    assert evaluate_slo(parse_slo("fps>97"), taken(np.ones(500), throughput=speed), None).passed
+    assert not evaluate_slo(parse_slo("fps>99"), taken(np.ones(500), throughput=speed), None).passed
 
 
 def test_too_few_runs_never_meet_a_limit() -> None:
-    found = judge(parse_slo("p99<1s"), taken(np.ones(458)), None)
+    found = evaluate_slo(parse_slo("p99<1s"), taken(np.ones(458)), None)
     assert (found.passed, found.value, found.note) == (False, None, "needs 459 runs")

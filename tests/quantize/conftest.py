@@ -1,4 +1,4 @@
-"""A small exported ViT (unequal blocks) and smooth calibration pictures."""
+"""A small exported ViT (unequal blocks) and smooth calibration images."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from edgemae.quantize.calibrate import Calibration
 from edgemae.spec.graph import Graph, PixelContract
 
 
-def smooth_pictures(count: int, size: int = 32, seed: int = 0) -> NDArray[np.float32]:
-    """Return pictures of soft blobs, (count, 3, size, size)."""
+def smooth_images(count: int, size: int = 32, seed: int = 0) -> NDArray[np.float32]:
+    """Return images of soft blobs, (count, 3, size, size)."""
     random = np.random.default_rng(seed)
     coarse = random.standard_normal((count, 6, 6, 3)).astype(np.float32)
     return np.stack([cv2.resize(c, (size, size), interpolation=cv2.INTER_CUBIC).transpose(2, 0, 1) for c in coarse])
@@ -37,4 +37,4 @@ def graph() -> Graph:
 
 @pytest.fixture(scope="session")
 def calibration() -> Calibration:
-    return Calibration.of(smooth_pictures(40))
+    return Calibration.of(smooth_images(40))

@@ -28,5 +28,5 @@ def _holds_bytes(values: Mapping[object, object]) -> bool:
 def _first(left: bytes, right: bytes) -> str:
     both = min(len(left), len(right))
     at = next((i for i in range(both) if left[i] != right[i]), both)
-    shown = " != ".join(repr(side[at : at + SHOWN]) for side in (left, right))
-    return f"{len(left)} bytes == {len(right)} bytes: they differ from byte {at} on, {shown}"
+    values = " != ".join(repr(side[at : at + SHOWN]) for side in (left, right))
+    return f"{len(left)} bytes == {len(right)} bytes: they differ from byte {at} on, {values}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from edgemae.profiling.records import (
-    Against,
+    BaselineComparison,
     CameraFigures,
     EarlyStopping,
     Layer,
@@ -21,7 +21,7 @@ from edgemae.profiling.records import (
 )
 from edgemae.profiling.stats.percentiles import Summary, summarise
 from edgemae.profiling.timing.interference import Interference
-from edgemae.profiling.timing.system_monitor import Glances
+from edgemae.profiling.timing.system_monitor import SystemTimeline
 
 
 def full_profile(runs: int = 600, verdict: str = "NOISY") -> Profile:
@@ -47,7 +47,7 @@ def full_profile(runs: int = 600, verdict: str = "NOISY") -> Profile:
         interference=Interference(
             verdict=verdict, reasons=(), clean_fraction=0.94, switched_runs=40, slow_canaries=50, others_share=0.08,
             steal_share=0.0, spread=0.1, window_s=9.0, p50_clean_ms=4.98, absent=("cpu pressure (PSI)",),
-            glances=Glances(
+            timeline=SystemTimeline(
                 at_s=tuple(i / 4 for i in range(1, 13)), others_share=(0.02,) * 5 + (0.4,) * 3 + (0.03,) * 4,
                 steal_share=(0.01,) * 12, temperature_c=tuple(50.0 + i for i in range(12)),
             ),
@@ -65,7 +65,7 @@ def full_profile(runs: int = 600, verdict: str = "NOISY") -> Profile:
         slo=(SloVerdict(text="p99<33ms", value=9.1, high=12.0, passed=True),
              SloVerdict(text="fps>25", value=24.8, high=24.1, passed=False),
              SloVerdict(text="drop<1%", value=0.008, high=0.02, passed=False)),
-        against=Against(
+        baseline=BaselineComparison(
             name="student", kind="pytorch", engine="torch eager", precision="fp32", p50_ms=6.1, n=400, ratio=1.2,
             ratio_low=1.19, ratio_high=1.215, different=True, paired=True, rounds=20,
             ratios=tuple(float(r) for r in 1.2 * rng.lognormal(0, 0.01, 20)), version="2.13.0",

@@ -83,7 +83,7 @@ class Server:
 
 def children(pid: int) -> list[int]:
     """Return the processes below one, sessions of their own left out: those are jobs."""
-    found = []
+    descendants = []
     for path in Path("/proc").glob("[0-9]*/stat"):
         try:
             fields = path.read_text().rpartition(")")[2].split()
@@ -91,8 +91,8 @@ def children(pid: int) -> list[int]:
             continue
         if int(fields[1]) == pid:
             child = int(path.parent.name)
-            found += [child, *children(child)]
-    return found
+            descendants += [child, *children(child)]
+    return descendants
 
 
 def keygen(path: Path, passphrase: str = "") -> None:

@@ -1,7 +1,7 @@
 """Live sources that can be broken on purpose: an RTSP server (H.264 over TCP) and an MJPEG server, both on loopback.
 
-Every image carries the time of its capture (`time.monotonic_ns`, one clock for all processes of a machine) as 8 x 8
-black and white blocks, so its age is read from the image itself and not from what any program says of it. Faults are
+Every frame carries the time of its capture (`time.monotonic_ns`, one clock for all processes of a machine) as 8 x 8
+black and white blocks, so its age is read from the image itself and not from any program's report. Faults are
 methods and attributes of a running server. `python -m tests.support.stream_servers rtsp` runs one by itself.
 """
 
@@ -231,10 +231,10 @@ class Server:
         if self.login is None:
             return True
         kind, user, password = self.login
-        said = headers.get("authorization", "")
+        credentials = headers.get("authorization", "")
         if kind == "basic":
-            return said == "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode()
-        fields = dict(re.findall(r'(\w+)="([^"]*)"', said))
+            return credentials == "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode()
+        fields = dict(re.findall(r'(\w+)="([^"]*)"', credentials))
         first = hashlib.md5(f"{user}:{REALM}:{password}".encode()).hexdigest()
         second = hashlib.md5(f"{method}:{fields.get('uri', '')}".encode()).hexdigest()
         return fields.get("response") == hashlib.md5(f"{first}:{NONCE}:{second}".encode()).hexdigest()
@@ -402,9 +402,9 @@ def main() -> None:
         print(json.dumps(server.url), flush=True)
         for line in sys.stdin:
             name, *arguments = json.loads(line)
-            found = getattr(server, name)
-            if callable(found):
-                found(*arguments)
+            member = getattr(server, name)
+            if callable(member):
+                member(*arguments)
             elif arguments:
                 setattr(server, name, *arguments)
             value = getattr(server, name)

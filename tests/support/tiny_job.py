@@ -1,4 +1,4 @@
-"""A job that is small enough to be done whole: pictures of two shapes, a plan of single epochs, the command line."""
+"""A job that is small enough to be done whole: images of two shapes, a plan of single epochs, the command line."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ source = "made up"
 
 
 def write_shapes(folder: Path, per_class: int, seed: int, classes: tuple[str, ...] = CLASSES) -> Path:
-    """Write `per_class` pictures of a disc and of a box in random colours; without classes a flat folder of both."""
+    """Write `per_class` images of a disc and of a box in random colours; without classes a flat folder of both."""
     rng = np.random.default_rng(seed)
     for k, name in enumerate(classes or ("", "")):
         (folder / name).mkdir(parents=True, exist_ok=True)
@@ -119,7 +119,7 @@ def write_target(
 
 @dataclass(frozen=True)
 class Job:
-    """A tiny job on disk: pictures in two labelled halves, more without labels, a plan, a target for this machine."""
+    """A tiny job on disk: images in two labelled halves, more without labels, a plan, a target for this machine."""
 
     root: Path
 
@@ -170,7 +170,7 @@ def write_job(root: Path) -> Job:
 
 
 def meta_pth(path: Path) -> Path:
-    """Write a checkpoint as Meta's MAE code does: encoder and decoder, under 'model', heads told nowhere."""
+    """Write a checkpoint as Meta's MAE code does: encoder and decoder, under 'model', without the number of heads."""
     import torch
 
     from edgemae.model.mae import MAE, DecoderShape
@@ -192,7 +192,7 @@ def meta_pth(path: Path) -> Path:
 
 
 def write_weave(folder: Path, count: int, seed: int) -> Path:
-    """Write a flat folder of 64 px pictures of one woven cloth: its threads never lie twice at the same place."""
+    """Write a flat folder of 64 px images of one woven cloth: its threads never lie twice at the same place."""
     folder.mkdir(parents=True)
     rng = np.random.default_rng(seed)
     for i in range(count):
@@ -201,7 +201,7 @@ def write_weave(folder: Path, count: int, seed: int) -> Path:
 
 
 def weave(rng: np.random.Generator) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    """Return one 64 px picture of a cloth, BGR."""
+    """Return one 64 px image of a cloth, BGR."""
     row, column = np.mgrid[:64, :64]
     down, across = rng.uniform(0, 6.28, 2)
     gray = 128 + 40 * np.sin(0.55 * column + across) * np.cos(0.55 * row + down) + rng.normal(0, 6, (64, 64))
@@ -229,8 +229,8 @@ def write_bundle_of(path: Path, vit: ViT, folder: Path, *, tokens: bool = True, 
     pixel = PixelContract(image_px=vit.shape.image_px)
     images, target = scan(folder), find_target("cpu-onnxruntime")
     graph = to_onnx(vit, pixel, tokens=tokens)
-    pictures = Calibration.of(calibration_of(images, pixel, 0).images)
-    both = (graph, SCHEMES["ort-static"](graph, pictures, QuantizePlan(smooth_alphas=(0.5,))))
+    calibration = Calibration.of(calibration_of(images, pixel, 0).images)
+    both = (graph, SCHEMES["ort-static"](graph, calibration, QuantizePlan(smooth_alphas=(0.5,))))
     choices = [Choice(Candidate("onnxruntime", g, "explicit", graph_digest(g)), "made for tests") for g in both]
     packed = pack(choices, target, pixel, images, seed=0)
     facts: dict[str, Any] = {
@@ -282,15 +282,15 @@ def _shortened(draw: bool) -> Iterator[None]:
 
 
 def _quiet(take: Callable[..., Any]) -> Callable[..., Any]:
-    """Call what was taken TRUSTED: what a compile does with a busy machine has tests of its own."""
+    """Call each measurement TRUSTED: what a compile does with a busy machine has tests of its own."""
 
-    def taken(*given: Any) -> Any:
+    def trusted(*given: Any) -> Any:
         return {
             name: replace(s, interference=msgspec.structs.replace(s.interference, verdict="TRUSTED", reasons=()))
             for name, s in take(*given).items()
         }
 
-    return taken
+    return trusted
 
 
 @contextlib.contextmanager
@@ -309,7 +309,7 @@ def _restored() -> Iterator[None]:
 
 
 def parts(text: str) -> list[str]:
-    """Return the lines of a three-part message, its labels taken off. Fails for anything else on stderr."""
+    """Return the lines of a three-part message, without its labels. Fails for anything else on stderr."""
     lines = text.rstrip("\n").split("\n")
     assert len(lines) == 3, text
     assert lines[0].startswith("error: ")
@@ -319,5 +319,5 @@ def parts(text: str) -> list[str]:
 
 
 def stage(output: Path, name: str) -> Path:
-    (found,) = (path for path in (output / "stages").glob(f"{name}-*") if path.name.rpartition("-")[0] == name)
-    return found
+    (folder,) = (path for path in (output / "stages").glob(f"{name}-*") if path.name.rpartition("-")[0] == name)
+    return folder

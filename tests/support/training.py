@@ -1,4 +1,4 @@
-"""Tiny teachers, pictures and plans: 32 px, width 32, two blocks, two colours to tell apart."""
+"""Tiny teachers, images and plans: 32 px, width 32, two blocks, two colours to separate."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ SMALL = {
 
 @pytest.fixture(scope="session")
 def picture_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two classes of 12 pictures, reddish and bluish noise."""
+    """Two classes of 12 images, reddish and bluish noise."""
     root = tmp_path_factory.mktemp("pictures")
     rng = np.random.default_rng(0)
     for channel, name in ((0, "blue"), (2, "red")):

@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 
 from edgemae.device.engines import open_session
-from edgemae.profiling.compare.ab_worker import Made, Order, serve
+from edgemae.profiling.compare.ab_worker import Order, WorkerSetup, serve
 from edgemae.spec.target import find_target
 
 
-def hold(order: Order) -> Made:
+def hold(order: Order) -> WorkerSetup:
     """Hold a graph; `slower` 0.05 spins for 5 % of each call's own duration after it."""
     job = json.loads(order["path"])
     session = open_session(job["engine"], {"graph.onnx": Path(job["graph"]).read_bytes()}, find_target(order["target"]))

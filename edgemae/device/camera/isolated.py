@@ -11,16 +11,15 @@ from __future__ import annotations
 import json
 import mmap
 import os
-import select
-import subprocess
 import sys
-import time
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from edgemae.device.camera.address import redact
 from edgemae.device.camera.frame_source import CapturedFrame, SourceError
+from edgemae.device.child_process import JsonLinesProcess
 from edgemae.spec.errors import error_of
 
 _START = (
@@ -39,19 +38,16 @@ class Isolated:
         self._name, self.fps = redact(source), 0.0
         self._order = {"source": source, "kind": kind, "timeouts_ms": list(timeouts_ms), "again": again}
         self._open_s, self._read_s = timeouts_ms[0] / 1e3 + OPEN_GRACE_S, timeouts_ms[1] / 1e3 + READ_GRACE_S
-        self._child: subprocess.Popen[bytes] | None = None
+        self._child: JsonLinesProcess | None = None
         self._memory: mmap.mmap | None = None
         self._memory_fd = -1
-        self._received = b""
 
     def open(self) -> None:
         self._memory_fd = os.memfd_create("edgemae-frame")
-        self._child = subprocess.Popen(
-            [sys.executable, "-c", _START, json.dumps(sys.path), str(self._memory_fd)],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, pass_fds=(self._memory_fd,),
-            bufsize=0,
-        )  # fmt: skip
-        self._listen(START_S)
+        self._child = JsonLinesProcess(
+            [sys.executable, "-c", _START, json.dumps(sys.path), str(self._memory_fd)], pass_fds=(self._memory_fd,)
+        )
+        self._answer(lambda child: child.receive(START_S), START_S)
         self.fps = float(self._ask(self._order, self._open_s)["fps"])
 
     def read(self) -> CapturedFrame | None:
@@ -77,15 +73,7 @@ class Isolated:
 
     def close(self) -> None:
         if self._child is not None:
-            assert self._child.stdin is not None
-            assert self._child.stdout is not None
-            self._child.stdin.close()
-            try:
-                self._child.wait(LEAVE_S)
-            except subprocess.TimeoutExpired:
-                self._child.kill()
-                self._child.wait()
-            self._child.stdout.close()
+            self._child.close(LEAVE_S)
             self._child = None
         if self._memory is not None:
             self._memory.close()
@@ -96,29 +84,17 @@ class Isolated:
 
     def _ask(self, order: dict[str, Any], timeout_s: float) -> dict[str, Any]:
         assert self._child is not None
-        assert self._child.stdin is not None
-        try:
-            self._child.stdin.write(json.dumps(order).encode() + b"\n")
-        except BrokenPipeError:
-            raise self._gone("has ended") from None
-        return self._listen(timeout_s)
+        return self._answer(lambda child: child.ask(order, timeout_s), timeout_s)
 
-    def _listen(self, timeout_s: float) -> dict[str, Any]:
-        """Return the child's next line. A child that is silent is killed by `close`."""
+    def _answer(self, step: Callable[[JsonLinesProcess], dict[str, Any]], timeout_s: float) -> dict[str, Any]:
+        """Return the child's answer. A child that is silent is killed by `close`."""
         assert self._child is not None
-        assert self._child.stdout is not None
-        end, stdout = time.monotonic() + timeout_s, self._child.stdout.fileno()
-        poll = select.poll()
-        poll.register(stdout, select.POLLIN)
-        while b"\n" not in self._received:
-            if not poll.poll(max(0.0, end - time.monotonic()) * 1e3):
-                raise self._gone(f"did not answer within {timeout_s:.1f} s and was killed")
-            more = os.read(stdout, 65_536)
-            if not more:
-                raise self._gone("has ended")
-            self._received += more
-        line, _, self._received = self._received.partition(b"\n")
-        reply: dict[str, Any] = json.loads(line)
+        try:
+            reply = step(self._child)
+        except EOFError:
+            raise self._gone("has ended") from None
+        except TimeoutError:
+            raise self._gone(f"did not answer within {timeout_s:.1f} s and was killed") from None
         if "error" in reply:
             error = error_of(reply["error"])
             if "kind" in reply:

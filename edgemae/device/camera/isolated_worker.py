@@ -14,31 +14,31 @@ import numpy as np
 
 from edgemae.device.camera.frame_source import CapturedFrame, SourceError
 from edgemae.device.camera.opencv import Video
+from edgemae.device.child_process import claim_stdout
 from edgemae.spec.errors import EdgemaeError, InternalError
 
 
 def main() -> None:
     """Answer orders until standard input ends, which also ends a call that hangs."""
-    answers = os.dup(1)
-    os.dup2(2, 1)  # what drivers print must not get among the answers
+    send = claim_stdout()  # what drivers print must not get among the answers
     orders: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
     threading.Thread(target=_listen, args=(orders,), daemon=True).start()
     memory = _Memory(int(sys.argv[2]))
-    _send(answers, {})
+    send({})
     try:
         order = orders.get()
         video = Video(order["source"], order["kind"], tuple(order["timeouts_ms"]), order["again"])
         video.open()
-        _send(answers, {"fps": video.fps})
+        send({"fps": video.fps})
         while orders.get() == {}:
-            _send(answers, memory.store(video.read()))
+            send(memory.store(video.read()))
     except SourceError as error:
-        _send(answers, {"error": error.row, "kind": error.kind})
+        send({"error": error.row, "kind": error.kind})
     except EdgemaeError as error:
-        _send(answers, {"error": error.row})
+        send({"error": error.row})
     except Exception as bug:  # noqa: BLE001 - the parent raises it
         what = f"{type(bug).__name__}: {bug}"
-        _send(answers, {"error": InternalError(what, expected="no failure", fix="report it").row})
+        send({"error": InternalError(what, expected="no failure", fix="report it").row})
 
 
 def _listen(orders: queue.SimpleQueue[dict[str, Any]]) -> None:
@@ -48,10 +48,6 @@ def _listen(orders: queue.SimpleQueue[dict[str, Any]]) -> None:
         for line in lines:
             orders.put(json.loads(line))
     os._exit(0)  # the parent is gone, or wants this one gone
-
-
-def _send(answers: int, reply: dict[str, Any]) -> None:
-    os.write(answers, json.dumps(reply).encode() + b"\n")
 
 
 class _Memory:

@@ -8,9 +8,13 @@ import platform
 import shutil
 import subprocess
 import sys
+from collections.abc import Collection
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+from edgemae.device.hardware.cpu_affinity import usable_cores
+from edgemae.device.hardware.sensors import text
 
 FLAGS = ("avx2", "fma", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "amx_bf16", "asimddp", "i8mm", "sve")
 # import name -> distributions that may carry it; Jetson's own OpenCV and TensorRT have no distribution at all.
@@ -41,17 +45,17 @@ def fingerprint() -> dict[str, Any]:
     return {
         "cpu": cpu.get("model name") or cpu.get("Model") or platform.processor() or platform.machine(),
         "cpu_id": "/".join(cpu.get(key, "?") for key in (ARM_ID if ARM_ID[0] in cpu else X86_ID)),
-        "board": (_read("/proc/device-tree/model") or "").strip(chr(0)) or None,
+        "board": (text("/proc/device-tree/model") or "").strip(chr(0)) or None,
         "arch": platform.machine(),
         "flags": [flag for flag in FLAGS if flag in flags],
         "microcode": cpu.get("microcode"),
         "governor": _governor(),
-        "boost": _read("/sys/devices/system/cpu/cpufreq/boost"),
+        "boost": text("/sys/devices/system/cpu/cpufreq/boost"),
         "power_mode": _power_mode(),
         "cores": os.cpu_count(),
-        "cores_usable": len(usable_cpus()),
-        "pinning": _ranges(usable_cpus()),
-        "numa_nodes": _read("/sys/devices/system/node/online"),
+        "cores_usable": len(usable_cores()),
+        "pinning": _ranges(usable_cores()),
+        "numa_nodes": text("/sys/devices/system/node/online"),
         **limits(),
         "memory_mib": _memory_mib(),
         "gpu": _gpu(),
@@ -68,17 +72,10 @@ def differences(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
     return [f"{key}: {a.get(key)} / {b.get(key)}" for key in sorted(a.keys() | b.keys()) if a.get(key) != b.get(key)]
 
 
-def usable_cpus() -> set[int]:
-    """Return the CPUs that this process may run on."""
-    if hasattr(os, "sched_getaffinity"):
-        return set(os.sched_getaffinity(0))
-    return set(range(os.cpu_count() or 1))
-
-
 def cgroups(controller: str, root: Path = ROOT) -> list[Path]:
     """Return the folder of our control group and of every one above it, for version 2 and for one controller of 1."""
     found: list[Path] = []
-    for line in (_read(root / "proc/self/cgroup") or "").splitlines():
+    for line in (text(root / "proc/self/cgroup") or "").splitlines():
         _, names, path = line.split(":", 2)
         if names and controller not in names.split(","):
             continue
@@ -98,18 +95,18 @@ def limits(root: Path = ROOT) -> dict[str, Any]:
     """
     quotas: list[float] = []
     for folder in cgroups("cpu", root):
-        words = (_read(folder / "cpu.max") or "").split()
+        words = (text(folder / "cpu.max") or "").split()
         if not words:  # version 1 has a file for each
-            words = [text for name in ("quota", "period") if (text := _read(folder / f"cpu.cfs_{name}_us"))]
+            words = [cell for name in ("quota", "period") if (cell := text(folder / f"cpu.cfs_{name}_us"))]
         if len(words) == 2:
             quotas.append(float("inf") if words[0] in ("max", "-1") else int(words[0]) / int(words[1]))
     memory = [
-        NO_LIMIT_BYTES if text == "max" else int(text)
+        NO_LIMIT_BYTES if cell == "max" else int(cell)
         for folder in cgroups("memory", root)
-        if (text := _read(folder / "memory.max") or _read(folder / "memory.limit_in_bytes"))
+        if (cell := text(folder / "memory.max") or text(folder / "memory.limit_in_bytes"))
     ]
     names = ("cpuset.cpus.effective", "cpuset.effective_cpus", "cpuset.cpus")
-    sets = (_read(folder / name) for folder in cgroups("cpuset", root) for name in names)
+    sets = (text(folder / name) for folder in cgroups("cpuset", root) for name in names)
     quota, most = min(quotas, default=None), min(memory, default=None)
     return {
         "cpu_quota": "max" if quota == float("inf") else quota,
@@ -126,19 +123,19 @@ def _gpu() -> list[str] | None:
             return done.stdout.strip().splitlines()
         except (OSError, subprocess.SubprocessError):
             pass  # the driver's own files may still tell
-    if release := _read("/etc/nv_tegra_release"):
-        return [f"{(_read('/proc/device-tree/model') or 'Jetson').strip(chr(0))}, {release.splitlines()[0]}"]
-    if driver := _read("/proc/driver/nvidia/version"):
+    if release := text("/etc/nv_tegra_release"):
+        return [f"{(text('/proc/device-tree/model') or 'Jetson').strip(chr(0))}, {release.splitlines()[0]}"]
+    if driver := text("/proc/driver/nvidia/version"):
         models = sorted(Path("/proc/driver/nvidia/gpus").glob("*/information"))
-        return [*((_read(path) or "").partition("\n")[0] for path in models), driver.splitlines()[0]]
+        return [*((text(path) or "").partition("\n")[0] for path in models), driver.splitlines()[0]]
     return None
 
 
 def _governor(root: Path = ROOT) -> str | None:
     """Return the governor of the processors that we may use; where they differ, those of each: performance 0-3, ..."""
     found: dict[str, set[int]] = {}
-    for number in usable_cpus():
-        if name := _read(root / f"sys/devices/system/cpu/cpu{number}/cpufreq/scaling_governor"):
+    for number in usable_cores():
+        if name := text(root / f"sys/devices/system/cpu/cpu{number}/cpufreq/scaling_governor"):
             found.setdefault(name, set()).add(number)
     if len(found) < 2:
         return next(iter(found), None)
@@ -147,10 +144,10 @@ def _governor(root: Path = ROOT) -> str | None:
 
 def _power_mode() -> str | None:
     """Return Jetson's nvpmodel, or the profile that a laptop's firmware offers."""
-    return _read("/var/lib/nvpmodel/status") or _read("/sys/firmware/acpi/platform_profile")
+    return text("/var/lib/nvpmodel/status") or text("/sys/firmware/acpi/platform_profile")
 
 
-def _ranges(numbers: set[int]) -> str:
+def _ranges(numbers: Collection[int]) -> str:
     """Return a set of processors as the kernel writes it: 0-3,6."""
     parts: list[list[int]] = []
     for number in sorted(numbers):
@@ -164,14 +161,14 @@ def _ranges(numbers: set[int]) -> str:
 def _cpuinfo() -> dict[str, str]:
     """Return the first processor's entries of /proc/cpuinfo; ARM puts `Model` in a last paragraph, so all are read."""
     found: dict[str, str] = {}
-    for line in (_read("/proc/cpuinfo") or "").splitlines():
+    for line in (text("/proc/cpuinfo") or "").splitlines():
         key, _, value = line.partition(":")
         found.setdefault(key.strip(), value.strip())
     return found
 
 
 def _memory_mib() -> int | None:
-    for line in (_read("/proc/meminfo") or "").splitlines():
+    for line in (text("/proc/meminfo") or "").splitlines():
         if line.startswith("MemTotal:"):
             # Rounded: what the kernel keeps for itself moves by some MiB between boots of one machine.
             return round(int(line.split()[1]) / 1024 / 256) * 256
@@ -179,7 +176,7 @@ def _memory_mib() -> int | None:
 
 
 def _os_name() -> str:
-    for line in (_read("/etc/os-release") or "").splitlines():
+    for line in (text("/etc/os-release") or "").splitlines():
         if line.startswith("PRETTY_NAME="):
             return line.partition("=")[2].strip('"')
     return platform.system()
@@ -198,10 +195,3 @@ def _version(name: str) -> str | None:
         return str(getattr(importlib.import_module(name), "__version__", "unknown"))
     except ImportError:
         return "broken"
-
-
-def _read(path: str | Path) -> str | None:
-    try:
-        return Path(path).read_text().strip()
-    except (OSError, UnicodeDecodeError):
-        return None

@@ -31,7 +31,7 @@ QUERY_TIMEOUT_S = 5
 
 
 @dataclass(frozen=True)
-class Found:
+class SensorReading:
     """One thing that can be read. `limit`: uJ where a counter wraps around, or degrees C from which a zone is hot."""
 
     name: str
@@ -40,7 +40,7 @@ class Found:
     limit: float | None = None
 
 
-def rails(root: Path) -> Iterator[Found | str]:
+def rails(root: Path) -> Iterator[SensorReading | str]:
     """Yield the rails of INA3221 monitors in W, from hwmon (Linux 5 and later) or iio (JetPack 4)."""
     none = True
     for chip in _glob(root, "sys/class/hwmon/hwmon*"):
@@ -52,19 +52,19 @@ def rails(root: Path) -> Iterator[Found | str]:
                 continue
             volt, curr = chip / f"in{number}_input", chip / f"curr{number}_input"
             none = False
-            yield _tried(Found(name, partial(_watts, volt, curr)), f"ina3221 {name}")
+            yield _tried(SensorReading(name, partial(_watts, volt, curr)), f"ina3221 {name}")
     for chip in _glob(root, "sys/bus/i2c/devices/*/iio:device*"):
         for label in _glob(chip, "rail_name_*"):
             number, name = label.name.rpartition("_")[2], text(label) or ""
             if not _unused(name):
                 none = False
                 read = partial(number_of, chip / f"in_power{number}_input", 1e-3)
-                yield _tried(Found(name, read), f"ina3221 {name}")
+                yield _tried(SensorReading(name, read), f"ina3221 {name}")
     if none:
         yield "ina3221: no such chip among /sys/class/hwmon and /sys/bus/i2c/devices"
 
 
-def energy_counters(root: Path) -> Iterator[Found | str]:
+def energy_counters(root: Path) -> Iterator[SensorReading | str]:
     """Yield the RAPL counters in uJ with the value where each wraps around; a part is named behind its package."""
     zone_folders = _glob(root, "sys/class/powercap/intel-rapl:*")
     for folder in zone_folders:
@@ -72,65 +72,69 @@ def energy_counters(root: Path) -> Iterator[Found | str]:
         if folder.name.count(":") == 2:  # intel-rapl:0:1 is a part of intel-rapl:0
             name = f"{text(folder.parent / folder.name.rpartition(':')[0] / 'name') or 'package'} {name}"
         wraps = limit_of(folder / "max_energy_range_uj")
-        yield _tried(Found(name, partial(number_of, folder / "energy_uj"), limit=wraps), f"rapl {name}")
+        yield _tried(SensorReading(name, partial(number_of, folder / "energy_uj"), limit=wraps), f"rapl {name}")
     if not zone_folders:
         yield "rapl: no intel-rapl zone in /sys/class/powercap"
 
 
-def zones(root: Path) -> Iterator[Found | str]:
+def zones(root: Path) -> Iterator[SensorReading | str]:
     """Yield the thermal zones in degrees C, each with the temperature from which it is hot."""
     folders = _glob(root, "sys/class/thermal/thermal_zone*")
     names = [text(folder / "type") or folder.name for folder in folders]
     for folder, name in zip(folders, names, strict=True):
         own = name if names.count(name) == 1 else f"{name} {folder.name.removeprefix('thermal_zone')}"
-        yield _tried(Found(own, partial(_celsius, folder / "temp"), limit=_hot_from(folder)), f"thermal zone {own}")
+        yield _tried(
+            SensorReading(own, partial(_celsius, folder / "temp"), limit=_hot_from(folder)), f"thermal zone {own}"
+        )
     if not folders:
         yield "temperature: no thermal zone in /sys/class/thermal"
 
 
-def clocks(root: Path) -> Iterator[Found | str]:
+def clocks(root: Path) -> Iterator[SensorReading | str]:
     """Yield the mean clock in MHz of the cores of each kind, told apart by their highest clock."""
     kinds: dict[float | None, list[Path]] = defaultdict(list)
     for folder in _glob(root, "sys/devices/system/cpu/cpufreq/policy*"):
         kinds[limit_of(folder / "cpuinfo_max_freq")].append(folder / "scaling_cur_freq")
     for most, paths in kinds.items():
         name = "cpu" if most is None else f"cpu up to {most / 1e3:.0f} MHz"
-        yield _tried(Found(name, partial(_mean_mhz, tuple(paths))), f"cpufreq {name}")
+        yield _tried(SensorReading(name, partial(_mean_mhz, tuple(paths))), f"cpufreq {name}")
     if not kinds:
         yield "clock: no policy in /sys/devices/system/cpu/cpufreq"
 
 
-def gpus(root: Path) -> Iterator[Found | str]:
+def gpus(root: Path) -> Iterator[SensorReading | str]:
     """Yield clock in MHz and load in % of GPUs that devfreq drives."""
     none = True
     for folder in _glob(root, "sys/class/devfreq/*"):
         if not GPU_NAMES.search(f"{folder.name} {text(folder / 'device/of_node/name') or ''}"):
             continue
         none = False
-        yield _tried(Found("gpu", partial(number_of, folder / "cur_freq", 1e-6), "MHz"), "devfreq gpu")
+        yield _tried(SensorReading("gpu", partial(number_of, folder / "cur_freq", 1e-6), "MHz"), "devfreq gpu")
         if (folder / "device/load").exists():  # in tenths of a percent
-            yield _tried(Found("gpu load", partial(number_of, folder / "device/load", 0.1), "%"), "devfreq gpu load")
+            yield _tried(
+                SensorReading("gpu load", partial(number_of, folder / "device/load", 0.1), "%"), "devfreq gpu load"
+            )
     if none:
         yield "GPU: none in /sys/class/devfreq"
     if (root / "proc/driver/nvidia/version").exists():
         yield "NVIDIA GPU on a card: its power, clock and load are not read"
 
 
-def throttle_witnesses(root: Path) -> Iterator[Found | str]:
+def throttle_indicators(root: Path) -> Iterator[SensorReading | str]:
     """Yield what counts or shows throttling: unit "count" grows with each event, "state" is above 0 while it lasts."""
-    found: list[Found] = []
+    found: list[SensorReading] = []
     for path in _glob(root, "sys/devices/system/cpu/cpu[0-9]*/thermal_throttle/*_throttle_count"):
         cpu, kind = path.parts[-3], path.name.partition("_")[0]
-        found.append(Found(f"{cpu} was throttled by heat ({kind})", partial(number_of, path), "count"))
+        found.append(SensorReading(f"{cpu} was throttled by heat ({kind})", partial(number_of, path), "count"))
     for path in _glob(root, "sys/class/hwmon/hwmon*/oc*_event_cnt"):
-        found.append(Found(f"over-current or low voltage ({path.name.partition('_')[0]})",
+        found.append(SensorReading(f"over-current or low voltage ({path.name.partition('_')[0]})",
                            partial(number_of, path), "count"))  # fmt: skip
     for folder in _glob(root, "sys/class/thermal/cooling_device*"):
         kind = text(folder / "type") or ""
         if BRAKES.search(kind):
-            found.append(Found(f"cooling by {kind}", partial(number_of, folder / "cur_state"), "state"))
+            found.append(SensorReading(f"cooling by {kind}", partial(number_of, folder / "cur_state"), "state"))
     for path in _glob(root, "sys/devices/platform/*/*firmware/get_throttled"):
-        found.append(Found("the firmware holds the processor back", partial(_throttled_now, path), "state"))
+        found.append(SensorReading("the firmware holds the processor back", partial(_throttled_now, path), "state"))
     for one in found:
         yield _tried(one, f"throttling: {one.name}")
     if not found:
@@ -139,8 +143,8 @@ def throttle_witnesses(root: Path) -> Iterator[Found | str]:
 
 def power_mode(root: Path) -> str:
     """Return nvpmodel's mode or the firmware's platform profile; "" where there is neither."""
-    said = text(root / "var/lib/nvpmodel/status") or ""
-    if match := re.search(r"pmode:(\d+)", said):
+    message = text(root / "var/lib/nvpmodel/status") or ""
+    if match := re.search(r"pmode:(\d+)", message):
         number = int(match[1])
         known = text(root / "etc/nvpmodel.conf") or ""
         named = re.search(rf"POWER_MODEL\s+ID={number}\s+NAME=(\S+)", known)
@@ -159,10 +163,18 @@ def power_mode(root: Path) -> str:
 # ---------------------------------------------------------------- reading
 
 
-def text(path: Path) -> str | None:
-    """Return a file's text without its ends, None where it cannot be read."""
+def text(path: str | Path) -> str | None:
+    """Return a file's whole text without its ends, None where it cannot be read."""
     try:
-        return _read(path)
+        return Path(path).read_text(encoding="utf-8").strip()
+    except (OSError, ValueError):
+        return None
+
+
+def integer_of(path: Path) -> int | None:
+    """Return a file's whole number, None where there is none."""
+    try:
+        return int(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
 
@@ -198,7 +210,7 @@ def _glob(root: Path, pattern: str) -> list[Path]:
     return sorted(found, key=lambda p: [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", str(p))])
 
 
-def _tried(found: Found, where: str) -> Found | str:
+def _tried(found: SensorReading, where: str) -> SensorReading | str:
     """Return what was found if a first reading works, else the line that says why it does not."""
     try:
         found.read()

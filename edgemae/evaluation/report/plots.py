@@ -1,4 +1,4 @@
-"""Plots as PNG bytes, in a light and a dark version. Colours: Okabe and Ito (2008), told apart by colour-blind readers.
+"""Plots as PNG bytes, in a light and a dark version. Colours: Okabe and Ito (2008), distinct for colour-blind readers.
 
 Colour never stands alone: engines differ in colour and label, precisions in marker, losses in line style.
 """
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from edgemae.evaluation.accuracy import calibration_bins, ece
 from edgemae.evaluation.gates import shipped_stages, stage_of
 from edgemae.evaluation.report.plot_style import figure, legend, plain_log, png, style, theme
+from edgemae.evaluation.report.tables import confidence_text, percent
 from edgemae.spec.errors import InternalError
 from edgemae.spec.report import EngineLatency, Report
 
@@ -45,11 +46,11 @@ def accuracy_latency(report: Report, dark: bool = False) -> bytes | None:
     sheet = figure(5.2, 4.2, dark)
     axes = sheet.add_subplot()
     names = list(dict.fromkeys(engine.engine for engine, *_ in points))
-    shown: set[bool] = set()
+    drawn: set[bool] = set()
     for engine, share, low, high, own in points:
         hue, p50, percent = hues[names.index(engine.engine) % len(hues)], engine.p50_ms, 100 * share
-        if low is not None and high is not None and (engine.precision == "int8") not in shown:
-            shown.add(engine.precision == "int8")  # engines of one stage share its interval: one line each is enough
+        if low is not None and high is not None and (engine.precision == "int8") not in drawn:
+            drawn.add(engine.precision == "int8")  # engines of one stage share its interval: one line each is enough
             axes.plot([p50, p50], [100 * low, 100 * high], color=hue, linewidth=1.4, alpha=0.5)
         if engine.p90_ms is not None:
             axes.plot([p50, engine.p90_ms], [percent, percent], color=hue, linewidth=1.2, alpha=0.8)
@@ -59,8 +60,7 @@ def accuracy_latency(report: Report, dark: bool = False) -> bytes | None:
         )
         if engine.chosen:
             axes.plot(p50, percent, marker="o", color=colors["ink"], markersize=17, markerfacecolor="none", zorder=5)
-    confidence = next((stage.confidence for stage in report.stages), 0.95)
-    y = f"top-1 (%), with {100 * confidence:g} % interval" if labelled else "agreement with the float student (%)"
+    y = f"top-1 (%), with {confidence_text(report)} interval" if labelled else "agreement with the float student (%)"
     style(axes, dark, x="latency (ms): p50, line to p90", y=y, grid="both")
     _milliseconds(axes, [value for engine, *_ in points for value in (engine.p50_ms, engine.p90_ms) if value])
     for gate in report.gates:
@@ -113,8 +113,8 @@ def _limit(axes: Axes, limit_ms: float, dark: bool) -> None:
 def _label_points(axes: Axes, points: list[tuple[EngineLatency, float]], dark: bool) -> None:
     """Write a name beside every point, at the first of a few places where it covers no other name and no point."""
     axes.figure.canvas.draw()  # positions are known only after the layout
-    taken = [axes.transData.transform((engine.p50_ms, y)) for engine, y in points]
-    boxes = [(x - 18, y - 18, x + 18, y + 18) for x, y in taken]
+    centres = [axes.transData.transform((engine.p50_ms, y)) for engine, y in points]
+    boxes = [(x - 18, y - 18, x + 18, y + 18) for x, y in centres]
     frame = axes.get_window_extent()
     offsets = [(0, sign * step) for step in (15, 27, 39, 51, 63) for sign in (1, -1)]
     colors = theme(dark)[0]
@@ -154,7 +154,7 @@ def _overlap(a: tuple[float, ...], b: tuple[float, ...]) -> bool:
 
 
 def loss_curves(curves: Curves, dark: bool = False) -> bytes | None:
-    """Return one panel a stage: mean losses of each epoch and, below, validation top-1 where it was taken."""
+    """Return one panel a stage: mean losses of each epoch and, below, validation top-1 where it was measured."""
     stages = [(name, rows) for name, rows in curves.items() if rows]
     if not stages:
         return None
@@ -197,11 +197,11 @@ def _curve_panel(part: Any, name: str, rows: Sequence[Mapping[str, float]], dark
             legend(axes, dark)
 
 
-def picture_grid(rows: Sequence[tuple[Array, Array, Array]], dark: bool = False) -> bytes:
+def image_grid(rows: Sequence[tuple[Array, Array, Array]], dark: bool = False) -> bytes:
     """Return rows of (original, masked, reconstructed), each (H, W, 3), (H, W, 1) or (H, W) in 0..1."""
     if not rows:
-        raise InternalError("no pictures", expected="at least one row", fix="report this as a bug")
-    groups = 2 if len(rows) >= 4 else 1  # two sets side by side keep the picture wide rather than endless
+        raise InternalError("no images", expected="at least one row", fix="report this as a bug")
+    groups = 2 if len(rows) >= 4 else 1  # two sets side by side keep the figure wide rather than endless
     lines = math.ceil(len(rows) / groups)
     sheet = figure(3.2 * groups, 1.06 * lines + 0.22, dark)
     layout: Any = sheet.get_layout_engine()
@@ -214,9 +214,9 @@ def picture_grid(rows: Sequence[tuple[Array, Array, Array]], dark: bool = False)
         axes.axis("off")
     for i, row in enumerate(rows):
         line, group = i % lines, i // lines
-        for j, (name, picture) in enumerate(zip(("original", "masked", "reconstructed"), row, strict=True)):
+        for j, (name, image) in enumerate(zip(("original", "masked", "reconstructed"), row, strict=True)):
             axes = grid[line, 4 * group + j]
-            flat = np.clip(np.asarray(picture, np.float64), 0, 1)
+            flat = np.clip(np.asarray(image, np.float64), 0, 1)
             flat = flat[..., 0] if flat.ndim == 3 and flat.shape[2] == 1 else flat
             axes.imshow(flat, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
             if line == 0:
@@ -267,8 +267,7 @@ def reliability(panels: Sequence[tuple[str, Array, Array]], dark: bool = False) 
         axes.plot([0, 1], [0, 1], "--", color=colors["soft"], linewidth=1.2)
         axes.plot(confidence[used], accuracy[used], "o", color=hues[1], markersize=4)
         axes.set(xlim=(0, 1), ylim=(0, 1.02), aspect="equal")
-        error = 100 * ece(logits, labels, bins)
-        title = f"{name}: ECE {error:.1f} %, n = {len(labels)}"
+        title = f"{name}: ECE {percent(ece(logits, labels, bins))}, n = {len(labels)}"
         axes.set_title(title, color=colors["ink"], fontsize=10, loc="left", parse_math=False)
         style(axes, dark, x="confidence", y="accuracy" if i == 0 else "")
     return png(sheet)

@@ -13,48 +13,46 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import numpy as np
 
-from edgemae.evaluation.gates import shipped_stages
 from edgemae.evaluation.report import plots
 from edgemae.evaluation.report.tables import (
     TABLES,
     WORDS,
     Table,
+    calibration_errors,
     choices,
-    class_change,
-    mib,
-    milliseconds,
-    percent,
-    signed,
+    class_changes,
+    class_note,
+    confidence_text,
+    headline,
+    number,
     verdict,
 )
-from edgemae.evaluation.report.tables import count as count_text
 from edgemae.spec.atomic_file import write_atomic
 from edgemae.spec.errors import InternalError
-from edgemae.spec.report import Report, StageScore
+from edgemae.spec.report import Report
 
 if TYPE_CHECKING:
     from rich.console import Group
 
-Picture = tuple[str, bytes]
-RELIABILITY = "Reliability"  # pictures whose title starts so stand beside the calibration error
-_HEAT_FULL_PTS = 10.0  # a class that moves this far gets the full colour
+Figure = tuple[str, bytes]  # title, PNG
+RELIABILITY = "Reliability"  # figures whose title starts so stand beside the calibration error
 
 
-def write_report(report: Report, folder: Path, pictures: Sequence[Picture] = ()) -> None:
-    """Write report.json, report.md, report.html and pictures/*.png (named in the JSON) into `folder`.
+def write_report(report: Report, folder: Path, figures: Sequence[Figure] = ()) -> None:
+    """Write report.json, report.md, report.html and figures/*.png (named in the JSON) into `folder`.
 
-    `pictures` are (title, PNG bytes). Raises InternalError when the report holds NaN or infinity, StorageError when
+    `figures` are (title, PNG bytes). Raises InternalError when the report holds NaN or infinity, StorageError when
     the disk is full or read-only.
     """
     report = checked(report)
     drawn = _drawn(report)
-    files = {f"pictures/{i + 1:02d}-{_slug(title)}.png": png for i, (title, png) in enumerate(pictures)}
-    files |= {f"pictures/{name}.png": light for name, (light, _) in drawn.items()}
-    report = msgspec.structs.replace(report, pictures=[*report.pictures, *sorted(files)])
-    titles = {name: title for name, (title, _) in zip(files, pictures, strict=False)}
+    files = {f"figures/{i + 1:02d}-{_slug(title)}.png": png for i, (title, png) in enumerate(figures)}
+    files |= {f"figures/{name}.png": light for name, (light, _) in drawn.items()}
+    report = msgspec.structs.replace(report, figures=[*report.figures, *sorted(files)])
+    titles = {name: title for name, (title, _) in zip(files, figures, strict=False)}
     files["report.json"] = to_json(report)
     files["report.md"] = _markdown(report, titles).encode()
-    files["report.html"] = _html(report, pictures, drawn).encode()
+    files["report.html"] = _html(report, figures, drawn).encode()
     for name, data in files.items():
         write_atomic(folder / name, data)
 
@@ -99,7 +97,7 @@ def _leaves(value: Any, path: str) -> Iterator[tuple[str, Any]]:
 
 
 def _slug(title: str) -> str:
-    return re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")[:40] or "picture"
+    return re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")[:40] or "figure"
 
 
 def _drawn(report: Report) -> dict[str, tuple[bytes, bytes]]:
@@ -147,7 +145,7 @@ def _markdown(report: Report, titles: dict[str, str]) -> str:
     licences = sorted({step["licence"] for step in report.history if step.get("licence")})
     if licences:
         lines += [f"Licence of what came in: {', '.join(map(_plain, licences))}.", ""]
-    for file in report.pictures:
+    for file in report.figures:
         lines += [f"![{_plain(titles.get(file, Path(file).stem))}]({file})", ""]
     lines += [f"Made {_plain(report.created)}. Every number is in report.json."]
     return "\n".join(lines) + "\n"
@@ -181,28 +179,31 @@ def console_table(report: Report) -> Group:
     return Group(*parts, Text(sentence, style=styles.get(state, "")))
 
 
-def _html(report: Report, pictures: Sequence[Picture], drawn: dict[str, tuple[bytes, bytes]]) -> str:
+def _html(report: Report, figures: Sequence[Figure], drawn: dict[str, tuple[bytes, bytes]]) -> str:
     """Return one file with everything inside: no script, no font, no address to load from."""
     from importlib.resources import files
 
     from jinja2 import Environment, StrictUndefined
 
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"data_uri": _data_uri, "number": _number, "columns": _columns}
+    environment.filters |= {"data_uri": _data_uri, "number": number, "columns": _columns}
     template = environment.from_string(files("edgemae.evaluation.report").joinpath("report.html.j2").read_text("utf-8"))
     state, sentence = verdict(report)
     return template.render(
         report=report,
         state=state,
         sentence=sentence,
-        tiles=_tiles(report),
+        tiles=headline(report),
         tables={name: make(report) for name, make in TABLES.items()},
         choices=choices(report),
-        heat=_heat(report),
+        heat=class_changes(report),
+        confidence=confidence_text(report),
+        class_note=class_note(report),
+        calibration=calibration_errors(report),
         drawn=drawn,
         losses=[value for name, value in drawn.items() if name.startswith("loss-")],
-        reliability=[picture for picture in pictures if picture[0].startswith(RELIABILITY)],
-        pictures=[picture for picture in pictures if not picture[0].startswith(RELIABILITY)],
+        reliability=[figure for figure in figures if figure[0].startswith(RELIABILITY)],
+        figures=[figure for figure in figures if not figure[0].startswith(RELIABILITY)],
         licences=sorted({step["licence"] for step in report.history if step.get("licence")}),
     )
 
@@ -214,51 +215,3 @@ def _data_uri(png: bytes) -> str:
 def _columns(rows: Sequence[dict[str, Any]]) -> list[str]:
     """Return every key of free-form rows, in order of first sight."""
     return list(dict.fromkeys(key for row in rows for key in row))
-
-
-def _number(value: Any) -> str:
-    """Return a value of a free-form record as short text."""
-    if isinstance(value, bool) or value is None:
-        return {True: "yes", False: "no", None: "–"}[value]
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def _tiles(report: Report) -> list[tuple[str, str, str]]:
-    """Return the headline figures of what ships: (name, value, what it rests on)."""
-    stage = next(reversed(shipped_stages(report.stages, report.engines)), None)
-    engine = next((engine for engine in report.engines if engine.chosen), None)
-    tiles = []
-    if stage is not None and stage.top1 is not None:
-        tiles.append(("Top-1", percent(stage.top1), _span(stage)))
-    if stage is not None and stage.drop_pts is not None:
-        low, high = stage.drop_low_pts or 0.0, stage.drop_high_pts or 0.0
-        tiles.append(("Drop in points", signed(stage.drop_pts, 2), f"paired, {low:+.2f} to {high:+.2f}"))
-    elif stage is not None and stage.agreement is not None:
-        tiles.append(("Agreement", percent(stage.agreement), f"with the float student, {stage.n} images"))
-    if engine is not None:
-        tiles.append(
-            ("Latency p50", milliseconds(engine.p50_ms), f"{engine.engine} {engine.precision}, {engine.n} runs")
-        )
-    if engine is not None and engine.ratio_to_torch_eager is not None:
-        tiles.append(("Speed-up", f"{engine.ratio_to_torch_eager:.2f}×", "over torch eager, interleaved"))
-    if stage is not None:
-        tiles.append(("Size", mib(stage.size_bytes), f"{count_text(stage.params)} parameters"))
-    return tiles
-
-
-def _span(stage: StageScore) -> str:
-    if stage.top1_low is None or stage.top1_high is None:
-        return f"{stage.n} images"
-    return f"{100 * stage.top1_low:.1f} to {100 * stage.top1_high:.1f}, {stage.n} images"
-
-
-def _heat(report: Report) -> list[list[tuple[str, float]]]:
-    """Return for each row of the class table (direction, strength 0..1) of every stage against the float student."""
-    stages = [stage for stage in report.stages if stage.per_class]
-    before = next((stage for stage in stages if stage.stage == "student"), None)
-    after = next(reversed(shipped_stages(report.stages, report.engines)), None)
-    rows = []
-    for row in TABLES["classes"](report).rows:
-        changes = [class_change(row[0], before, stage) or 0.0 for stage in (*stages, after)]
-        rows.append([("up" if c > 0 else "down", min(1.0, abs(c) / _HEAT_FULL_PTS)) for c in changes])
-    return rows

@@ -1,14 +1,19 @@
-"""The report's tables as text, in one place, so that HTML, Markdown and the terminal cannot disagree."""
+"""Every figure of the report as text, in one place, so that HTML, Markdown, plots and the terminal cannot disagree.
+
+`report.py` and `report.html.j2` lay out what the functions here return; they format no number.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from edgemae.evaluation.gates import shipped_stages
 from edgemae.spec.report import EngineLatency, GateVerdict, Report, StageScore
 
 DASH = "–"
+HEAT_FULL_PTS = 10.0  # a class that moves this far gets the full colour
 WORDS = ("Evidence", "Choice")  # columns of running text: left-aligned, and they may wrap
 _GATES = {
     "max_drop_pts": ("top-1 drop", "≤", " points"),
@@ -85,26 +90,48 @@ def with_interval(value: str, span: str) -> str:
     return f"{value} ({span})" if span else value
 
 
+def number(value: Any) -> str:
+    """Return a value of a free-form record as short text."""
+    if isinstance(value, bool) or value is None:
+        return {True: "yes", False: "no", None: DASH}[value]
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def speed_up(ratio: float) -> str:
+    """Return a ratio of speeds as `4.81×`."""
+    return f"{ratio:.2f}×"
+
+
+def top1_interval(stage: StageScore) -> str:
+    """Return the interval of a stage's top-1 in percent, `97.1 to 99.2`, or nothing."""
+    low, high = (None if end is None else 100 * end for end in (stage.top1_low, stage.top1_high))
+    return interval(low, high)
+
+
+def drop_interval(stage: StageScore) -> str:
+    """Return the interval of a stage's paired drop in points, or nothing."""
+    return interval(stage.drop_low_pts, stage.drop_high_pts, 2, sign=True)
+
+
 def top1_text(stage: StageScore) -> str:
     """Return a stage's top-1 with its interval."""
     if stage.top1 is None:
         return DASH
-    low, high = (None if end is None else 100 * end for end in (stage.top1_low, stage.top1_high))
-    return with_interval(percent(stage.top1), interval(low, high))
+    return with_interval(percent(stage.top1), top1_interval(stage))
 
 
 def drop_text(stage: StageScore) -> str:
     """Return a stage's paired drop in points with its interval."""
     if stage.drop_pts is None:
         return "reference" if stage.stage == "student" else DASH
-    return with_interval(signed(stage.drop_pts, 2), interval(stage.drop_low_pts, stage.drop_high_pts, 2, sign=True))
+    return with_interval(signed(stage.drop_pts, 2), drop_interval(stage))
 
 
 def ratio_text(engine: EngineLatency) -> str:
     """Return how many times faster than torch eager an engine is, with its interval."""
     if engine.ratio_to_torch_eager is None:
         return DASH
-    return with_interval(f"{engine.ratio_to_torch_eager:.2f}×", interval(engine.ratio_low, engine.ratio_high, 2))
+    return with_interval(speed_up(engine.ratio_to_torch_eager), interval(engine.ratio_low, engine.ratio_high, 2))
 
 
 def gate_text(gate: GateVerdict) -> tuple[str, str, str]:
@@ -115,7 +142,7 @@ def gate_text(gate: GateVerdict) -> tuple[str, str, str]:
 
 
 def gates_table(report: Report) -> Table:
-    """Return the limits, what was measured, and whether each was shown to be met."""
+    """Return the limits, what was measured, and whether each is met."""
     rows = []
     for gate in report.gates:
         name, limit, value = gate_text(gate)
@@ -163,12 +190,12 @@ def engines_table(report: Report) -> Table:
 
 def choices(report: Report) -> list[str]:
     """Return sentences: why each chosen engine ships what it ships, then what else is known of the others."""
-    said = [f"{e.engine} ships {e.precision}: {e.reason}" for e in report.engines if e.chosen and e.reason]
+    sentences = [f"{e.engine} ships {e.precision}: {e.reason}" for e in report.engines if e.chosen and e.reason]
     others: dict[str, list[str]] = {}
     for e in report.engines:
         if e.reason and not e.chosen:
             others.setdefault(e.reason, []).append(" ".join(part for part in (e.engine, e.precision, e.scheme) if part))
-    return said + [f"{reason}: {', '.join(names)}" for reason, names in others.items()]
+    return sentences + [f"{reason}: {', '.join(names)}" for reason, names in others.items()]
 
 
 def classes_table(report: Report) -> Table:
@@ -191,6 +218,58 @@ def class_change(name: str, before: StageScore | None, after: StageScore | None)
     if before is None or after is None or name not in before.per_class or name not in after.per_class:
         return None
     return 100 * (after.per_class[name] - before.per_class[name])
+
+
+def class_changes(report: Report) -> list[list[tuple[str, float]]]:
+    """Return for each row of the class table (up | down, strength 0..1) of every stage against the float student."""
+    stages = [stage for stage in report.stages if stage.per_class]
+    before = next((stage for stage in stages if stage.stage == "student"), None)
+    after = next(reversed(shipped_stages(report.stages, report.engines)), None)
+    rows = []
+    for row in classes_table(report).rows:
+        changes = [class_change(row[0], before, stage) or 0.0 for stage in (*stages, after)]
+        rows.append([("up" if c > 0 else "down", min(1.0, abs(c) / HEAT_FULL_PTS)) for c in changes])
+    return rows
+
+
+def class_note(report: Report) -> str:
+    """Return a sentence: how much one image counts in the share of its class; nothing without a class."""
+    classes = len(classes_table(report).rows)
+    images = report.stages[-1].n / classes if classes else 0
+    return f"With about {images:.0f} images a class, one image is {100 / images:.1f} points." if images >= 1 else ""
+
+
+def calibration_errors(report: Report) -> list[tuple[str, str]]:
+    """Return (stage, expected calibration error) of each stage that has one."""
+    return [(stage.stage, percent(stage.ece)) for stage in report.stages if stage.ece is not None]
+
+
+def confidence_text(report: Report) -> str:
+    """Return the confidence of the intervals of the stages: `95 %`."""
+    return f"{100 * next((stage.confidence for stage in report.stages), 0.95):g} %"
+
+
+def headline(report: Report) -> list[tuple[str, str, str]]:
+    """Return the headline figures of what ships: (name, value, what it rests on)."""
+    stage = next(reversed(shipped_stages(report.stages, report.engines)), None)
+    engine = next((engine for engine in report.engines if engine.chosen), None)
+    rows = []
+    if stage is not None and stage.top1 is not None:
+        span = top1_interval(stage)
+        rows.append(("Top-1", percent(stage.top1), f"{span}, {stage.n} images" if span else f"{stage.n} images"))
+    if stage is not None and stage.drop_pts is not None:
+        span = drop_interval(stage)
+        rows.append(("Drop in points", signed(stage.drop_pts, 2), f"paired, {span}" if span else "paired"))
+    elif stage is not None and stage.agreement is not None:
+        rows.append(("Agreement", percent(stage.agreement), f"with the float student, {stage.n} images"))
+    if engine is not None:
+        basis = f"{engine.engine} {engine.precision}, {engine.n} runs"
+        rows.append(("Latency p50", milliseconds(engine.p50_ms), basis))
+    if engine is not None and engine.ratio_to_torch_eager is not None:
+        rows.append(("Speed-up", speed_up(engine.ratio_to_torch_eager), "over torch eager, interleaved"))
+    if stage is not None:
+        rows.append(("Size", mib(stage.size_bytes), f"{count(stage.params)} parameters"))
+    return rows
 
 
 def verdict(report: Report) -> tuple[str, str]:

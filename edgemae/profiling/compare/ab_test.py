@@ -1,4 +1,4 @@
-"""A against B: two contenders in a process each, taken in turns (A B B A), the idle one parked.
+"""A/B test: two sides in a process each, interleaved (A B B A); the one that does not run is idle.
 
 In one process two engines' thread pools, allocators and caches meet; in two they meet only in the hardware, as they
 would on a device that ships one of them. Raw medians of a shared machine move by up to 38 %, the ratio of neighbouring
@@ -7,12 +7,7 @@ blocks by 1 %.
 
 from __future__ import annotations
 
-import json
-import os
-import select
-import subprocess
 import tempfile
-import time
 from contextlib import ExitStack
 from dataclasses import dataclass
 from types import TracebackType
@@ -20,21 +15,23 @@ from typing import Any
 
 import numpy as np
 
+from edgemae.device.child_process import JsonLinesProcess
 from edgemae.profiling.child_process import command, environment
-from edgemae.profiling.records import Against
-from edgemae.profiling.stats.percentiles import ratio, round_ratios, summarise
+from edgemae.profiling.records import BaselineComparison
+from edgemae.profiling.stats.comparison import ratio, round_ratios
+from edgemae.profiling.stats.percentiles import summarise
 from edgemae.profiling.timing.interference import VERDICTS, Interference, Window, with_verdict
-from edgemae.profiling.timing.timer import BLOCK_RUNS, Samples, block_length, samples_of, turns
+from edgemae.profiling.timing.timer import BLOCK_RUNS, Samples, block_length, interleaved_order, samples_of
 from edgemae.spec.errors import EdgemaeError, EngineRuntimeError, error_of
 
 ROUNDS = 20
 LOAD_TIMEOUT_S = 600.0  # an engine may still have to be built
 BLOCK_TIMEOUT_S = 120.0
-CONTENDER = "edgemae.profiling.compare.ab_worker"
+AB_WORKER = "edgemae.profiling.compare.ab_worker"
 
 
 @dataclass(frozen=True)
-class Contender:
+class ABSide:
     """Name something to measure: the module whose process holds it, and what that process is told first."""
 
     kind: str
@@ -42,11 +39,11 @@ class Contender:
     engine: str = "auto"
     target: str = ""
     pixels_of: str = ""  # the bundle whose golden frames and pixel contract are used
-    module: str = CONTENDER
+    module: str = AB_WORKER
 
 
-def versus(this: Contender, other: Contender, rounds: int = ROUNDS) -> tuple[Against, Interference]:
-    """Measure two contenders in turns; return how much faster `this` is, and the worse one's evidence.
+def ab_test(this: ABSide, other: ABSide, rounds: int = ROUNDS) -> tuple[BaselineComparison, Interference]:
+    """Measure two sides interleaved; return how much faster `this` is, and the worse one's evidence.
 
     Raises EngineRuntimeError when a process ends or hangs, and whatever a process says it cannot do.
     """
@@ -56,48 +53,44 @@ def versus(this: Contender, other: Contender, rounds: int = ROUNDS) -> tuple[Aga
         lengths = {process: block_length(process.load(rounds)) for process in (a, b)}
         window = Window(processes=(a.pid, b.pid))
         restless = set()
-        for block, name, _ in turns(["a", "b"], rounds):
-            window.glance()
+        for block, name, _ in interleaved_order(["a", "b"], rounds):
+            window.sample()
             process = {"a": a, "b": b}[name]
-            if not process.ask({"block": block, "runs": lengths[process]}, BLOCK_TIMEOUT_S)["parked"]:
+            if not process.ask({"block": block, "runs": lengths[process]}, BLOCK_TIMEOUT_S)["idle"]:
                 restless.add(process.about["name"])
-        taken = [samples_of(process.end(), window) for process in (a, b)]
-        found = ratio(taken[0], taken[1])
-        theirs = summarise(taken[0].ns)
-        against = Against(
+        theirs, ours = measurements = [samples_of(process.end(), window) for process in (a, b)]
+        found = ratio(theirs, ours)
+        baseline = summarise(theirs.ns)
+        comparison = BaselineComparison(
             name=a.about["name"], kind=other.kind, engine=a.about["engine"], precision=a.about["precision"],
-            p50_ms=theirs.p50_ms, n=theirs.n, ratio=found.median, ratio_low=found.low, ratio_high=found.high,
+            p50_ms=baseline.p50_ms, n=baseline.n, ratio=found.median, ratio_low=found.low, ratio_high=found.high,
             different=found.different, paired=True, rounds=found.rounds,
-            ratios=tuple(float(r) for r in round_ratios(taken[0], taken[1])), version=a.about.get("version", ""),
+            ratios=tuple(float(r) for r in round_ratios(theirs, ours)), version=a.about.get("version", ""),
         )  # fmt: skip
-    return against, _evidence(taken, restless)
+    return comparison, _evidence(measurements, restless)
 
 
-def _evidence(taken: list[Samples], restless: set[str]) -> Interference:
-    """Return the worse of two verdicts; a contender that does not rest while the other runs spoils both."""
-    found = max((samples.interference for samples in taken), key=lambda e: VERDICTS.index(e.verdict))
-    reasons = tuple(f"the threads of '{name}' run on between its turns" for name in sorted(restless))
+def _evidence(measurements: list[Samples], restless: set[str]) -> Interference:
+    """Return the worse of two verdicts; a side that does not rest while the other runs spoils both."""
+    found = max((samples.interference for samples in measurements), key=lambda e: VERDICTS.index(e.verdict))
+    reasons = tuple(f"the threads of '{name}' run on between its blocks" for name in sorted(restless))
     return with_verdict(found, reasons)
 
 
 class _Process:
-    """A contender's process: started, told what to hold, asked for blocks, and ended with the block's `with`."""
+    """The process of one side: started, told what to hold, asked for blocks, and ended with the block's `with`."""
 
-    def __init__(self, contender: Contender) -> None:
-        self.contender, self.about = contender, dict[str, Any]()
+    def __init__(self, side: ABSide) -> None:
+        self.side, self.about = side, dict[str, Any]()
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 (closed by __exit__)
-        self._process = subprocess.Popen(
-            command(contender.module), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._stderr,
-            env=environment(),
-        )  # fmt: skip
+        self._process = JsonLinesProcess(command(side.module), stderr=self._stderr, env=environment())
         self.pid = self._process.pid
-        self._rest = b""
 
     def load(self, rounds: int) -> float:
-        """Make the process hold its contender; return the seconds of a typical run."""
+        """Make the process hold its side; return the seconds of a typical run."""
         order = {
-            "kind": self.contender.kind, "path": self.contender.path, "engine": self.contender.engine,
-            "target": self.contender.target, "pixels_of": self.contender.pixels_of,
+            "kind": self.side.kind, "path": self.side.path, "engine": self.side.engine,
+            "target": self.side.target, "pixels_of": self.side.pixels_of,
             "capacity": 2 * rounds * BLOCK_RUNS[1],
         }  # fmt: skip
         self.about = self.ask(order, LOAD_TIMEOUT_S)
@@ -109,35 +102,15 @@ class _Process:
 
     def ask(self, order: dict[str, Any], timeout_s: float) -> dict[str, Any]:
         """Send an order and return the answer."""
-        stdin = self._process.stdin
-        assert stdin is not None
         try:
-            stdin.write(json.dumps(order).encode() + b"\n")
-            stdin.flush()
-            line: bytes | None = self._line(timeout_s)
-        except BrokenPipeError:
-            line = b""
-        if not line:
-            raise self._silent(timeout_s if line is None else None)
-        answer: dict[str, Any] = json.loads(line)
+            answer = self._process.ask(order, timeout_s)
+        except EOFError:
+            raise self._silent(None) from None
+        except TimeoutError:
+            raise self._silent(timeout_s) from None
         if "error" in answer:
             raise error_of(answer["error"])
         return answer
-
-    def _line(self, timeout_s: float) -> bytes | None:
-        """Return the next line, b"" when the process has ended, None when the time is over."""
-        stdout, end = self._process.stdout, time.monotonic() + timeout_s
-        assert stdout is not None
-        while b"\n" not in self._rest:
-            ready, _, _ = select.select([stdout], [], [], max(0.0, end - time.monotonic()))
-            if not ready:
-                return None
-            part = os.read(stdout.fileno(), 1 << 16)
-            if not part:
-                return b""
-            self._rest += part
-        line, _, self._rest = self._rest.partition(b"\n")
-        return line
 
     def _silent(self, waited_s: float | None) -> EdgemaeError:
         """Return the error for a process that has ended, or that said nothing for `waited_s`."""
@@ -146,10 +119,10 @@ class _Process:
         else:
             state = f"gave no answer within {waited_s:.0f} s"
         self._stderr.seek(0)
-        said = self._stderr.read().decode(errors="replace").strip().splitlines()[-1:] or ["it said nothing"]
+        message = self._stderr.read().decode(errors="replace").strip().splitlines()[-1:] or ["it said nothing"]
         return EngineRuntimeError(
-            f"the process that holds '{self.contender.path}' {state}: {said[0]}",
-            expected="a contender that loads and runs here",
+            f"the process that holds '{self.side.path}' {state}: {message[0]}",
+            expected="a side that loads and runs here",
             fix="see that memory is left for both, and that each of them runs alone",
         )
 
@@ -158,7 +131,5 @@ class _Process:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._process.kill()
-        self._process.wait()
-        for stream in (self._process.stdin, self._process.stdout, self._stderr):
-            if stream is not None:
-                stream.close()
+        self._process.close()
+        self._stderr.close()

@@ -1,11 +1,11 @@
-"""Child process of `versus`: hold one contender, run a block of it when told to, and rest in between.
+"""Child process of `ab_test`: hold one side, run a block of it when told to, and rest in between.
 
 Speaks JSON lines: orders on stdin, answers on what was stdout when it started (libraries that print go to stderr).
 
     -> {"kind": "onnx", "path": ..., "engine": ..., "target": ..., "pixels_of": ...}  what to hold
     <- {"name": ..., "engine": ..., "version": ..., "precision": ..., "typical_s": ...}  it is warm
     -> {"block": 3, "runs": 20}
-    <- {"parked": true}                                                               its threads are at rest
+    <- {"idle": true}                                                               its threads are at rest
     -> {"end": true}
     <- {"ns": [...], "switches": [...], "blocks": [...], "canaries": [...]}
 
@@ -15,58 +15,51 @@ An order that cannot be followed is answered with {"error": {"code", "what", "ex
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Callable, Mapping
 from itertools import cycle
 from pathlib import Path
 from typing import Any
 
+from edgemae.device.child_process import claim_stdout
 from edgemae.device.engines import ENGINES, open_session
 from edgemae.device.engines.onnxruntime import input_dtype
 from edgemae.device.model import load
 from edgemae.device.outputs import top_classes
 from edgemae.device.preprocess import preprocess
 from edgemae.profiling.golden_inputs import golden_frames
-from edgemae.profiling.timing.timer import LEAD_RUNS, Recorder, Run, park, warm
+from edgemae.profiling.timing.timer import LEAD_RUNS, Recorder, Run, wait_until_idle, warm
 from edgemae.spec.bundle import Bundle, open_bundle
 from edgemae.spec.errors import EdgemaeError
 from edgemae.spec.target import Target, find_target
 
 WARMUP_RUNS = 10
 Order = Mapping[str, Any]
-Made = tuple[Run, dict[str, str]]  # what to time; name, engine and precision
+WorkerSetup = tuple[Run, dict[str, str]]  # what to time; name, engine and precision
 
 
-def serve(makers: Mapping[str, Callable[[Order], Made]]) -> None:
+def serve(makers: Mapping[str, Callable[[Order], WorkerSetup]]) -> None:
     """Follow orders until stdin ends. `makers`: kind -> a function of the first order."""
-    say = _speaker()
+    send = claim_stdout()
     try:
         first = _order()
         run, about = makers[first["kind"]](first)
-        say({**about, "typical_s": warm(run, WARMUP_RUNS)})
-        park()
+        send({**about, "typical_s": warm(run, WARMUP_RUNS)})
+        wait_until_idle()
         recorder = Recorder(first["capacity"])
         while order := _order():
             if order.get("end"):
-                say({name: values.tolist() for name, values in recorder.taken().items()})
+                send({name: values.tolist() for name, values in recorder.measurements().items()})
                 continue
             for _ in range(LEAD_RUNS):
                 run()
             for _ in range(order["runs"]):
                 recorder.once(run, order["block"])
-            say({"parked": park()})
+            send({"idle": wait_until_idle()})
     except EdgemaeError as error:
-        say({"error": error.row})
+        send({"error": error.row})
     except BrokenPipeError:  # the parent is gone
         return
-
-
-def _speaker() -> Callable[[dict[str, Any]], None]:
-    """Return what writes answers, after pointing stdout elsewhere."""
-    answers = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)
-    return lambda row: print(json.dumps(row), file=answers, flush=True)
 
 
 def _order() -> dict[str, Any]:
@@ -83,7 +76,7 @@ def goal_of(order: Order, bundle: Bundle) -> Target:
     return find_target(order["target"]) if order["target"] else bundle.manifest.target
 
 
-def _bundle(order: Order) -> Made:
+def _bundle(order: Order) -> WorkerSetup:
     """Hold a bundle: a whole call, pixels in to result out."""
     model = load(order["path"], order["target"] or None, order["engine"])
     frames = cycle(golden_frames(open_bundle(order["pixels_of"])))
@@ -92,7 +85,7 @@ def _bundle(order: Order) -> Made:
     return lambda: model(next(frames)), about
 
 
-def _onnx(order: Order) -> Made:
+def _onnx(order: Order) -> WorkerSetup:
     """Hold an ONNX file in ONNX Runtime, behind the pixel contract of the bundle that it is compared with."""
     bundle = open_bundle(order["pixels_of"])
     graph = Path(order["path"]).read_bytes()

@@ -20,9 +20,11 @@ from msgspec.structs import replace
 from numpy.typing import NDArray
 
 from edgemae.device.engines import ENGINES, open_session
+from edgemae.device.hardware.cpu_affinity import usable_cores
 from edgemae.device.hardware.cpu_features import isa_class
 from edgemae.device.hardware.fingerprint import fingerprint
-from edgemae.profiling.stats.percentiles import ratio, summarise
+from edgemae.profiling.stats.comparison import ratio
+from edgemae.profiling.stats.percentiles import summarise
 from edgemae.profiling.timing.timer import Run, interleave
 from edgemae.spec.errors import EdgemaeError
 from edgemae.spec.report import EngineLatency, Record
@@ -61,7 +63,7 @@ class Entry(Record, frozen=True):
 
 
 class Latencies(Record, frozen=True):
-    """A row for each graph, and how many times faster each is than another on its engine, block by block in turns."""
+    """A row for each graph, and how many times faster each is than another on its engine, by interleaved blocks."""
 
     rows: dict[str, EngineLatency] = msgspec.field(default_factory=dict)
     gains: dict[str, dict[str, float]] = msgspec.field(default_factory=dict)  # gains[a][b]: time of b / time of a
@@ -76,13 +78,28 @@ class Job(Record, frozen=True):
     dtype: str = "float32"
 
 
+def target_mismatches(target: Target) -> tuple[str, ...]:
+    """Return why the latencies of this machine do not speak for a target; empty where they do.
+
+    Imports no engine, as `this_machine` does: it is called just before the runs of a profile.
+    """
+    here = Machine(arch=_arch(), isa=isa_class(), engines={}, fingerprint={})
+    found = [reason] if (reason := here.mismatch(target)) else []
+    if target.threads > (cores := len(usable_cores())):
+        found.append(f"target '{target.name}' asks for {target.threads} threads, and {cores} processors are usable")
+    return tuple(found)
+
+
+def _arch() -> str:
+    return platform.machine().lower().replace("amd64", "x86_64")
+
+
 def this_machine() -> Machine:
     """Return what this machine is; TensorRT counts where there is a GPU for it."""
     found = {name: engine.version() for name, engine in ENGINES.items()}
     able = {name: version for name, version in found.items() if version is not None and _executes(name)}
     return Machine(
-        arch=platform.machine().lower().replace("amd64", "x86_64"), isa=isa_class(), engines=able,
-        fingerprint=fingerprint(),
+        arch=_arch(), isa=isa_class(), engines=able, fingerprint=fingerprint()
     )  # fmt: skip
 
 
@@ -93,7 +110,7 @@ def _executes(engine: str) -> bool:
 def measure(
     job: Job, files: Callable[[Entry], Mapping[str, bytes]], reference: tuple[str, Run] | None = None
 ) -> Latencies:
-    """Measure the graphs of a job in turns, and `reference`, a name and what to run, before them.
+    """Measure the graphs of a job interleaved, and `reference`, a name and what to run, before them.
 
     Ratios are those to the reference, and absent without one. Raises EngineRuntimeError.
     """
@@ -114,15 +131,15 @@ def measure(
             runs[entry.name] = lambda session=session: session(pixels)  # type: ignore[misc]
         samples = interleave(runs, ROUNDS)
     rows = {}
-    for name, taken in samples.items():
-        entry, summary = entries[name], summarise(taken.ns)
+    for name, measurements in samples.items():
+        entry, summary = entries[name], summarise(measurements.ns)
         row = EngineLatency(
             engine=entry.engine, precision=entry.precision, scheme=entry.scheme, p50_ms=summary.p50_ms, n=summary.n,
             p90_ms=summary.p90_ms, p99_ms=summary.p99_ms, ratio_to_torch_eager=None, size_bytes=sizes.get(name, 0),
-            p90_high_ms=summary.p90_high_ms, verdict=taken.interference.verdict,
+            p90_high_ms=summary.p90_high_ms, verdict=measurements.interference.verdict,
         )  # fmt: skip
         if reference:
-            gain = ratio(samples[reference[0]], taken)
+            gain = ratio(samples[reference[0]], measurements)
             row = replace(row, ratio_to_torch_eager=gain.median, ratio_low=gain.low, ratio_high=gain.high)
         rows[name] = row
     gains = {

@@ -1,6 +1,6 @@
 """Where the time of one inference goes, operator by operator, in one form for every engine.
 
-Watching makes an engine slower, so the watched session and a plain one run in turns: each operator's share comes from
+Watching makes an engine slower, so a watched and a plain session are interleaved: each operator's share comes from
 the first, the time that is shared out from the second, and how far they lie apart is part of the result.
 """
 
@@ -20,7 +20,7 @@ from edgemae.profiling.layers.module_names import modules_of
 from edgemae.profiling.layers.roofline import Limits, measured_limits, roofline
 from edgemae.profiling.records import Layer, Layers
 from edgemae.profiling.timing.interference import VERDICTS
-from edgemae.profiling.timing.timer import LEAD_RUNS, interleave, park
+from edgemae.profiling.timing.timer import LEAD_RUNS, interleave, wait_until_idle
 from edgemae.spec.errors import EngineRuntimeError
 from edgemae.spec.target import Target
 
@@ -57,7 +57,7 @@ def profile_layers(
     """
     watched = find_engine(engine).instrument(files, target)
     with open_session(engine, files, target) as plain:
-        taken = interleave(
+        measurements = interleave(
             {"plain": lambda: plain(pixels), "watched": lambda: watched(pixels)},
             rounds, block_ms=BLOCK_MS, warmup=WARMUP,
         )  # fmt: skip
@@ -69,20 +69,20 @@ def profile_layers(
             expected="a version of the engine with profiling",
             fix="update the engine, or profile without --per-layer",
         )
-    infer_ms, watched_ms = float(np.median(taken["plain"].ns)) / 1e6, float(np.median(_timed(walls, rounds)))
+    infer_ms, watched_ms = float(np.median(measurements["plain"].ns)) / 1e6, float(np.median(_timed(walls, rounds)))
     multiplying = [op.precision for op in operators if op.macs and op.precision]
     found = None
     if limits and multiplying and engine != "tensorrt":  # what is measured here are the limits of the processor
-        park()
+        wait_until_idle()
         found = measured_limits(engine, target, multiplying)
     rows = _rows(operators, infer_ms, rounds, found)
     inside_ms = sum(float(np.median(_timed(op.ms, rounds))) for op in operators)
-    doubt = max((samples.interference for samples in taken.values()), key=lambda e: VERDICTS.index(e.verdict))
+    worse = max((samples.interference for samples in measurements.values()), key=lambda e: VERDICTS.index(e.verdict))
     return Layers(
         rows=tuple(rows), infer_ms=infer_ms, instrumented_ms=watched_ms, overhead=watched_ms / infer_ms - 1,
         unmapped_share=sum(row.ms for row in rows if not row.module) / infer_ms,
         peak_gmacs=found.gmacs if found else {}, peak_gbytes=found.gbytes if found else 0.0,
-        runs=taken["watched"].n, covered=inside_ms / watched_ms, verdict=doubt.verdict, reasons=doubt.reasons,
+        runs=measurements["watched"].n, covered=inside_ms / watched_ms, verdict=worse.verdict, reasons=worse.reasons,
     )  # fmt: skip
 
 

@@ -6,8 +6,8 @@ from html import escape
 
 import numpy as np
 
+from edgemae.profiling.output.rows import clean, difference_message, engine_of
 from edgemae.profiling.output.svg import HUES, Chart, legend, spread
-from edgemae.profiling.output.text_report import clean, engine_of, told
 from edgemae.profiling.records import STAGES, Layers, Profile
 
 FEWEST = 20  # runs that make a picture
@@ -52,7 +52,7 @@ def timeline(record: Profile) -> str:
 
 def surroundings(record: Profile) -> str:
     """Return what the machine did meanwhile, on the same axis of time as the runs: load, clock and temperature."""
-    seen, runs = record.interference.glances, record.series.at_s
+    seen, runs = record.interference.timeline, record.series.at_s
     if len(seen.at_s) < 2:
         return ""
     end = max(seen.at_s[-1], runs[-1] if runs else 0.0)
@@ -103,12 +103,12 @@ def stages(record: Profile) -> str:
 
 
 def comparison(record: Profile) -> str:
-    if (other := record.against) is None:
+    if (other := record.baseline) is None:
         return ""
-    how = f"in turns, {other.rounds} rounds, a process each" if other.paired else "not in turns: a stored profile"
+    how = f"interleaved, {other.rounds} rounds, a process each" if other.paired else "not interleaved: a stored profile"
     text = (
         f"{record.name} is {other.ratio:.3f} times as fast as {other.name} ({engine_of(other)}), 95 % "
-        f"interval {other.ratio_low:.3f} to {other.ratio_high:.3f}: {told(other)} ({how})."
+        f"interval {other.ratio_low:.3f} to {other.ratio_high:.3f}: {difference_message(other)} ({how})."
     )
     picture = ""
     if other.ratios:
@@ -128,7 +128,7 @@ def comparison(record: Profile) -> str:
             np.arange(1, len(ratios) + 1), ratios, "a", 3, [f"round {i + 1}: {r:.3f}" for i, r in enumerate(ratios)]
         )
         picture = chart.svg()
-    return f"<h2>Against {escape(other.name)}</h2><p>{escape(text)}</p>{picture}"
+    return f"<h2>Baseline {escape(other.name)}</h2><p>{escape(text)}</p>{picture}"
 
 
 def roofline(layers: Layers) -> str:

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from edgemae.profiling.output import charts
+from edgemae.profiling.output.rows import clean, limits_of, percentile_cells, power_facts, shares, unit_of
 from edgemae.profiling.output.svg import number
-from edgemae.profiling.output.text_report import clean, limits_of, power_facts, shares, unit_of
 from edgemae.profiling.records import STAGES, Layers, Profile, store
 from edgemae.profiling.stats.percentiles import Summary
 from edgemae.profiling.timing.interference import Interference
@@ -94,12 +94,7 @@ def _figures(record: Profile) -> str:
 
 
 def _percentiles(name: str, s: Summary) -> tuple[str, ...]:
-    cells = []
-    for point in ("p50", "p90", "p99"):
-        value, low, high = (getattr(s, f"{point}{end}_ms") for end in ("", "_low", "_high"))
-        cells.append(
-            f"needs {s.withheld.get(point)} runs" if value is None else f"{value:.3f} ({low:.3f} to {high:.3f})"
-        )
+    cells = percentile_cells(s, lambda value, low, high: f"{value:.3f} ({low:.3f} to {high:.3f})")
     return (name, *cells, f"{s.n:,}")
 
 
@@ -138,10 +133,10 @@ def _layers(layers: Layers | None) -> str:
 def _heat(record: Profile) -> str:
     parts = []
     if (soak := record.soak) is not None:
-        said = "slower at the end" if soak.slower else "no slowing of more than 2 % shown"
+        outcome = "slower at the end" if soak.slower else "no slowing of more than 2 % shown"
         parts.append(
             f"<p>{soak.minutes:g} minutes: median {soak.first_p50_ms:.3f} ms at first, {soak.last_p50_ms:.3f} ms at "
-            f"last, ratio {soak.ratio:.3f} ({soak.ratio_low:.3f} to {soak.ratio_high:.3f}): {said}.</p>"
+            f"last, ratio {soak.ratio:.3f} ({soak.ratio_low:.3f} to {soak.ratio_high:.3f}): {outcome}.</p>"
         )
     if (power := record.power) is not None:
         parts.append(f"<p>{escape('; '.join(power_facts(power)))}.</p>" if power_facts(power) else "")

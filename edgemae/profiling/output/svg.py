@@ -94,10 +94,10 @@ class Chart:
         side, anchor = (-5, "end") if at > WIDTH - 130 else (5, "start")
         self.text(at + side, high + 12 + 15 * row, label, anchor)
 
-    def text(self, left: float, top: float, said: str, anchor: str = "start", kind: str = "note") -> None:
+    def text(self, left: float, top: float, label: str, anchor: str = "start", kind: str = "note") -> None:
         """Write at a place of the picture (not of the data)."""
         self._marks.append(
-            f'<text x="{left:.1f}" y="{top:.1f}" text-anchor="{anchor}" class="{kind}">{escape(said)}</text>'
+            f'<text x="{left:.1f}" y="{top:.1f}" text-anchor="{anchor}" class="{kind}">{escape(label)}</text>'
         )
 
     def svg(self) -> str:

@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
-from edgemae.profiling.records import Against, Layers, Power, Profile, SloVerdict
+from edgemae.profiling.output.rows import (
+    clean,
+    difference_message,
+    engine_of,
+    limits_of,
+    percentile_cells,
+    power_facts,
+    shares,
+    unit_of,
+)
+from edgemae.profiling.records import BaselineComparison, Layers, Profile
 from edgemae.profiling.stats.percentiles import Summary
-from edgemae.profiling.timing.interference import Interference
 
 SHOWN_LAYERS = 10
 HEAD = ("ms", "p50", "p90", "p99", "runs")
@@ -20,7 +29,7 @@ def describe(found: Profile) -> list[str]:
         *_table(found),
         "",
         *_facts(found),
-        *(_against(found.against) if found.against else []),
+        *(_baseline(found.baseline) if found.baseline else []),
         *(_layers(found.layers) if found.layers else []),
         *_limits(found),
         *_evidence(found),
@@ -39,11 +48,7 @@ def _table(found: Profile) -> list[str]:
 
 
 def _cells(row: Summary) -> tuple[str, ...]:
-    cells = [_interval(row.p50_ms, row.p50_low_ms, row.p50_high_ms)]
-    for name in ("p90", "p99"):
-        value, low, high = (getattr(row, f"{name}{part}_ms") for part in ("", "_low", "_high"))
-        cells.append(f"needs {row.withheld.get(name)} runs" if value is None else _interval(value, low, high))
-    return (*cells, str(row.n))
+    return (*percentile_cells(row, _interval), str(row.n))
 
 
 def _interval(value: float, low: float, high: float) -> str:
@@ -85,40 +90,12 @@ def _facts(found: Profile) -> list[str]:
     return lines
 
 
-def _against(other: Against) -> list[str]:
-    how = f"in turns, {other.rounds} rounds" if other.paired else "not in turns: stored profile"
-    verdict = f"{told(other)} at 95 %" if other.paired else told(other)
+def _baseline(other: BaselineComparison) -> list[str]:
+    how = f"interleaved, {other.rounds} rounds" if other.paired else "not interleaved: stored profile"
+    verdict = f"{difference_message(other)} at 95 %" if other.paired else difference_message(other)
     faster = _interval(other.ratio, other.ratio_low, other.ratio_high)
     what = f"{other.name} ({engine_of(other)})"
-    return [f"against     {what}: this one is {faster} times as fast, {verdict} ({how})"]
-
-
-def engine_of(other: Against) -> str:
-    """Return what ran the other one: torch eager 2.13.0 fp32."""
-    return " ".join(filter(None, (other.engine, other.version, other.precision)))
-
-
-def told(other: Against) -> str:
-    """Return in words whether two contenders differ."""
-    if other.different is None:
-        return "whether they differ cannot be told"
-    return "different" if other.different else "no difference shown"
-
-
-def power_facts(power: Power) -> list[str]:
-    """Return what was found out about power and throttling besides the sensors."""
-    facts = [f"{power.idle_w:.4g} W at rest"] if power.idle_w is not None else []
-    facts += [f"{power.run_w:.4g} W under load"] if power.run_w is not None else []
-    facts += [f"{power.energy_mj:.2f} mJ a call above idle"] if power.energy_mj is not None else []
-    if power.throttled is not None:
-        facts.append("throttled" if power.throttled else "not throttled")
-    return facts + ([power.mode] if power.mode else [])
-
-
-def limits_of(layers: Layers) -> str:
-    """Return the measured limits of the machine in words."""
-    peaks = ", ".join(f"{name} {value:.0f} GMAC/s" for name, value in layers.peak_gmacs.items())
-    return f"limits here: {peaks}, {layers.peak_gbytes:.1f} GB/s" if peaks else "no limits measured"
+    return [f"baseline    {what}: this one is {faster} times as fast, {verdict} ({how})"]
 
 
 def _layers(layers: Layers) -> list[str]:
@@ -138,13 +115,6 @@ def _layers(layers: Layers) -> list[str]:
     return lines
 
 
-def unit_of(limit: SloVerdict) -> tuple[float, str]:
-    """Return by what a limit's figures are multiplied to be shown, and their unit."""
-    if limit.text.startswith("drop"):
-        return 100.0, " %"
-    return 1.0, " frames/s" if limit.text.startswith("fps") else " ms"
-
-
 def _limits(found: Profile) -> list[str]:
     lines = []
     for limit in found.slo:
@@ -156,27 +126,6 @@ def _limits(found: Profile) -> list[str]:
         note = f" ({limit.note})" if limit.note else ""
         lines.append(f"limit       {limit.text}  {'met' if limit.passed else 'MISSED'}: {shown}{note}")
     return lines
-
-
-def clean(e: Interference) -> list[str]:
-    """Return how many runs were undisturbed, what disturbed the others, and the median without those."""
-    known = [f"{e.clean_fraction:.0%} of the runs clean"]
-    known.append(f"{e.switched_runs} switched out, {e.slow_canaries} looks at a slow canary")
-    return known + ([f"median of the clean ones {e.p50_clean_ms:.3f} ms"] if e.p50_clean_ms is not None else [])
-
-
-def shares(e: Interference) -> list[tuple[str, str]]:
-    """Return what the machine did over the whole window, as (name, figure)."""
-    known = {
-        "others": e.others_share, "steal": e.steal_share, "waiting (PSI)": e.pressure_share,
-        "throttled": e.throttled_share, "frequency drop": e.frequency_drop,
-    }  # fmt: skip
-    rows = [(name, f"{share:.1%}") for name, share in known.items() if share is not None]
-    if e.temperature_c is not None:
-        rows.append(("at most", f"{e.temperature_c:.0f} C ({e.temperature_slope or 0:+.1f} C/min)"))
-    if e.wall_step_s:
-        rows.append(("the wall clock was set by", f"{e.wall_step_s:+.1f} s, which harms nothing"))
-    return rows
 
 
 def _evidence(found: Profile) -> list[str]:

@@ -29,7 +29,7 @@ class Reading(NamedTuple):
     slack_ns: int  # how long reading all of them took
 
 
-class Trouble(Record, frozen=True):
+class ClockDrift(Record, frozen=True):
     """State how far the clocks came apart; 0 where they agree, None where there was nothing to compare with."""
 
     jump_ms: float | None  # of the clock that times the runs, against the raw one
@@ -47,7 +47,7 @@ def read() -> Reading:
     return best
 
 
-def trouble(before: Reading, after: Reading) -> Trouble:
+def clock_drift(before: Reading, after: Reading) -> ClockDrift:
     """Compare what each clock made of the time between two readings."""
     passed = after.run_ns - before.run_ns
     slack = SLACK_NS + SLACK_SHARE * abs(passed) + before.slack_ns + after.slack_ns
@@ -60,7 +60,7 @@ def trouble(before: Reading, after: Reading) -> Trouble:
 
     jump, asleep = apart(before.raw_ns, after.raw_ns, slack), apart(before.boot_ns, after.boot_ns, slack)
     stepped = apart(before.wall_ns, after.wall_ns, slack + WALL_SLACK_NS)
-    return Trouble(
+    return ClockDrift(
         jump_ms=None if jump is None else jump / 1e6,
         suspended_s=None if asleep is None else max(0.0, -asleep / 1e9),
         wall_step_s=-stepped / 1e9 if stepped else 0.0,

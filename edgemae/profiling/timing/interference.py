@@ -1,13 +1,13 @@
 """Whether a latency can be believed: what else the machine did while it was taken.
 
 For every run: was this process switched out against its will, and was a short fixed loop beside it as fast as it can
-be? A witness alone condemns no run: with two engine threads on the two hyperthreads of a quiet core, 58 % of runs of
-20 ms saw a switch, and the loop took 1.7 times as long beside the engine's own waiting threads, and runs with a switch
-took 6 % longer than the others. Disturbed is a run that a witness speaks against and that is slow.
+be? One such sign alone condemns no run: with two engine threads on the two hyperthreads of a quiet core, 58 % of runs
+of 20 ms saw a switch, and the loop took 1.7 times as long beside the engine's own waiting threads, and runs with a
+switch took 6 % longer than the others. Disturbed is a run that shows such a sign and that is slow.
 
 For the whole window: what others and the hypervisor took of the processors, what the kernel says of waiting,
-throttling, frequency and heat (`witnesses`), and whether the clock itself stood firm (`clock`). On a two-core cloud
-machine the median of clean runs varied by 1.0 % where that of all runs varied by 4.9 %.
+throttling, frequency and heat (`system_counters`), and whether the clock itself stood firm (`clock_check`). On a
+two-core cloud machine the median of clean runs varied by 1.0 % where that of all runs varied by 4.9 %.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from edgemae.device.hardware.fingerprint import usable_cpus
+from edgemae.device.hardware.cpu_affinity import usable_cores
 from edgemae.profiling.timing import clock_check, system_counters, system_monitor
-from edgemae.profiling.timing.clock_check import Trouble
-from edgemae.profiling.timing.system_counters import Look
-from edgemae.profiling.timing.system_monitor import Glances, Moment, Watcher, grown, share
+from edgemae.profiling.timing.clock_check import ClockDrift
+from edgemae.profiling.timing.system_counters import SystemCounters
+from edgemae.profiling.timing.system_monitor import SystemMonitor, SystemSample, SystemTimeline, grown, share
 from edgemae.spec.report import Record
 
 if sys.platform == "win32":
@@ -44,7 +44,7 @@ else:
 
 CANARY_LOOPS = 4000  # about 0.1 ms of pure Python
 CANARY_SLACK = 1.10  # slower than this times its best tenth: somebody shares the core
-SLOW_RUN = 1.10  # slower than this times the runs that no witness speaks against
+SLOW_RUN = 1.10  # slower than this times the runs without a sign of interference
 FEWEST_CLEAN = 7  # runs that such a median is taken of
 CLEAN_TRUSTED, CLEAN_INVALID = 0.90, 0.50
 OTHERS_NOISY, OTHERS_INVALID = 0.05, 0.50  # share of the usable processors that others used
@@ -64,14 +64,14 @@ class Interference(Record, frozen=True):
 
     verdict: str
     reasons: tuple[str, ...]
-    clean_fraction: float  # runs that no witness speaks against, or that were as fast as those
+    clean_fraction: float  # runs without a sign of interference, or that were as fast as those
     switched_runs: int
     slow_canaries: int
     others_share: float | None
     steal_share: float | None
     spread: float
     window_s: float
-    p50_clean_ms: float | None = None  # of the runs that no witness speaks against
+    p50_clean_ms: float | None = None  # of the runs without a sign of interference
     pressure_share: float | None = None  # of the window, in which some task waited for a processor (PSI)
     throttled_share: float | None = None  # of the window, in which the quota of our control group was used up
     frequency_drop: float | None = None  # largest fall of the fastest processor's within the window, 0..1
@@ -82,8 +82,8 @@ class Interference(Record, frozen=True):
     clock_jump_ms: float | None = None  # of the clock that times the runs
     suspended_s: float | None = None
     wall_step_s: float = 0.0  # noted only: nothing is timed with the wall clock
-    absent: tuple[str, ...] = ()  # witnesses that this machine does not have
-    glances: Glances = Glances()  # the same, stretch by stretch
+    absent: tuple[str, ...] = ()  # indicators that this machine does not have
+    timeline: SystemTimeline = SystemTimeline()  # the same, stretch by stretch
 
 
 def canary_ns() -> int:
@@ -101,13 +101,13 @@ class Observed(NamedTuple):
     seconds: float
     others_share: float | None
     steal_share: float | None
-    before: Look
-    after: Look
-    trouble: Trouble
+    before: SystemCounters
+    after: SystemCounters
+    clock_drift: ClockDrift
     frequency_fell: float = 0.0  # in between
     hottest_c: float | None = None
     slowed_by_heat: bool = False
-    glances: Glances = Glances()
+    timeline: SystemTimeline = SystemTimeline()
 
 
 class Window:
@@ -119,36 +119,38 @@ class Window:
 
     def __init__(self, processes: tuple[int, ...] = (), *, children: bool = False) -> None:
         self._processes, self._children, self._next_s = processes, children, 0.0
-        self._watcher = Watcher(self._moment(), len(usable_cpus()))
+        self._monitor = SystemMonitor(self._sample(), len(usable_cores()))
 
-    def glance(self) -> None:
-        """Look again when a quarter of a second has passed since the last look; costs nothing otherwise."""
+    def sample(self) -> None:
+        """Read the system again when a quarter of a second has passed since the last sample; cheap otherwise."""
         if time.monotonic() >= self._next_s:
-            self._watcher.take(self._moment())
+            self._monitor.take(self._sample())
 
     def close(self) -> Observed:
         """Return what was observed; the shares of processors are None for a window shorter than 0.5 s."""
-        seen = self._watcher
-        seen.take(self._moment())
+        seen = self._monitor
+        seen.take(self._sample())
         first, last = seen.first, seen.last
         seconds = last.at_s - first.at_s
         others, steal = seen.shares(first, last) if seconds >= SHORTEST_WINDOW_S else (None, None)
         return Observed(
-            seconds, others, steal, first.look, last.look, seen.trouble(), seen.fell, seen.hottest_c,
-            seen.slowed_by_heat, seen.glances(),
+            seconds, others, steal, first.counters, last.counters, seen.clock_drift(), seen.fell, seen.hottest_c,
+            seen.slowed_by_heat, seen.timeline(),
         )  # fmt: skip
 
-    def _moment(self) -> Moment:
+    def _sample(self) -> SystemSample:
         start_s = time.thread_time()  # of the processor: beside other work a look lasts longer, and costs no more
         own_s = _own_cpu_s(self._children) + sum(map(_cpu_s_of, self._processes))
-        found = Moment(time.monotonic(), system_counters.look(), clock_check.read(), own_s, _cpu_seconds())
+        found = SystemSample(
+            time.monotonic(), system_counters.read_system_counters(), clock_check.read(), own_s, _cpu_seconds()
+        )
         cost_s = system_monitor.COSTS * (time.thread_time() - start_s)
         self._next_s = time.monotonic() + min(max(system_monitor.EVERY_S, cost_s), system_monitor.SELDOM_S)
         return found
 
 
 def clean_runs(ns: NDArray[np.int64], switches: NDArray[np.int64], canaries: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Tell which runs were not both suspect and slow; `canaries` (n + 1,) as for `judge`.
+    """Tell which runs were not both suspect and slow; `canaries` (n + 1,) as for `assess_interference`.
 
     Slow is what takes 10 % longer than the median of the runs that are not suspect, or than the fastest quarter where
     these are too few.
@@ -165,7 +167,7 @@ def _suspect(switches: NDArray[np.int64], canaries: NDArray[np.int64]) -> NDArra
     return found
 
 
-def judge(
+def assess_interference(
     ns: NDArray[np.int64], switches: NDArray[np.int64], canaries: NDArray[np.int64], window: Window
 ) -> Interference:
     """Return the evidence and its verdict. `canaries` (n + 1,) are the loops before each run and after the last."""
@@ -183,9 +185,9 @@ def judge(
         temperature_c=seen.after.temperature_c if seen.hottest_c is None else seen.hottest_c,
         temperature_slope=_slope(seen.before.temperature_c, seen.after.temperature_c, seen.seconds),
         heat_throttles=grown(seen.before.heat_throttles, seen.after.heat_throttles),
-        slowed_by_heat=seen.after.slowed_by_heat or seen.slowed_by_heat, glances=seen.glances,
-        clock_jump_ms=seen.trouble.jump_ms, suspended_s=seen.trouble.suspended_s,
-        wall_step_s=seen.trouble.wall_step_s, absent=_absent(seen),
+        slowed_by_heat=seen.after.slowed_by_heat or seen.slowed_by_heat, timeline=seen.timeline,
+        clock_jump_ms=seen.clock_drift.jump_ms, suspended_s=seen.clock_drift.suspended_s,
+        wall_step_s=seen.clock_drift.wall_step_s, absent=_absent(seen),
     )  # fmt: skip
     return with_verdict(evidence)
 
@@ -201,13 +203,13 @@ def disturbances(window: Window) -> tuple[str, ...]:
         steal_share=seen.steal_share, spread=0.0, window_s=seen.seconds,
         throttled_share=share(seen.before.throttled_us, seen.after.throttled_us, seen.seconds),
         heat_throttles=grown(seen.before.heat_throttles, seen.after.heat_throttles),
-        clock_jump_ms=seen.trouble.jump_ms, suspended_s=seen.trouble.suspended_s,
+        clock_jump_ms=seen.clock_drift.jump_ms, suspended_s=seen.clock_drift.suspended_s,
     )  # fmt: skip
     return with_verdict(evidence).reasons
 
 
 def with_verdict(e: Interference, noisy: tuple[str, ...] = ()) -> Interference:
-    """Return the evidence with the verdict that it carries and one reason for each witness against it.
+    """Return the evidence with the verdict that it carries and one reason for each indicator against it.
 
     `noisy` are further reasons not to trust it.
     """
@@ -232,11 +234,11 @@ def with_verdict(e: Interference, noisy: tuple[str, ...] = ()) -> Interference:
     )
     weigh(e.spread, SPREAD_NOISY, NEVER, lambda v: f"half of the runs spread over {v:.0%} of the median")
     return msgspec.structs.replace(
-        e, verdict=worst(*(verdict for verdict, _ in found)), reasons=tuple(reason for _, reason in found)
+        e, verdict=combined_verdict(*(verdict for verdict, _ in found)), reasons=tuple(reason for _, reason in found)
     )
 
 
-def worst(*verdicts: str) -> str:
+def combined_verdict(*verdicts: str) -> str:
     """Return the worst of some verdicts; TRUSTED when there is none."""
     return max(verdicts, key=VERDICTS.index, default="TRUSTED")
 
@@ -250,7 +252,7 @@ def _absent(seen: Observed) -> tuple[str, ...]:
     if seen.others_share is None:
         short = seen.seconds < SHORTEST_WINDOW_S
         found.append("load of others and steal" + (f" (below {SHORTEST_WINDOW_S} s)" if short else ""))
-    clocks = zip(clock_check.CLOCKS, (seen.trouble.jump_ms, seen.trouble.suspended_s), strict=True)
+    clocks = zip(clock_check.CLOCKS, (seen.clock_drift.jump_ms, seen.clock_drift.suspended_s), strict=True)
     return (*found, *seen.after.absent, *(name for name, value in clocks if value is None))
 
 
@@ -279,7 +281,7 @@ def _cpu_s_of(pid: int) -> float:
 
 def _cpu_seconds() -> tuple[float, float] | None:
     """Return (busy, stolen) seconds summed over the usable processors, None where /proc/stat is missing."""
-    cpus = {f"cpu{number}" for number in usable_cpus()}
+    cpus = {f"cpu{number}" for number in usable_cores()}
     try:
         with open("/proc/stat") as file:
             rows = [line.split() for line in file if line.split(" ", 1)[0] in cpus]

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from edgemae.profiling.timing import clock_check
-from edgemae.profiling.timing.clock_check import Reading, Trouble
-from edgemae.profiling.timing.system_counters import Look
+from edgemae.profiling.timing.clock_check import ClockDrift, Reading
+from edgemae.profiling.timing.system_counters import SystemCounters
 from edgemae.spec.report import Record
 
 EVERY_S, SELDOM_S = 0.25, 1.0
@@ -22,17 +22,17 @@ MOST = 240  # stretches that are kept; then neighbours are joined
 SMOOTH = 3  # looks whose median counts as the frequency: one reading of a governor at work is no slow-down
 
 
-class Moment(NamedTuple):
-    """Hold everything that is read at one look."""
+class SystemSample(NamedTuple):
+    """Hold everything that is read at one counters."""
 
     at_s: float
-    look: Look
+    counters: SystemCounters
     clocks: Reading
     own_s: float  # processor seconds that the measurement used so far
     ticks_s: tuple[float, float] | None  # processor seconds: busy, stolen; None where /proc/stat is missing
 
 
-class Glances(Record, frozen=True):
+class SystemTimeline(Record, frozen=True):
     """What the machine did over the window, in stretches. All columns are equally long, and empty where it is silent.
 
     Shares are 0..1: of the usable processors for others and steal, of the time for waiting and throttling.
@@ -48,7 +48,7 @@ class Glances(Record, frozen=True):
 
 
 class _Stretch(NamedTuple):
-    """Hold the columns of `Glances` for one stretch."""
+    """Hold the columns of `SystemTimeline` for one stretch."""
 
     at_s: float
     seconds: float
@@ -60,35 +60,35 @@ class _Stretch(NamedTuple):
     celsius: float | None
 
 
-class Watcher:
+class SystemMonitor:
     """Take moments in their order, and tell what lay between them."""
 
-    def __init__(self, first: Moment, cores: int) -> None:
+    def __init__(self, first: SystemSample, cores: int) -> None:
         self.first = self.last = first
         self.fell = 0.0  # largest fall of the frequency from an earlier one, 0..1
-        self.hottest_c = first.look.temperature_c
-        self.slowed_by_heat = first.look.slowed_by_heat
+        self.hottest_c = first.counters.temperature_c
+        self.slowed_by_heat = first.counters.slowed_by_heat
         self._cores = cores
-        self._troubles: list[Trouble] = []
+        self._drifts: list[ClockDrift] = []
         self._stretches: list[_Stretch] = []
         self._recent: deque[float] = deque(maxlen=SMOOTH)
         self._peak_mhz = 0.0
-        self._heed(first.look)
+        self._heed(first.counters)
 
-    def take(self, now: Moment) -> None:
-        """Add a look."""
-        found = clock_check.trouble(self.last.clocks, now.clocks)
+    def take(self, now: SystemSample) -> None:
+        """Add a counters."""
+        found = clock_check.clock_drift(self.last.clocks, now.clocks)
         if found.jump_ms or found.suspended_s:
-            self._troubles.append(found)
+            self._drifts.append(found)
         self._stretches.append(self._between(self.last, now))
         if len(self._stretches) > 2 * MOST:
             pairs = zip(self._stretches[::2], self._stretches[1::2], strict=False)
             joined = [_joined(a, b) for a, b in pairs]
             self._stretches = joined + self._stretches[2 * len(joined) :]
         self.last = now
-        self._heed(now.look)
+        self._heed(now.counters)
 
-    def shares(self, a: Moment, b: Moment) -> tuple[float | None, float | None]:
+    def shares(self, a: SystemSample, b: SystemSample) -> tuple[float | None, float | None]:
         """Return what others and the hypervisor used of the processors between two looks."""
         if a.ticks_s is None or b.ticks_s is None or b.at_s <= a.at_s:
             return None, None
@@ -96,41 +96,42 @@ class Watcher:
         busy, stolen = (now - then for then, now in zip(a.ticks_s, b.ticks_s, strict=True))
         return max(0.0, busy - (b.own_s - a.own_s)) / room, stolen / room
 
-    def trouble(self) -> Trouble:
+    def clock_drift(self) -> ClockDrift:
         """Return how far the clocks came apart, over the whole window or at any time of it."""
-        whole = clock_check.trouble(self.first.clocks, self.last.clocks)
-        jumps = [t.jump_ms for t in (whole, *self._troubles) if t.jump_ms is not None]
-        sleeps = [t.suspended_s for t in self._troubles if t.suspended_s is not None]
-        return Trouble(
+        whole = clock_check.clock_drift(self.first.clocks, self.last.clocks)
+        jumps = [t.jump_ms for t in (whole, *self._drifts) if t.jump_ms is not None]
+        sleeps = [t.suspended_s for t in self._drifts if t.suspended_s is not None]
+        return ClockDrift(
             jump_ms=max(jumps, key=abs, default=None),
             suspended_s=None if whole.suspended_s is None else max(whole.suspended_s, sum(sleeps)),
             wall_step_s=whole.wall_step_s,
         )
 
-    def glances(self) -> Glances:
+    def timeline(self) -> SystemTimeline:
         """Return the columns of at most 480 stretches; a short last one is left out: the kernel counts in 10 ms."""
         kept = [s for s in self._stretches if s.seconds >= EVERY_S / 2]
         at, _, *columns = zip(*kept, strict=True) if kept else [()] * 8
-        return Glances(tuple(round(s, 3) for s in at), *map(_column, columns))
+        return SystemTimeline(tuple(round(s, 3) for s in at), *map(_column, columns))
 
-    def _heed(self, look: Look) -> None:
-        self.slowed_by_heat |= look.slowed_by_heat
-        if look.temperature_c is not None:
-            self.hottest_c = max(self.hottest_c or look.temperature_c, look.temperature_c)
-        if look.frequency_mhz is None:
+    def _heed(self, counters: SystemCounters) -> None:
+        self.slowed_by_heat |= counters.slowed_by_heat
+        if counters.temperature_c is not None:
+            self.hottest_c = max(self.hottest_c or counters.temperature_c, counters.temperature_c)
+        if counters.frequency_mhz is None:
             return
-        self._recent.append(look.frequency_mhz)
+        self._recent.append(counters.frequency_mhz)
         if len(self._recent) == SMOOTH:
             mhz = statistics.median(self._recent)
             self._peak_mhz = max(self._peak_mhz, mhz)
             self.fell = max(self.fell, 1 - mhz / self._peak_mhz if self._peak_mhz else 0.0)
 
-    def _between(self, a: Moment, b: Moment) -> _Stretch:
+    def _between(self, a: SystemSample, b: SystemSample) -> _Stretch:
         seconds = max(b.at_s - a.at_s, 1e-3)
         others, steal = self.shares(a, b)
+        then, now = a.counters, b.counters
         return _Stretch(
-            b.at_s - self.first.at_s, seconds, others, steal, share(a.look.pressure_us, b.look.pressure_us, seconds),
-            share(a.look.throttled_us, b.look.throttled_us, seconds), b.look.frequency_mhz, b.look.temperature_c,
+            b.at_s - self.first.at_s, seconds, others, steal, share(then.pressure_us, now.pressure_us, seconds),
+            share(then.throttled_us, now.throttled_us, seconds), now.frequency_mhz, now.temperature_c,
         )  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""Take latencies: one run after another, or several candidates in turns so that they share their disturbances."""
+"""Measure latencies: one run after another, or several candidates interleaved so that they share their disturbances."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgemae.profiling.stats.percentiles import Blocks
+from edgemae.profiling.stats.comparison import Blocks
 from edgemae.profiling.timing.interference import (
     Interference,
     Window,
+    assess_interference,
     canary_ns,
     clean_runs,
     involuntary_switches,
-    judge,
 )
 
 log = logging.getLogger(__name__)
@@ -32,8 +32,8 @@ STRETCH_NS = 40_000_000  # of runs back to back, between two canaries
 BLOCK_MS = 40.0
 BLOCK_RUNS = (3, 50)  # shortest and longest block of an interleaved measurement
 LEAD_RUNS = 1  # untimed at the head of a block: caches still hold the other candidate
-PARK_STEP_S, PARK_LIMIT_S = 0.004, 0.5
-PARK_STEPS = 2  # quiet ones in a row: beside other work a spinning thread may not run at all for one step
+IDLE_STEP_S, IDLE_LIMIT_S = 0.004, 0.5
+IDLE_STEPS = 2  # quiet ones in a row: beside other work a spinning thread may not run at all for one step
 LINE_EVERY_S = 15.0  # a log line, not a bar: the thread that redraws a bar would disturb the runs
 
 
@@ -42,7 +42,7 @@ class Samples(Blocks):
     """Hold latencies in ns, the block each was taken in, and what else the machine did meanwhile."""
 
     at_ns: NDArray[np.int64]  # start of every run, on time.perf_counter_ns
-    clean: NDArray[np.bool_]  # no witness speaks against it, or it was as fast as those
+    clean: NDArray[np.bool_]  # without a sign of interference, or as fast as such runs
     interference: Interference
     every: int = 1  # one run of this many was kept
 
@@ -89,7 +89,7 @@ class Recorder:
                 self._note(self.n - 1, found)
             before, start = switches, end
 
-    def taken(self) -> dict[str, NDArray[np.int64]]:
+    def measurements(self) -> dict[str, NDArray[np.int64]]:
         """Return what was taken so far, (n,) each, and canaries (n + 1,) with one after the last run."""
         self._canary_at_ns = 0
         self.watch()
@@ -97,7 +97,7 @@ class Recorder:
         return columns | {"canaries": self.canaries[: self.n + 1].copy()}
 
     def samples(self, window: Window, every: int = 1) -> Samples:
-        return samples_of(self.taken(), window, every)
+        return samples_of(self.measurements(), window, every)
 
     def _keep(self, start: int, end: int, switches: int, block: int) -> None:
         n = self.n
@@ -112,11 +112,11 @@ class Recorder:
         self.canaries[self.n] = self._canary_ns
 
 
-def samples_of(taken: Mapping[str, NDArray[np.int64]], window: Window, every: int = 1) -> Samples:
+def samples_of(measurements: Mapping[str, NDArray[np.int64]], window: Window, every: int = 1) -> Samples:
     """Return what a recorder took, with the verdict on it."""
-    evidence = judge(taken["ns"], taken["switches"], taken["canaries"], window)
-    clean = clean_runs(taken["ns"], taken["switches"], taken["canaries"])
-    return Samples(taken["ns"], taken["blocks"], taken["at_ns"], clean, evidence, every)
+    evidence = assess_interference(measurements["ns"], measurements["switches"], measurements["canaries"], window)
+    clean = clean_runs(measurements["ns"], measurements["switches"], measurements["canaries"])
+    return Samples(measurements["ns"], measurements["blocks"], measurements["at_ns"], clean, evidence, every)
 
 
 class Until:
@@ -153,7 +153,7 @@ def measure(
     recorder = Recorder(room, note)
     window, until = Window(), Until(min_runs, min_seconds)
     while not recorder.full and until.more(recorder.n):
-        window.glance()
+        window.sample()
         for _ in range((every - 1) * count):
             run()
         if back_to_back:
@@ -166,26 +166,26 @@ def measure(
 def interleave(
     runs: Mapping[str, Run], rounds: int = 20, *, block_ms: float = BLOCK_MS, warmup: int = 5
 ) -> dict[str, Samples]:
-    """Time several candidates in turns: A B B A, A B B A, ... (A B C C B A for three), one block each.
+    """Time several candidates interleaved: A B B A, A B B A, ... (A B C C B A for three), one block each.
 
-    A block lasts about `block_ms` and holds 3 to 50 runs. Before the candidate changes, the process waits until the
-    threads of the last one have stopped spinning (`park`), so two engines' pools never compete for the cores.
+    A block lasts about `block_ms` and holds 3 to 50 runs. Before the candidate changes, `wait_until_idle` waits until
+    the threads of the last one have stopped spinning, so two engines' pools never compete for the cores.
     Blocks of all candidates carry the same numbers: hand two of the results to `ratio`.
     """
     lengths = {}
     for name, run in runs.items():
         lengths[name] = block_length(warm(run, warmup), block_ms)
-        park()
+        wait_until_idle()
     recorders = {name: Recorder(2 * rounds * lengths[name]) for name in runs}
     window = Window()
-    for block, name, following in turns(list(runs), rounds):
-        window.glance()
+    for block, name, following in interleaved_order(list(runs), rounds):
+        window.sample()
         for _ in range(LEAD_RUNS):
             runs[name]()
         for _ in range(lengths[name]):
             recorders[name].once(runs[name], block)
         if following != name:
-            park()
+            wait_until_idle()
     return {name: recorder.samples(window) for name, recorder in recorders.items()}
 
 
@@ -194,25 +194,25 @@ def block_length(typical_s: float, block_ms: float = BLOCK_MS) -> int:
     return min(max(math.ceil(block_ms / 1e3 / typical_s), BLOCK_RUNS[0]), BLOCK_RUNS[1])
 
 
-def turns(names: list[str], rounds: int) -> Iterator[tuple[int, str, str]]:
-    """Yield (block, whose turn, whose turn is next or ""): A B B A, A B B A, ..."""
+def interleaved_order(names: list[str], rounds: int) -> Iterator[tuple[int, str, str]]:
+    """Yield (block, name, name of the next block or ""): A B B A, A B B A, ..."""
     order = [name for _ in range(rounds) for name in (*names, *reversed(names))]
-    for turn, (name, following) in enumerate(pairwise([*order, ""])):
-        yield turn // len(names), name, following
+    for position, (name, following) in enumerate(pairwise([*order, ""])):
+        yield position // len(names), name, following
 
 
-def park() -> bool:
+def wait_until_idle() -> bool:
     """Wait until this process uses no processor, at most 0.5 s; False when something in it keeps running.
 
     Engines let their threads spin for up to 200 ms after a run, in the hope of the next one.
     """
-    end, quiet = time.monotonic() + PARK_LIMIT_S, 0
-    while quiet < PARK_STEPS:
+    end, quiet = time.monotonic() + IDLE_LIMIT_S, 0
+    while quiet < IDLE_STEPS:
         if time.monotonic() > end:
             return False
         before = time.process_time_ns()
-        time.sleep(PARK_STEP_S)
-        quiet = quiet + 1 if time.process_time_ns() - before < PARK_STEP_S * 1e9 / 10 else 0
+        time.sleep(IDLE_STEP_S)
+        quiet = quiet + 1 if time.process_time_ns() - before < IDLE_STEP_S * 1e9 / 10 else 0
     return True
 
 

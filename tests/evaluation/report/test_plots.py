@@ -34,7 +34,7 @@ def test_every_plot_is_readable_on_its_page(dark: bool) -> None:
         "accuracy": plots.accuracy_latency(full, dark),
         "losses": plots.loss_curves(full.curves, dark),
         "classes": plots.per_class(full, dark),
-        "pictures": plots.picture_grid(rows, dark),
+        "images": plots.image_grid(rows, dark),
         "reliability": plots.reliability(
             [("student", student.logits, student.labels), ("$int8", int8.logits, int8.labels)], dark
         ),
@@ -75,17 +75,17 @@ def test_what_cannot_be_drawn_is_none_and_never_an_empty_plot() -> None:
     assert plots.accuracy_latency(report(stages=())) is None
     assert plots.per_class(report(labelled=False)) is None
     with pytest.raises(InternalError):
-        plots.picture_grid([])
+        plots.image_grid([])
 
 
 def test_without_labels_the_plot_shows_agreement() -> None:
     assert plots.accuracy_latency(report(labelled=False)) is not None
 
 
-def test_pictures_are_shown_as_they_are() -> None:
+def test_images_are_shown_as_they_are() -> None:
     red = np.zeros((4, 4, 3))
     red[..., 0] = 1.0
-    frame = pixels(plots.picture_grid([(red, np.zeros((4, 4)), np.ones((4, 4)))]))
+    frame = pixels(plots.image_grid([(red, np.zeros((4, 4)), np.ones((4, 4)))]))
     height, width = frame.shape[:2]
     assert frame[height // 2, width // 6].tolist() == [0, 0, 255]  # BGR
     assert frame[height // 2, width // 2].tolist() == [0, 0, 0]

@@ -13,7 +13,7 @@ import pytest
 from rich.console import Console
 
 from edgemae.evaluation.report.report import checked, console_table, markdown_table, to_json, write_report
-from edgemae.evaluation.report.tables import TABLES, count, mib, milliseconds, percent, signed, verdict
+from edgemae.evaluation.report.tables import TABLES
 from edgemae.spec.errors import InternalError, StorageError
 from edgemae.spec.plan_schema import GatePlan
 from edgemae.spec.report import Report
@@ -22,7 +22,7 @@ from tests.evaluation.samples import HOSTILE, report, scored
 PIXEL = bytes.fromhex(
     "89504e470d0a1a0a0000000d494844520000000100000001080000000003a7e9b40000000a49444154789c636000000002000148afa4710000000049454e44ae426082"
 )
-PICTURES = [("Original, masked, reconstructed", PIXEL), ("Reliability: before and after", PIXEL)]
+FIGURES = [("Original, masked, reconstructed", PIXEL), ("Reliability: before and after", PIXEL)]
 
 
 class Page(HTMLParser):
@@ -56,15 +56,15 @@ class Page(HTMLParser):
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("report") / "deep"
-    write_report(report(), folder, PICTURES)
+    write_report(report(), folder, FIGURES)
     return folder
 
 
-def test_json_round_trip_is_the_report_and_names_pictures_that_exist(written: Path) -> None:
+def test_json_round_trip_is_the_report_and_names_figures_that_exist(written: Path) -> None:
     read = msgspec.json.decode((written / "report.json").read_bytes(), type=Report)
-    assert msgspec.structs.replace(read, pictures=[]) == checked(report())
-    assert len(read.pictures) == 6  # two given, accuracy-latency, per-class, two loss curves
-    for file in read.pictures:
+    assert msgspec.structs.replace(read, figures=[]) == checked(report())
+    assert len(read.figures) == 6  # two given, accuracy-latency, per-class, two loss curves
+    for file in read.figures:
         assert (written / file).read_bytes().startswith(b"\x89PNG")
 
 
@@ -119,7 +119,7 @@ def test_html_shows_hostile_text_as_text(written: Path) -> None:
 def test_html_has_every_part(written: Path) -> None:
     text = Page((written / "report.html").read_text("utf-8")).text
     for part in (
-        "From teacher to int8", "Engines, measured", "Accuracy against latency", "Training", "Pictures",
+        "From teacher to int8", "Engines, measured", "Accuracy against latency", "Training", "Figures",
         "Per class", "Calibration", "Attention forms", "Where the time goes", "Data", "Provenance", "CC-BY-NC-4.0",
         "Machine", "some CPU", "What ships", "1 of 4 limits not shown", "empty file",
     ):  # fmt: skip
@@ -189,31 +189,3 @@ def test_console_takes_brackets_in_names_as_text() -> None:
     odd = msgspec.structs.replace(report().engines[0], reason="[red]x[/red]")
     Console(file=out, width=100, color_system=None).print(console_table(report(engines=(odd,))))
     assert "[red]x[/red]" in out.getvalue()
-
-
-@pytest.mark.parametrize(
-    ("text", "wanted"),
-    [
-        (percent(0.98765), "98.8 %"),
-        (percent(None), "–"),
-        (count(999), "999"),
-        (count(5_510_000), "5.51 M"),
-        (count(999_600), "1 M"),
-        (mib(1_910_000), "1.82 MiB"),
-        (mib(2048), "2.0 KiB"),
-        (milliseconds(0.1234), "0.123 ms"),
-        (milliseconds(4.916), "4.92 ms"),
-        (milliseconds(9.996), "10.0 ms"),
-        (milliseconds(123.4), "123 ms"),
-        (signed(-0.001, 2), "0.00"),
-        (signed(1.5, 1), "+1.5"),
-    ],
-)
-def test_numbers_as_text(text: str, wanted: str) -> None:
-    assert text == wanted
-
-
-def test_verdict_sentence() -> None:
-    assert verdict(report())[0] == "missed"
-    assert verdict(report(gates=GatePlan(size_mib=50.0))) == ("passed", "The limit was shown to be met.")
-    assert verdict(report(gates=GatePlan()))[0] == "none"

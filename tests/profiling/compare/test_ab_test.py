@@ -1,4 +1,4 @@
-"""A against B in a process each: whose turn it is, what rests, what a planted slowdown does, and what goes wrong."""
+"""An A/B test in a process each: in which order, what rests, what a planted slowdown does, and what goes wrong."""
 
 from __future__ import annotations
 
@@ -8,14 +8,15 @@ from pathlib import Path
 
 import pytest
 
+from edgemae.device import child_process
 from edgemae.device.engines import ENGINES
 from edgemae.export.to_onnx import to_onnx
 from edgemae.export.uint8_input import take_uint8
 from edgemae.model.student import Student
 from edgemae.model.vit import ViT, ViTShape
 from edgemae.profiling.compare import ab_test as module
-from edgemae.profiling.compare.ab_test import Contender, versus
-from edgemae.profiling.compare.baseline import contender_of
+from edgemae.profiling.compare.ab_test import ABSide, ab_test
+from edgemae.profiling.compare.baseline import baseline_of
 from edgemae.spec.bundle import open_bundle
 from edgemae.spec.errors import BundleError, CheckpointError, EngineRuntimeError, InputError, InternalError, error_of
 from edgemae.spec.graph import PixelContract
@@ -55,14 +56,14 @@ serve({"planted": hold})
 
 
 @pytest.fixture
-def planted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Contender]:
-    (tmp_path / "planted_contender.py").write_text(PLANTED)
+def planted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], ABSide]:
+    (tmp_path / "planted_baseline.py").write_text(PLANTED)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    return lambda how: Contender("planted", how, module="planted_contender")
+    return lambda how: ABSide("planted", how, module="planted_baseline")
 
 
-def test_a_planted_slowdown_is_the_ratio(planted: Callable[[str], Contender]) -> None:
-    found, evidence = versus(planted("0.002"), planted("0.003"), rounds=8)
+def test_a_planted_slowdown_is_the_ratio(planted: Callable[[str], ABSide]) -> None:
+    found, evidence = ab_test(planted("0.002"), planted("0.003"), rounds=8)
     # Both are loops of a fixed time by the clock; beside other work the longer one is switched out more often.
     assert found.ratio == pytest.approx(1.5, rel=0.05 if evidence.verdict == "TRUSTED" else 0.2)
     assert found.ratio_low <= found.ratio <= found.ratio_high
@@ -72,9 +73,9 @@ def test_a_planted_slowdown_is_the_ratio(planted: Callable[[str], Contender]) ->
     assert evidence.verdict in ("TRUSTED", "NOISY", "INVALID")
 
 
-def test_they_take_turns_and_the_idle_one_rests(planted: Callable[[str], Contender], tmp_path: Path) -> None:
+def test_they_take_turns_and_the_idle_one_rests(planted: Callable[[str], ABSide], tmp_path: Path) -> None:
     log = tmp_path / "log"
-    versus(planted(f"0.002:{log}"), planted(f"0.0020:{log}"), rounds=8)
+    ab_test(planted(f"0.002:{log}"), planted(f"0.0020:{log}"), rounds=8)
     rows = sorted((int(at), pid) for pid, at in (line.split() for line in log.read_text().splitlines()))
     owners = [pid for _, pid in rows]
     assert len(set(owners)) == 2
@@ -84,7 +85,7 @@ def test_they_take_turns_and_the_idle_one_rests(planted: Callable[[str], Contend
 
 
 @pytest.mark.parametrize(
-    ("how", "kind", "said"),
+    ("how", "kind", "message"),
     [
         ("dies", EngineRuntimeError, "ended with status 1: out of luck"),
         ("refuses", BundleError, "no frames"),
@@ -93,38 +94,35 @@ def test_they_take_turns_and_the_idle_one_rests(planted: Callable[[str], Contend
     ],
 )
 def test_what_a_process_cannot_do_is_told(
-    planted: Callable[[str], Contender], monkeypatch: pytest.MonkeyPatch, how: str, kind: type[Exception], said: str
+    planted: Callable[[str], ABSide], monkeypatch: pytest.MonkeyPatch, how: str, kind: type[Exception], message: str
 ) -> None:
     monkeypatch.setattr(module, "BLOCK_TIMEOUT_S", 2.0)
-    with pytest.raises(kind, match=said):
-        versus(planted("0.002"), planted(how), rounds=8)
+    with pytest.raises(kind, match=message):
+        ab_test(planted("0.002"), planted(how), rounds=8)
 
 
-def test_no_process_is_left_behind(planted: Callable[[str], Contender], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_process_is_left_behind(planted: Callable[[str], ABSide], monkeypatch: pytest.MonkeyPatch) -> None:
     started: list[int] = []
-    popen = module.subprocess.Popen
+    popen = child_process.subprocess.Popen
 
     def noted(*args: object, **kwargs: object) -> object:
         process = popen(*args, **kwargs)  # type: ignore[call-overload]
         started.append(process.pid)
         return process
 
-    monkeypatch.setattr(module.subprocess, "Popen", noted)
+    monkeypatch.setattr(child_process.subprocess, "Popen", noted)
     with pytest.raises(BundleError):
-        versus(planted("0.002"), planted("refuses"), rounds=8)
+        ab_test(planted("0.002"), planted("refuses"), rounds=8)
     assert len(started) == 2
     for pid in started:
         with pytest.raises(ProcessLookupError):
             os.kill(pid, 0)
 
 
-def test_a_process_whose_parent_is_gone_ends(planted: Callable[[str], Contender]) -> None:
+def test_a_process_whose_parent_is_gone_ends(planted: Callable[[str], ABSide]) -> None:
     process = module._Process(planted("0.002"))
     process.load(8)
-    assert process._process.stdin is not None
-    process._process.stdin.close()
-    assert process._process.wait(10) == 0
-    process._process.stdin = None
+    assert process._process.close(10.0) == 0
     process.__exit__(None, None, None)
 
 
@@ -132,7 +130,7 @@ def test_a_process_whose_parent_is_gone_ends(planted: Callable[[str], Contender]
 def test_what_against_names(tmp_path: Path, text: str, kind: str) -> None:
     path = tmp_path / "model.file"
     path.touch()
-    found = contender_of(text.format(path), tmp_path / "b.edgemae", "openvino", "laptop")
+    found = baseline_of(text.format(path), tmp_path / "b.edgemae", "openvino", "laptop")
     assert (found.kind, found.path, found.target) == (kind, str(path), "laptop")
     assert found.engine == ("openvino" if kind == "bundle" else "auto")
     worker = "edgemae.pipeline.torch_worker" if kind == "pytorch" else "edgemae.profiling.compare.ab_worker"
@@ -140,20 +138,20 @@ def test_what_against_names(tmp_path: Path, text: str, kind: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [("tflite:x", "unknown prefix 'tflite:'"), ("onnx:nothing.onnx", "'nothing.onnx', which does not")],
 )
-def test_what_against_cannot_name(tmp_path: Path, text: str, said: str) -> None:
-    with pytest.raises(InputError, match=said):
-        contender_of(text, tmp_path, "auto", "")
+def test_what_against_cannot_name(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        baseline_of(text, tmp_path, "auto", "")
 
 
 def test_a_bundle_against_its_own_graph(make_bundle: Callable[..., Path], tmp_path: Path) -> None:
     bundle = make_bundle(engines=("onnxruntime",))
     graph = tmp_path / "graph.onnx"
     graph.write_bytes(open_bundle(bundle).read("graph/fp32.onnx"))
-    this = contender_of(str(bundle), bundle, "onnxruntime", "")
-    found, _ = versus(this, contender_of(f"onnx:{graph}", bundle, "auto", ""), rounds=8)
+    this = baseline_of(str(bundle), bundle, "onnxruntime", "")
+    found, _ = ab_test(this, baseline_of(f"onnx:{graph}", bundle, "auto", ""), rounds=8)
     assert (found.name, found.kind, found.engine) == ("graph", "onnx", "onnxruntime")
     assert found.version == ENGINES["onnxruntime"].version()
     assert found.n >= 48
@@ -165,8 +163,8 @@ def test_a_graph_that_takes_bytes(make_bundle: Callable[..., Path], tmp_path: Pa
     shape = ViTShape.uniform(image_px=32, patch_px=8, width=16, depth=1, heads=2, classes=5)
     pixel = PixelContract(image_px=32)
     graph.write_bytes(take_uint8(to_onnx(ViT(shape).eval(), pixel), pixel).onnx)
-    found, _ = versus(
-        contender_of(str(bundle), bundle, "auto", ""), contender_of(f"onnx:{graph}", bundle, "", ""), rounds=8
+    found, _ = ab_test(
+        baseline_of(str(bundle), bundle, "auto", ""), baseline_of(f"onnx:{graph}", bundle, "", ""), rounds=8
     )
     assert found.name == "bytes"
 
@@ -175,9 +173,9 @@ def test_a_graph_that_is_none_is_told(make_bundle: Callable[..., Path], tmp_path
     bundle = make_bundle()
     (tmp_path / "text.onnx").write_text("not a graph")
     with pytest.raises(EngineRuntimeError, match="the graph is not an ONNX file"):
-        versus(
-            contender_of(str(bundle), bundle, "auto", ""),
-            contender_of(f"onnx:{tmp_path / 'text.onnx'}", bundle, "", ""),
+        ab_test(
+            baseline_of(str(bundle), bundle, "auto", ""),
+            baseline_of(f"onnx:{tmp_path / 'text.onnx'}", bundle, "", ""),
         )
 
 
@@ -185,12 +183,12 @@ def test_a_bundle_against_pytorch(make_bundle: Callable[..., Path], tmp_path: Pa
     bundle, path = make_bundle(), tmp_path / "student.safetensors"
     shape = ViTShape.uniform(image_px=32, patch_px=8, width=16, depth=1, heads=2, classes=5)
     Student(ViT(shape), PixelContract(image_px=32), tuple("abcde")).save(path)
-    this = contender_of(str(bundle), bundle, "auto", "")
-    found, _ = versus(this, contender_of(f"pytorch:{path}", bundle, "auto", ""), rounds=8)
+    this = baseline_of(str(bundle), bundle, "auto", "")
+    found, _ = ab_test(this, baseline_of(f"pytorch:{path}", bundle, "auto", ""), rounds=8)
     assert (found.name, found.kind, found.engine, found.precision) == ("student", "pytorch", "torch eager", "fp32")
     with pytest.raises(CheckpointError, match="is not an edgemae student"):
-        versus(
-            contender_of(str(bundle), bundle, "auto", ""), contender_of(f"pytorch:{bundle}", bundle, "", ""), rounds=8
+        ab_test(
+            baseline_of(str(bundle), bundle, "auto", ""), baseline_of(f"pytorch:{bundle}", bundle, "", ""), rounds=8
         )
 
 

@@ -26,7 +26,7 @@ QUIET_WINDOW = Interference(
 
 def test_everything_measured_is_on_the_page() -> None:
     text = page(full_profile())
-    for said in (
+    for message in (
         "cam &amp; co", "others used 8% &lt;of&gt; the processors", 'class="verdict NOISY"', "p99&lt;33ms", "missed",
         "needs 5296 runs", "61.5 mJ", "package-0", "4.2 W at rest", "not throttled", "nvpmodel 2",
         "0.8 %", "2 %", "24.8 frames/s", "9.1 ms", "of the runs clean", "40 switched out",
@@ -37,7 +37,7 @@ def test_everything_measured_is_on_the_page() -> None:
         "1.200 times as fast as student", "int8 78 GMAC/s", "blocks.0.mlp.fc1", "0.8 %", "A processor",
         "How long calls take", "When it was disturbed", "Where a call spends its time", "Layer by layer",
     ):  # fmt: skip
-        assert said in text, said
+        assert message in text, message
     assert text.count("<svg") == 7
 
 
@@ -49,7 +49,7 @@ def test_nothing_on_the_page_names_another_place() -> None:
 
 def test_what_was_not_measured_leaves_no_hole() -> None:
     bare = msgspec.structs.replace(
-        full_profile(), start=None, throughput=None, camera=None, early_stopping=(), slo=(), against=None, layers=None,
+        full_profile(), start=None, throughput=None, camera=None, early_stopping=(), slo=(), baseline=None, layers=None,
         power=None, soak=None, series=Series(), stages={}, interference=QUIET_WINDOW,
     )  # fmt: skip
     text = page(bare)

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from edgemae.profiling.stats import bootstrap
 from edgemae.profiling.stats.bootstrap import mean_interval
+from edgemae.profiling.stats.comparison import _rank_sum_cut, shift
 from edgemae.profiling.stats.early_stopping import estimate, multi_stream, overlatency_allowed, queries_needed
-from edgemae.profiling.stats.percentiles import _rank_sum_cut, shift
 
 # ---------------------------------------------------------------- early stopping
 

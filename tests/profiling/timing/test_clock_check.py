@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import pytest
 
 from edgemae.profiling.timing import clock_check
-from edgemae.profiling.timing.clock_check import Trouble
+from edgemae.profiling.timing.clock_check import ClockDrift
 from edgemae.profiling.timing.timer import measure
 
 S = 1_000_000_000
@@ -57,7 +57,7 @@ def test_each_clock_is_compared_with_one_that_fails_otherwise(
     before = clock_check.read()
     for name, ns in steps.items():
         setattr(faked, name, ns)
-    found = clock_check.trouble(before, clock_check.read())
+    found = clock_check.clock_drift(before, clock_check.read())
     assert (found.jump_ms, found.suspended_s, found.wall_step_s) == pytest.approx(trouble, abs=1e-2)
 
 
@@ -89,7 +89,7 @@ def test_a_clock_that_does_not_exist_is_none(faked: Faked, monkeypatch: pytest.M
     monkeypatch.delattr(time, "CLOCK_MONOTONIC_RAW")
     before = clock_check.read()
     faked.run += S
-    assert clock_check.trouble(before, clock_check.read()) == Trouble(
+    assert clock_check.clock_drift(before, clock_check.read()) == ClockDrift(
         jump_ms=None, suspended_s=None, wall_step_s=pytest.approx(-1, abs=0.01)
     )
     assert {"raw clock", "boot clock"} <= set(measure(int, min_runs=20, min_seconds=0).interference.absent)

@@ -1,4 +1,4 @@
-"""The kernel's witnesses and a container's limits, read from made-up trees."""
+"""The kernel's counters and a container's limits, read from made-up trees."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from edgemae.device.hardware.fingerprint import _ranges, cgroups, limits, usable_cpus
-from edgemae.profiling.timing.system_counters import NAMES, look
+from edgemae.device.hardware.cpu_affinity import usable_cores
+from edgemae.device.hardware.fingerprint import _ranges, cgroups, limits
+from edgemae.profiling.timing.system_counters import NAMES, read_system_counters
 
 Plant = Callable[[dict[str, str]], Path]
-CPU = f"sys/devices/system/cpu/cpu{min(usable_cpus())}"
+CPU = f"sys/devices/system/cpu/cpu{min(usable_cores())}"
 ZONE = "sys/class/thermal/thermal_zone"
 
 
@@ -28,7 +29,7 @@ def plant(tmp_path: Path) -> Plant:
 
 
 def test_an_empty_machine_tells_nothing_and_says_so(tmp_path: Path) -> None:
-    found = look(tmp_path)
+    found = read_system_counters(tmp_path)
     assert found.absent == tuple(NAMES.values())
     assert not found.slowed_by_heat
     assert limits(tmp_path) == {"cpu_quota": None, "cpuset": None, "memory_max_mib": None}
@@ -36,7 +37,10 @@ def test_an_empty_machine_tells_nothing_and_says_so(tmp_path: Path) -> None:
 
 def test_pressure_is_the_total_of_some_not_of_full(plant: Plant) -> None:
     line = "avg10=1.00 avg60=2.00 avg300=3.00 total="
-    assert look(plant({"proc/pressure/cpu": f"some {line}9435931777\nfull {line}5"})).pressure_us == 9435931777
+    assert (
+        read_system_counters(plant({"proc/pressure/cpu": f"some {line}9435931777\nfull {line}5"})).pressure_us
+        == 9435931777
+    )
 
 
 def test_a_quota_above_our_own_group_counts_too(plant: Plant) -> None:
@@ -48,7 +52,7 @@ def test_a_quota_above_our_own_group_counts_too(plant: Plant) -> None:
         f"{group}/memory.max": "536870912", "sys/fs/cgroup/user.slice/memory.max": "max",
         f"{group}/cpuset.cpus.effective": "0-1",
     })  # fmt: skip
-    assert look(root).throttled_us == 1000
+    assert read_system_counters(root).throttled_us == 1000
     assert limits(root) == {"cpu_quota": 1.5, "cpuset": "0-1", "memory_max_mib": 512}
 
 
@@ -61,7 +65,7 @@ def test_version_1_counts_in_ns_and_spells_no_limit_in_its_own_way(plant: Plant)
         "sys/fs/cgroup/memory/box/memory.limit_in_bytes": "9223372036854771712",
         "sys/fs/cgroup/unified/cpu.stat": "usage_usec 1",
     })  # fmt: skip
-    assert look(root).throttled_us == 5000
+    assert read_system_counters(root).throttled_us == 5000
     assert limits(root) == {"cpu_quota": "max", "cpuset": None, "memory_max_mib": "max"}
     (root / "sys/fs/cgroup/cpu,cpuacct/box/cpu.cfs_quota_us").write_text("50000\n")
     assert limits(root)["cpu_quota"] == 0.5
@@ -70,7 +74,7 @@ def test_version_1_counts_in_ns_and_spells_no_limit_in_its_own_way(plant: Plant)
 def test_a_group_outside_our_view_is_the_mount_that_we_see(plant: Plant) -> None:
     root = plant({"proc/self/cgroup": "0::/../../host", "sys/fs/cgroup/cpu.stat": "throttled_usec 40"})
     assert [folder.name for folder in cgroups("cpu", root)] == ["cgroup"]
-    assert look(root).throttled_us == 40
+    assert read_system_counters(root).throttled_us == 40
 
 
 def test_frequency_heat_and_its_counter(plant: Plant) -> None:
@@ -81,17 +85,17 @@ def test_frequency_heat_and_its_counter(plant: Plant) -> None:
         f"{ZONE}0/trip_point_1_type": "passive", f"{ZONE}0/trip_point_1_temp": "62000",
         f"{ZONE}2/trip_point_0_type": "passive", f"{ZONE}2/trip_point_0_temp": "0",
     })  # fmt: skip
-    found = look(root)
+    found = read_system_counters(root)
     assert (found.frequency_mhz, found.heat_throttles, found.temperature_c) == (2400.0, 7, 61.5)
     assert not found.slowed_by_heat
     assert found.absent == (NAMES["pressure_us"], NAMES["throttled_us"])
     (root / f"{ZONE}0/temp").write_text("62000\n")
-    assert look(root).slowed_by_heat
+    assert read_system_counters(root).slowed_by_heat
 
 
 def test_nonsense_in_a_file_is_no_figure(plant: Plant) -> None:
     root = plant({f"{CPU}/cpufreq/scaling_cur_freq": "<unknown>", f"{ZONE}0/temp": "", "proc/pressure/cpu": ""})
-    found = look(root)
+    found = read_system_counters(root)
     assert (found.frequency_mhz, found.temperature_c, found.pressure_us) == (None, None, None)
 
 

@@ -15,14 +15,15 @@ from numpy.typing import NDArray
 
 from edgemae.device.hardware import fingerprint as fingerprint_module
 from edgemae.device.hardware.fingerprint import differences, fingerprint
-from edgemae.profiling.stats import percentiles
-from edgemae.profiling.stats.percentiles import Blocks, Ratio, allowed_percentiles, rank_interval, ratio, summarise
+from edgemae.profiling.stats import comparison
+from edgemae.profiling.stats.comparison import Blocks, Ratio, ratio
+from edgemae.profiling.stats.percentiles import allowed_percentiles, rank_interval, summarise
 from edgemae.profiling.timing import interference, timer
-from edgemae.profiling.timing.clock_check import Reading, Trouble
-from edgemae.profiling.timing.interference import Observed, Window, canary_ns, judge, worst
-from edgemae.profiling.timing.system_counters import Look
-from edgemae.profiling.timing.system_monitor import Moment, Watcher
-from edgemae.profiling.timing.timer import interleave, measure, park
+from edgemae.profiling.timing.clock_check import ClockDrift, Reading
+from edgemae.profiling.timing.interference import Observed, Window, assess_interference, canary_ns, combined_verdict
+from edgemae.profiling.timing.system_counters import SystemCounters
+from edgemae.profiling.timing.system_monitor import SystemMonitor, SystemSample
+from edgemae.profiling.timing.timer import interleave, measure, wait_until_idle
 from edgemae.spec.errors import InputError
 
 
@@ -101,7 +102,7 @@ def test_a_slowdown_of_5_percent_is_found_and_nothing_is_found_in_nothing(rounds
 
 @pytest.mark.parametrize(("n", "critical"), [(6, 0), (8, 3), (10, 8), (12, 13), (20, 52), (30, 137)])
 def test_signed_rank_cuts_are_the_published_critical_values(n: int, critical: int) -> None:
-    assert percentiles._signed_rank_cut(n, 0.025) == critical
+    assert comparison._signed_rank_cut(n, 0.025) == critical
 
 
 def test_a_linear_drift_cancels_within_a_round() -> None:
@@ -157,11 +158,11 @@ def test_measure_notes_what_every_kept_run_returned() -> None:
 
 def test_runs_back_to_back_leave_nothing_out_between_them(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(timer, "STRETCH_NS", 2_000_000)
-    taken = measure(spin(200_000), min_runs=40, min_seconds=0, warmup=4, back_to_back=True)
-    assert taken.n == 40
-    joined = taken.at_ns[:-1] + taken.ns[:-1] == taken.at_ns[1:]
-    assert joined[np.diff(taken.blocks) == 0].all()
-    assert len(set(taken.blocks)) > 1  # a look at the machine between the stretches
+    measurements = measure(spin(200_000), min_runs=40, min_seconds=0, warmup=4, back_to_back=True)
+    assert measurements.n == 40
+    joined = measurements.at_ns[:-1] + measurements.ns[:-1] == measurements.at_ns[1:]
+    assert joined[np.diff(measurements.blocks) == 0].all()
+    assert len(set(measurements.blocks)) > 1  # a look at the machine between the stretches
     apart = measure(spin(200_000), min_runs=40, min_seconds=0, warmup=4)
     assert (apart.at_ns[:-1] + apart.ns[:-1] < apart.at_ns[1:]).all()
 
@@ -175,8 +176,8 @@ def test_of_too_many_runs_one_of_so_many_is_kept(monkeypatch: pytest.MonkeyPatch
         nonlocal calls
         calls += 1
 
-    taken = measure(run, min_runs=10, min_seconds=0.25)
-    assert (taken.n, taken.every) == (50, 10)
+    measurements = measure(run, min_runs=10, min_seconds=0.25)
+    assert (measurements.n, measurements.every) == (50, 10)
     assert calls == 500
     # Room for half of 2 * 0.099 s / 1 ms / 50: rounded down, the room would be full before the time is over.
     assert measure(run, min_runs=10, min_seconds=0.099).every == 4
@@ -192,21 +193,21 @@ def test_measure_goes_on_until_the_seconds_are_over() -> None:
 def test_interleaving_takes_turns_in_abba_order() -> None:
     order: list[str] = []
     runs = {name: (lambda name=name: order.append(name)) for name in "AB"}
-    taken = interleave(runs, rounds=8, block_ms=0.0, warmup=2)
+    measurements = interleave(runs, rounds=8, block_ms=0.0, warmup=2)
     turns = "".join(name for name, before in zip(order, [" ", *order], strict=False) if name != before)
     assert turns.endswith("ABABABABABABABABA")  # A B | B A | A B: neighbours of one name merge
     # One untimed run leads every block, then three timed ones.
     assert len(order) == 2 * 2 + 2 * 16 * (1 + 3)
-    for samples in taken.values():
+    for samples in measurements.values():
         assert samples.n == 16 * 3
         assert list(samples.blocks) == [block for block in range(16) for _ in range(3)]
 
 
 def test_a_planted_slowdown_is_measured_and_a_against_a_is_one() -> None:
     base, slow = spin(400_000), spin(800_000)
-    taken = interleave({"slow": slow, "a": base, "b": base}, rounds=10, block_ms=2.0)
-    planted, nothing = ratio(taken["slow"], taken["a"]), ratio(taken["a"], taken["b"])
-    trusted = worst(*(samples.interference.verdict for samples in taken.values())) == "TRUSTED"
+    measurements = interleave({"slow": slow, "a": base, "b": base}, rounds=10, block_ms=2.0)
+    planted, nothing = ratio(measurements["slow"], measurements["a"]), ratio(measurements["a"], measurements["b"])
+    trusted = combined_verdict(*(samples.interference.verdict for samples in measurements.values())) == "TRUSTED"
     low, high = (1.8, 2.2) if trusted else (1.2, 3.5)  # what a machine with other work on it can still show
     assert low < planted.median < high
     assert low / 2 < nothing.median < high / 2
@@ -215,44 +216,48 @@ def test_a_planted_slowdown_is_measured_and_a_against_a_is_one() -> None:
 def test_park_waits_until_the_process_is_quiet_and_gives_up(monkeypatch: pytest.MonkeyPatch) -> None:
     start = time.monotonic_ns()
     monkeypatch.setattr(time, "process_time_ns", lambda: 0)
-    assert park()
+    assert wait_until_idle()
     # One thread that spins for 100 ms more.
     monkeypatch.setattr(time, "process_time_ns", lambda: min(time.monotonic_ns(), start + 100_000_000))
-    assert park()
+    assert wait_until_idle()
     assert time.monotonic_ns() >= start + 100_000_000
     monkeypatch.setattr(time, "process_time_ns", time.monotonic_ns)
     start = time.monotonic_ns()
-    assert not park()
+    assert not wait_until_idle()
     assert time.monotonic_ns() - start >= 0.4e9
 
 
 # ---------------------------------------------------------------- interference
 
 
-IDLE = Look(pressure_us=0, throttled_us=0, frequency_mhz=3000.0, temperature_c=50.0, heat_throttles=0)
-FIRM = Trouble(jump_ms=0.0, suspended_s=0.0, wall_step_s=0.0)
+IDLE = SystemCounters(pressure_us=0, throttled_us=0, frequency_mhz=3000.0, temperature_c=50.0, heat_throttles=0)
+FIRM = ClockDrift(jump_ms=0.0, suspended_s=0.0, wall_step_s=0.0)
 
 
 class Quiet(Window):
     """Stand in for a window of two seconds with a known outcome."""
 
     def __init__(
-        self, others: float | None = 0.0, steal: float | None = 0.0, after: Look = IDLE, trouble: Trouble = FIRM
+        self,
+        others: float | None = 0.0,
+        steal: float | None = 0.0,
+        after: SystemCounters = IDLE,
+        clock_drift: ClockDrift = FIRM,
     ) -> None:
-        self._known = Observed(2.0, others, steal, IDLE, after, trouble)
+        self._known = Observed(2.0, others, steal, IDLE, after, clock_drift)
 
     def close(self) -> Observed:
         return self._known
 
 
 def saw(**changes: object) -> Quiet:
-    """Return a window at whose end the kernel's witnesses read something else."""
+    """Return a window at whose end the kernel's indicators read something else."""
     return Quiet(after=dataclasses.replace(IDLE, **changes))  # type: ignore[arg-type]
 
 
 def went(**changes: float | None) -> Quiet:
     """Return a window over which the clocks came apart."""
-    return Quiet(trouble=msgspec.structs.replace(FIRM, **changes))
+    return Quiet(clock_drift=msgspec.structs.replace(FIRM, **changes))
 
 
 def evidence(
@@ -265,7 +270,7 @@ def evidence(
     canaries[:slow] = 150_000
     ns = np.linspace(1e6 * (1 - spread), 1e6 * (1 + spread), n).astype(np.int64)
     ns[: max(switched, slow)] = 1e6 * by
-    return judge(ns, switches, canaries, window or Quiet())
+    return assess_interference(ns, switches, canaries, window or Quiet())
 
 
 @pytest.mark.parametrize(
@@ -310,22 +315,22 @@ def test_clean_runs_give_their_own_median() -> None:
     ns = np.full(100, 1_000_000)
     ns[:30] = 9_000_000
     switches = (ns > 5_000_000).astype(np.int64)
-    found = judge(ns, switches, np.full(101, 100_000), Quiet())
+    found = assess_interference(ns, switches, np.full(101, 100_000), Quiet())
     assert found.clean_fraction == pytest.approx(0.7)
     assert found.p50_clean_ms == 1.0
-    few = judge(ns[:32], switches[:32], np.full(33, 100_000), Quiet())
+    few = assess_interference(ns[:32], switches[:32], np.full(33, 100_000), Quiet())
     assert few.p50_clean_ms is None
 
 
 def test_verdicts_are_ordered() -> None:
-    assert worst() == "TRUSTED"
-    assert worst("NOISY", "TRUSTED") == "NOISY"
-    assert worst("NOISY", "INVALID", "TRUSTED") == "INVALID"
+    assert combined_verdict() == "TRUSTED"
+    assert combined_verdict("NOISY", "TRUSTED") == "NOISY"
+    assert combined_verdict("NOISY", "INVALID", "TRUSTED") == "INVALID"
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="/proc/stat")
 def test_hogs_on_every_core_are_seen() -> None:
-    hogs = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in fingerprint_module.usable_cpus()]
+    hogs = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in fingerprint_module.usable_cores()]
     try:
         time.sleep(0.3)
         found = measure(spin(1_000_000), min_runs=20, min_seconds=1.0, warmup=3).interference
@@ -344,31 +349,31 @@ def test_a_short_window_says_that_it_does_not_know() -> None:
     assert seen.others_share is None
     assert seen.steal_share is None
     assert canary_ns() > 0
-    found = judge(np.full(20, 10**6), np.zeros(20, np.int64), np.full(21, 10**5), Window())
+    found = assess_interference(np.full(20, 10**6), np.zeros(20, np.int64), np.full(21, 10**5), Window())
     assert "load of others and steal (below 0.5 s)" in found.absent
 
 
 # ---------------------------------------------------------------- in between
 
 
-def moment(at_s: float, ahead_ns: int = 0, busy_s: float = 0.0, **look: object) -> Moment:
+def moment(at_s: float, ahead_ns: int = 0, busy_s: float = 0.0, **look: object) -> SystemSample:
     ns = round(at_s * 1e9)
     reading = Reading(run_ns=ns + ahead_ns, raw_ns=ns, boot_ns=ns + ahead_ns, wall_ns=ns, slack_ns=10_000)
-    return Moment(at_s, dataclasses.replace(IDLE, **look), reading, 0.0, (busy_s, 0.0))  # type: ignore[arg-type]
+    return SystemSample(at_s, dataclasses.replace(IDLE, **look), reading, 0.0, (busy_s, 0.0))  # type: ignore[arg-type]
 
 
-def watched(moments: Iterable[Moment]) -> Watcher:
+def watched(moments: Iterable[SystemSample]) -> SystemMonitor:
     first, *rest = moments
-    found = Watcher(first, cores=2)
+    found = SystemMonitor(first, cores=2)
     for one in rest:
         found.take(one)
     return found
 
 
-def judged(seen: Watcher) -> interference.Interference:
+def judged(seen: SystemMonitor) -> interference.Interference:
     window = Window()
-    window._watcher, window._moment = seen, lambda: seen.last._replace(at_s=seen.last.at_s + 1e-3)  # type: ignore[method-assign]
-    return judge(np.full(200, 10**6), np.zeros(200, np.int64), np.full(201, 10**5), window)
+    window._monitor, window._sample = seen, lambda: seen.last._replace(at_s=seen.last.at_s + 1e-3)  # type: ignore[method-assign]
+    return assess_interference(np.full(200, 10**6), np.zeros(200, np.int64), np.full(201, 10**5), window)
 
 
 def test_what_came_and_went_in_between_is_seen() -> None:
@@ -383,7 +388,7 @@ def test_what_came_and_went_in_between_is_seen() -> None:
     assert over(slow).reasons == ("the processor's frequency fell by 30%",)
     assert over({20: {"frequency_mhz": 2100.0}}).verdict == "TRUSTED"  # one reading of a governor at work
     assert over(hot).reasons == ("at 97 C the kernel slows the processor down",)
-    found = over(slow).glances
+    found = over(slow).timeline
     assert (len(found.at_s), min(found.frequency_mhz), found.frequency_mhz[-1]) == (40, 2100.0, 3000.0)
 
 
@@ -392,7 +397,7 @@ def test_a_jump_that_is_short_beside_the_window_is_seen() -> None:
     found = judged(watched(moment(i / 4, ahead_ns=20_000_000 if i > 200 else 0) for i in range(401)))
     assert (found.verdict, found.clock_jump_ms) == ("INVALID", pytest.approx(20.0))
     slept = watched(moment(i / 4) for i in range(401))
-    slept._troubles.append(Trouble(jump_ms=0.0, suspended_s=0.02, wall_step_s=0.0))
+    slept._drifts.append(ClockDrift(jump_ms=0.0, suspended_s=0.02, wall_step_s=0.0))
     assert judged(slept).suspended_s == pytest.approx(0.02)
 
 
@@ -400,7 +405,7 @@ def test_stretches_are_joined_when_there_are_too_many() -> None:
     # One of two processors is busy with something else for the second half.
     found = watched(
         moment(i / 4, busy_s=max(0, i - 1000) / 4, temperature_c=50 + i / 100) for i in range(2001)
-    ).glances()
+    ).timeline()
     assert 240 < len(found.at_s) <= 481
     assert found.at_s[-1] == 500.0
     assert len(found.others_share) == len(found.temperature_c) == len(found.at_s)
@@ -411,7 +416,7 @@ def test_stretches_are_joined_when_there_are_too_many() -> None:
 
 
 def test_a_measurement_looks_four_times_a_second_and_no_more() -> None:
-    found = measure(spin(500_000), min_runs=20, min_seconds=1.6, warmup=3).interference.glances
+    found = measure(spin(500_000), min_runs=20, min_seconds=1.6, warmup=3).interference.timeline
     assert 2 <= len(found.at_s) <= 7
     assert list(found.at_s) == sorted(found.at_s)
     if sys.platform == "linux":
@@ -427,8 +432,10 @@ def test_what_the_kernel_says_is_kept_as_figures() -> None:
 
 
 def test_absent_witnesses_are_listed_and_harm_nothing() -> None:
-    nothing = Look(None, None, None, None, None)
-    found = evidence(Quiet(None, None, after=nothing, trouble=Trouble(jump_ms=None, suspended_s=None, wall_step_s=0)))
+    nothing = SystemCounters(None, None, None, None, None)
+    found = evidence(
+        Quiet(None, None, after=nothing, clock_drift=ClockDrift(jump_ms=None, suspended_s=None, wall_step_s=0))
+    )
     assert found.verdict == "TRUSTED"
     assert (found.pressure_share, found.throttled_share, found.heat_throttles, found.clock_jump_ms) == (None,) * 4
     assert found.absent == (
@@ -464,7 +471,7 @@ def test_two_arm_boards_are_two_machines(monkeypatch: pytest.MonkeyPatch) -> Non
             "/proc/cpuinfo": "processor : 0\nCPU implementer : 0x41\nCPU architecture: 8\nCPU variant : 0x0\n"
             f"CPU part : {part}\nCPU revision : 1\n", "/proc/device-tree/model": f"{model}\0",
         }  # fmt: skip
-        monkeypatch.setattr(fingerprint_module, "_read", lambda path: files.get(str(path)))
+        monkeypatch.setattr(fingerprint_module, "text", lambda path: files.get(str(path)))
         return fingerprint_module.fingerprint()
 
     orin, pi = board("0xd42", "Orin Nano"), board("0xd0b", "Raspberry Pi 5")
@@ -474,7 +481,7 @@ def test_two_arm_boards_are_two_machines(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_the_governors_of_all_processors_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fingerprint_module, "usable_cpus", lambda: {0, 1, 2, 3})
+    monkeypatch.setattr(fingerprint_module, "usable_cores", lambda: {0, 1, 2, 3})
     assert fingerprint_module._governor(tmp_path) is None
     for cpu in range(4):
         folder = tmp_path / f"sys/devices/system/cpu/cpu{cpu}/cpufreq"
@@ -494,7 +501,7 @@ def test_pinning_and_environment_forbid_a_comparison(key: str, other: object) ->
 
 
 def test_unreadable_facts_are_none_and_a_broken_library_is_said_to_be(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fingerprint_module, "_read", lambda path: None)
+    monkeypatch.setattr(fingerprint_module, "text", lambda path: None)
     monkeypatch.setitem(fingerprint_module.LIBRARIES, "json", ("no-such-distribution",))
     monkeypatch.setitem(fingerprint_module.LIBRARIES, "absent_library", ("no-such-distribution",))
     found = fingerprint_module.fingerprint()
