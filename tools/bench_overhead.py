@@ -182,7 +182,7 @@ def table(result: dict[str, Any]) -> str:
 
 
 def readme_table(result: dict[str, Any]) -> str:
-    """Return the README's table: a row for each way to call, a column for each engine."""
+    """Return the table of docs/benchmarks.md: a row for each way to call, a column for each engine."""
     names = [row["name"] for row in result["engines"][0]["rows"][1:]]
     lines = ["| Call | " + " | ".join(group["engine"] for group in result["engines"]) + " |",
              "| --- |" + " ---: |" * len(result["engines"])]  # fmt: skip

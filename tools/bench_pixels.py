@@ -243,7 +243,7 @@ def cells(row: dict[str, Any]) -> str:
 
 
 def readme_table(result: dict[str, Any]) -> str:
-    """Return the README's table: kernels that differ from the reference, and what they say of the photos."""
+    """Return the table of docs/benchmarks.md: kernels that differ from the reference, their top-1 on the photos."""
     names = [group["frame"] for group in result["kernels"]]
     lines = ["| Kernel | " + " | ".join(f"{name} px" for name in names) + " | Levels off, 1080p | Top-1, 1080p |",
              "| --- |" + " ---: |" * (len(names) + 2)]  # fmt: skip

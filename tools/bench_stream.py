@@ -343,7 +343,7 @@ def version_of(name: str, python: str) -> str:
 
 
 def readme_table(result: dict[str, Any]) -> str:
-    """Return the results as the README shows them."""
+    """Return the results as docs/benchmarks.md shows them."""
     who = list(dict.fromkeys(row["who"] for row in result["ages"]))
     lines = ["| Age of a result, p99 | " + " | ".join(who) + " | Limit |", "| --- |" + " ---: |" * (len(who) + 1)]
     for speed in dict.fromkeys(row["fps"] for row in result["ages"]):

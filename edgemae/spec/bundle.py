@@ -1,4 +1,4 @@
-"""Bundle v1: the file that leaves the workstation. The format, and the reason for every rule, is in BUNDLE.md."""
+"""The bundle: the file that leaves the workstation. docs/bundle-format.md has the format and the reasons."""
 
 from __future__ import annotations
 
@@ -201,7 +201,7 @@ def encode_manifest(manifest: Manifest) -> bytes:
     except (msgspec.ValidationError, TypeError, BundleError) as error:
         raise InternalError(
             f"the manifest of '{manifest.name}' is not valid: {error}",
-            expected="fields as in BUNDLE.md",
+            expected="fields as in docs/bundle-format.md",
             fix="report this",
         ) from error
     tree = msgspec.json.decode(msgspec.json.encode(checked))  # 1 in a float field is 1.0 from here on

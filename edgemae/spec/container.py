@@ -1,7 +1,7 @@
 """The two containers of a bundle: a folder, and a stored zip whose every byte follows from names and contents.
 
 Reading a zip here is not parsing: each header is rebuilt from what the manifest promises and compared byte for byte,
-so there is no field an attacker or a flipped bit could hide in. `BUNDLE.md` says why.
+so there is no field an attacker or a flipped bit could hide in. `docs/bundle-format.md` says why.
 """
 
 from __future__ import annotations

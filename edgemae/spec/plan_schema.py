@@ -12,58 +12,58 @@ class Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
 class ShapePlan(Section, frozen=True):
     """Shape of a plain ViT. `heads` x `head_dim` need not equal `width`."""
 
-    image_px: int = 96
-    patch_px: int = 8
-    channels: int = 3
-    width: int = 192
-    depth: int = 4
-    heads: int = 3
-    head_dim: int = 64
-    mlp_ratio: float = 4.0
+    image_px: int = 96  # side of the square input
+    patch_px: int = 8  # side of a patch; it divides image_px
+    channels: int = 3  # 3, or 1 for gray images
+    width: int = 192  # size of a token (embedding width)
+    depth: int = 4  # number of blocks
+    heads: int = 3  # attention heads of each block
+    head_dim: int = 64  # width of one head
+    mlp_ratio: float = 4.0  # hidden units of the MLP, as a multiple of width
 
 
 class PretrainPlan(Section, frozen=True):
     """MAE pretraining without labels (He et al. 2022, section 3 and appendix A.1)."""
 
-    epochs: int = 100
-    batch: int = 256
+    epochs: int = 100  # passes over the images
+    batch: int = 256  # images a step, over all processes
     lr: float = 1.5e-4  # per 256 images: the step's rate is lr * batch / 256
-    weight_decay: float = 0.05
-    warmup_fraction: float = 0.1
-    mask_ratio: float = 0.75
+    weight_decay: float = 0.05  # weight decay of AdamW
+    warmup_fraction: float = 0.1  # share of the steps in which the rate rises
+    mask_ratio: float = 0.75  # share of the patches that are hidden
     mask_ratio_end: float = 0.0  # the ratio moves there in a straight line; 0: it stays
     mask: str = "random"  # random | block | grid | attention; "grid>random": one after the other
     loss: str = "norm-pixel"  # norm-pixel | pixel | bce
-    decoder_width: int = 96
-    decoder_depth: int = 1
-    decoder_heads: int = 3
-    crop_min: float = 0.2
-    flip: bool = True
-    bf16: bool = True
+    decoder_width: int = 96  # token width of the MAE decoder; a multiple of 4
+    decoder_depth: int = 1  # blocks of the decoder
+    decoder_heads: int = 3  # a divisor of decoder_width
+    crop_min: float = 0.2  # least share of the image that a random crop keeps
+    flip: bool = True  # mirror half of the images
+    bf16: bool = True  # train in bfloat16 where the processor multiplies it
 
 
 class FinetunePlan(Section, frozen=True):
     """Supervised training of a teacher or a student; with a teacher attached, half of the loss is its logits."""
 
-    epochs: int = 30
-    batch: int = 64
+    epochs: int = 30  # passes over the labelled images
+    batch: int = 64  # images a step, over all processes
     lr: float = 1e-3  # per 256 images
-    weight_decay: float = 0.05
-    warmup_fraction: float = 0.1
-    layer_decay: float = 0.85
+    weight_decay: float = 0.05  # weight decay of AdamW
+    warmup_fraction: float = 0.1  # share of the steps in which the rate rises
+    layer_decay: float = 0.85  # factor on the rate for each block further from the head; 1.0: the same rate everywhere
     mixup: float = 0.0  # alpha of the Beta distribution, 0: off
     cutmix: float = 0.0  # likewise; with both on, each batch takes one of them
-    label_smoothing: float = 0.0
-    drop_path: float = 0.0
+    label_smoothing: float = 0.0  # share of the label that is spread over all classes
+    drop_path: float = 0.0  # probability that a block is skipped, rising to this with depth
     randaug: float = 0.0  # magnitude of colour and shape changes, 0 (off) to 10
     ema: float = 0.0  # decay of the running mean of the weights that is returned, 0: off
     token_keep: float = 1.0  # part of the patches that every second step sees; 1.0 switches this off
     teacher_weight: float = 0.5  # share of the knowledge-distillation term, when there is a teacher
-    teacher_temperature: float = 1.0
+    teacher_temperature: float = 1.0  # softens both distributions of the distillation term
     views: int = 0  # an image has that many views, whose teacher logits are kept on disk; 0: a new one every epoch
-    crop_min: float = 0.35
-    flip: bool = True
-    bf16: bool = True
+    crop_min: float = 0.35  # least share of the image that a random crop keeps
+    flip: bool = True  # mirror half of the images
+    bf16: bool = True  # train in bfloat16 where the processor multiplies it
 
 
 class DistillPlan(Section, frozen=True):
@@ -71,30 +71,30 @@ class DistillPlan(Section, frozen=True):
 
     recipe: str = "relation"  # relation | relation-full | feature | logit
     learn_from: str = "auto"  # pretrained | tuned: the teacher before or after fine-tuning; auto: as the recipe likes
-    epochs: int = 100
-    batch: int = 256
-    lr: float = 1.5e-4
-    weight_decay: float = 0.05
-    warmup_fraction: float = 0.1
-    mask_ratio: float = 0.75
-    mask_ratio_end: float = 0.0
-    mask: str = "random"
+    epochs: int = 100  # passes over all images, labelled and not
+    batch: int = 256  # images a step, over all processes
+    lr: float = 1.5e-4  # per 256 images: the step's rate is lr * batch / 256
+    weight_decay: float = 0.05  # weight decay of AdamW
+    warmup_fraction: float = 0.1  # share of the steps in which the rate rises
+    mask_ratio: float = 0.75  # share of the patches that are hidden (relation)
+    mask_ratio_end: float = 0.0  # the ratio moves there in a straight line; 0: it stays
+    mask: str = "random"  # random | block | grid | attention; "grid>random": one after the other
     teacher_block: int = 0  # counted from 1; 0: the last block, or three quarters when the teacher is deeper
-    decoder_width: int = 96
-    decoder_heads: int = 3
-    pixel_weight: float = 1.0
-    relation_weight: float = 1.0
-    query_key_weight: float = 1.0  # relation-full
-    value_weight: float = 1.0
-    pooled_weight: float = 1.0  # feature
-    patch_weight: float = 1.0
-    drop_path: float = 0.0
-    randaug: float = 0.0
-    ema: float = 0.0
-    views: int = 0
-    crop_min: float = 0.2
-    flip: bool = True
-    bf16: bool = True
+    decoder_width: int = 96  # token width of the pixel decoder (relation); a multiple of 4
+    decoder_heads: int = 3  # a divisor of decoder_width
+    pixel_weight: float = 1.0  # relation: weight of the pixel loss
+    relation_weight: float = 1.0  # relation: weight of the attention loss
+    query_key_weight: float = 1.0  # relation-full: weight of the query-key relations
+    value_weight: float = 1.0  # relation-full: weight of the value-value relations
+    pooled_weight: float = 1.0  # feature: weight of the embedding
+    patch_weight: float = 1.0  # feature: weight of the patch tokens
+    drop_path: float = 0.0  # probability that a block is skipped, rising to this with depth
+    randaug: float = 0.0  # magnitude of colour and shape changes, 0 (off) to 10
+    ema: float = 0.0  # decay of the running mean of the weights that is returned, 0: off
+    views: int = 0  # fixed views of an image whose teacher outputs are kept on disk; 0: a new view every epoch
+    crop_min: float = 0.2  # least share of the image that a random crop keeps
+    flip: bool = True  # mirror half of the images
+    bf16: bool = True  # train in bfloat16 where the processor multiplies it
     finetune: FinetunePlan = FinetunePlan()
 
 
@@ -104,10 +104,10 @@ class ElasticPlan(Section, frozen=True):
     Smaller pictures, `lr_scale` and `largest_weight` count in stage 2 only.
     """
 
-    on: bool = False
-    depths: tuple[int, ...] = ()
-    heads: tuple[int, ...] = ()
-    mlp_ratios: tuple[float, ...] = ()
+    on: bool = False  # train the sub-networks; `--elastic` sets it
+    depths: tuple[int, ...] = ()  # numbers of blocks
+    heads: tuple[int, ...] = ()  # numbers of heads
+    mlp_ratios: tuple[float, ...] = ()  # MLP widths, as multiples of width
     image_pxs: tuple[int, ...] = ()  # a smaller picture has fewer tokens
     samples: int = 3  # random sub-networks a step, beside the largest and the smallest
     lr_scale: float = 2.5  # times distill.finetune.lr: the largest, on digits, 89 % at 1.25, 93 % at 2.5, 90 % at 3.75
@@ -118,10 +118,10 @@ class ElasticPlan(Section, frozen=True):
 class PrunePlan(Section, frozen=True):
     """Structured pruning of whole heads and MLP units; `keep_macs = 1.0` switches it off."""
 
-    keep_macs: float = 0.85
-    criterion: str = "taylor"
-    steps: int = 3
-    score_batches: int = 20
+    keep_macs: float = 0.85  # share of the multiply-accumulates that stays; 1.0: nothing is cut
+    criterion: str = "taylor"  # taylor | magnitude
+    steps: int = 3  # cuts, each followed by new scores
+    score_batches: int = 20  # batches that the scores are taken from
     heal: FinetunePlan = FinetunePlan(epochs=10, lr=5e-4)
 
 
@@ -134,10 +134,10 @@ class ExportPlan(Section, frozen=True):
 class QuantizePlan(Section, frozen=True):
     """Post-training quantization candidates. `schemes` empty: those that fit the target's engines."""
 
-    schemes: tuple[str, ...] = ()
-    calibration_images: int = 256
+    schemes: tuple[str, ...] = ()  # names among ort-static, ort-dynamic, openvino-static, tensorrt-qdq
+    calibration_images: int = 256  # images that the activation ranges are taken from
     smooth_alphas: tuple[float, ...] = (-1.0, 0.5)  # -1.0 is "off"
-    percentile: float = 99.99
+    percentile: float = 99.99  # where activations are clipped; not clipping is tried too
     min_speedup: float = 1.02  # int8 ships only if it is at least this much faster than float
     qat_when: str = "on_accuracy_loss"  # train when no int8 graph is within the accuracy limit; or always
     qat: FinetunePlan = FinetunePlan(epochs=8, layer_decay=1.0)  # quantization-aware training; 0 epochs: never
@@ -146,11 +146,11 @@ class QuantizePlan(Section, frozen=True):
 class GatePlan(Section, frozen=True):
     """Limits that a bundle must be shown to meet. Zero switches a limit off."""
 
-    max_drop_pts: float = 0.0
-    confidence: float = 0.95
-    p90_ms: float = 0.0
-    size_mib: float = 0.0
-    min_agreement: float = 0.0
+    max_drop_pts: float = 0.0  # points of top-1 that the shipped graph may lose to the float student
+    confidence: float = 0.95  # confidence of the intervals that decide the gates
+    p90_ms: float = 0.0  # 90th percentile of one inference, in milliseconds
+    size_mib: float = 0.0  # size of the bundle, in MiB
+    min_agreement: float = 0.0  # share of evaluation images on which the shipped graph and the float student agree
 
 
 class ScalePlan(Section, frozen=True):
@@ -169,29 +169,29 @@ class DataPlan(Section, frozen=True):
     `train` may be flat (no labels); `eval` and `calib` default to parts of `train`.
     """
 
-    train: str = ""
-    unlabelled: str = ""
-    eval: str = ""
-    calib: str = ""
-    eval_fraction: float = 0.2  # of `train`, only when `eval` is not given
-    resize: str = "short-side"
+    train: str = ""  # `--data`: images to train on, with class sub-folders or flat
+    unlabelled: str = ""  # `--unlabelled`: more images for the stages that need no labels
+    eval: str = ""  # `--eval-data`: images to evaluate on; empty: a part of `train`
+    calib: str = ""  # `--calib-data`: images to calibrate int8 with; empty: from `train`
+    eval_fraction: float = 0.2  # share of `train`, only when `eval` is not given
+    resize: str = "short-side"  # short-side (then a centre crop) | stretch
     kernel: str = ""  # area-linear | halve-linear | linear | cubic | area; empty: the teacher's
     mean: tuple[float, ...] = ()  # empty: the teacher's
-    std: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()  # empty: the teacher's
 
 
 class Plan(Section, frozen=True):
     """Everything that decides a compile, apart from the target and the files themselves."""
 
-    name: str = "model"
-    preset: str = "auto"  # of training: auto (by the student's size and the number of images), none, or its name
-    version: int = 1
-    seed: int = 0
-    workers: int = 2
-    threads: int = 2  # of training; inference threads are the target's
+    name: str = "model"  # names the bundle and its file
+    preset: str = "auto"  # training preset: auto (by the student's size and the number of images), none, or its name
+    version: int = 1  # of the bundle; it must rise with every release of a name
+    seed: int = 0  # seeds everything random
+    workers: int = 2  # processes that decode images
+    threads: int = 2  # threads of training; those of inference are the target's
     graph_input: str = "float32"  # float32: normalised (B, C, H, W); or uint8: (B, H, W, C), the graph normalises
-    teacher_heads: int = 0  # for weight files that cannot tell
-    teacher_decoder_heads: int = 0  # likewise; unknown, the decoder is left out
+    teacher_heads: int = 0  # attention heads of the teacher, for weight files that do not tell them; 0: from the file
+    teacher_decoder_heads: int = 0  # likewise of its MAE decoder, which is left out where they are unknown
     data: DataPlan = DataPlan()
     student: ShapePlan = ShapePlan()
     teacher: ShapePlan = ShapePlan(depth=8)

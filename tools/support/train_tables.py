@@ -1,4 +1,4 @@
-"""What `bench_train.py` prints of each part of its result, as it comes, and of the whole for README.md."""
+"""What `bench_train.py` prints of each part of its result, as it comes, and of the whole for docs/benchmarks.md."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Recipes of distillation stage 1: one file and one line each. See `edgemae.distill.recipe` for what a recipe is.
 
-What they are worth beside each other: `tools/results/distill.json`, and its table in README.md under "Distilling".
+What they are worth beside each other: `tools/results/distill.json`, and its table in docs/benchmarks.md.
 """
 
 from __future__ import annotations
