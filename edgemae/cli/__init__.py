@@ -1,4 +1,4 @@
-"""The `edgemae` command: one verb an arrow or a question. Results on stdout, progress and logs on stderr.
+"""The `edgemae` command: one verb a stage or a question. Results on stdout, progress and logs on stderr.
 
 Exit codes: 0 ok, 1 our bug, 2 usage or input, 3 accuracy gate, 4 latency or size gate, 5 environment (or figures of
 `profile` that are INVALID), 130 interrupted, 143 asked to end (SIGTERM, `run`).

@@ -1,4 +1,4 @@
-"""The verbs that make something: each is one arrow of the way from a teacher to a bundle."""
+"""The verbs that make something: each is a stage of the way from a teacher to a bundle, or all of them."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ from edgemae.spec.errors import MachineError
 def evaluate(
     flags: LoadFlags,
     model: Annotated[Path, typer.Argument(help="A bundle, or a teacher or student file.", metavar="MODEL")],
-    eval_data: Annotated[str, typer.Option("--eval-data", help="Images to judge by.")],
+    eval_data: Annotated[str, typer.Option("--eval-data", help="Images to measure accuracy on.")],
     teacher_heads: Heads = None, json: Json = False, verbose: Verbose = False,
 ) -> None:  # fmt: skip
     """Score a bundle, or a model file, on a folder of images."""

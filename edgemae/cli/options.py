@@ -17,7 +17,14 @@ if TYPE_CHECKING:
     from edgemae.spec.plan_schema import Plan
     from edgemae.spec.target import Target
 
-STAY = ("--remote", "--remote-python", "--html", "--keep", "--json", "--verbose")  # of what another machine is told
+STAY = (
+    "--remote",
+    "--remote-python",
+    "--html",
+    "--keep",
+    "--json",
+    "--verbose",
+)  # of the options that another machine gets
 
 
 def _print_version(wanted: bool) -> None:
@@ -39,7 +46,9 @@ Data = Annotated[
     str | None, typer.Option("--data", help="Images: one sub-folder a class, a flat folder, or tar shards.")
 ]
 Unlabelled = Annotated[str | None, typer.Option("--unlabelled", help="More images, used without labels.")]
-EvalData = Annotated[str | None, typer.Option("--eval-data", help="Images to judge by; default: a part of --data.")]
+EvalData = Annotated[
+    str | None, typer.Option("--eval-data", help="Images to measure accuracy on; default: a part of --data.")
+]
 CalibData = Annotated[
     str | None, typer.Option("--calib-data", help="Images to calibrate int8 with; default: from --data.")
 ]

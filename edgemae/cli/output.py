@@ -99,7 +99,7 @@ def run_app(app: typer.Typer) -> int:
         return _storage(error) if error.errno in NO_ROOM else _bug(error)
     except ModuleNotFoundError as error:
         return _missing(error)
-    except Exception as error:  # noqa: BLE001 - whatever nobody thought of is our bug, and is told as such
+    except Exception as error:  # noqa: BLE001 - whatever nobody thought of is our bug, and is reported as one
         return _bug(error)
 
 

@@ -15,7 +15,7 @@ def require_apart(final: Path, *sources: Path | None) -> None:
     """Raise InputError where a verb would write what it makes over a file that it reads."""
     if final.resolve() in (source.resolve() for source in sources if source is not None):
         raise InputError(
-            f"'{final}' is read here, and what is made would be written over it",
+            f"'{final}' is read here, and the result would be written over it",
             expected="another place for --output",
             fix="pass one, or move the file",
         )
@@ -33,14 +33,14 @@ def print_training_result(kind: str, model: Path, output: Path, following: str, 
     if not ProcessGroup().first:
         return
     write_atomic(final, model.read_bytes())
-    said: dict[str, Any] = {kind: str(final)} | _found_beside(model)
+    summary: dict[str, Any] = {kind: str(final)} | _found_beside(model)
     if json:
-        write_json(said)
+        write_json(summary)
         return
     lines = [f"{kind}: {final}"]
-    if "top1" in said:
-        lines.append(f"top-1: {100 * said['top1']:.1f} % of the evaluation images")
-    for row in said.get("sub_networks", ()):
+    if "top1" in summary:
+        lines.append(f"top-1: {100 * summary['top1']:.1f} % of the evaluation images")
+    for row in summary.get("sub_networks", ()):
         top1 = f"{100 * row['top1']:.1f} %"
         lines.append(f"  depth {row['depth']}  heads {row['heads']}  MLP {row['mlp']}  {row['image_px']} px"
                      f"  {row['macs'] / 1e6:.1f} M MACs  top-1 {top1}")  # fmt: skip

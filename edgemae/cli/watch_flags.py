@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 Policy = Annotated[str | None, typer.Option(help="latest, every or staleness:200ms; default by source.")]
 Limit = Annotated[int, typer.Option(help="Stop after this many results; 0: never.")]
 MaxAge = Annotated[float | None, typer.Option("--max-age-ms", help="Withhold and count results of older frames.")]
-Show = Annotated[bool, typer.Option("--show", help="Open a window with the picture; needs an OpenCV with windows.")]
+Show = Annotated[bool, typer.Option("--show", help="Open a window with the image; needs an OpenCV with windows.")]
 Save = Annotated[Path | None, typer.Option("--save", help="Write a video with the answer in it: .mp4, .mkv or .avi.")]
-WebUi = Annotated[bool, typer.Option("--webui", help="Serve a page with the live picture, to this machine alone.")]
+WebUi = Annotated[bool, typer.Option("--webui", help="Serve a page with the live image, to this machine alone.")]
 Port = Annotated[int, typer.Option("--port", help="Port of --webui; 0: any that is free.")]
 
 

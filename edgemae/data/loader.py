@@ -28,8 +28,8 @@ from edgemae.spec.graph import PixelContract
 
 log = logging.getLogger("edgemae.data.loader")
 CORRUPT_FEW = 10  # corrupt images in shards that are put up with in any case
-AHEAD = 4  # batches that each worker may be ahead: 3.5 MB each at 128 x 96 px
-AHEAD_BYTES = 2 << 30  # and all of them together: 4,096 x 224 px are 616 MB
+PREFETCH = 4  # batches that each worker may be ahead: 3.5 MB each at 128 x 96 px
+PREFETCH_BYTES = 2 << 30  # and all of them together: 4,096 x 224 px are 616 MB
 
 
 @dataclass(frozen=True)
@@ -96,10 +96,10 @@ class Loader:
         return -(-len(self.images) // self.batch)
 
     @property
-    def ahead(self) -> int:
+    def prefetched(self) -> int:
         """Number of batches that are decoded before they are asked for: some for each worker, in bounded memory."""
         size = self.batch // self.world * self.pixel.image_px**2 * self.pixel.channels
-        return max(1, min(AHEAD * self.workers, AHEAD_BYTES // size))
+        return max(1, min(PREFETCH * self.workers, PREFETCH_BYTES // size))
 
     def epoch(self, epoch: int = 0, first: int = 0) -> Iterator[Batch]:
         """Yield the batches of one epoch, from batch number `first` on."""
@@ -134,13 +134,13 @@ class Loader:
             return
         pool = _workers(min(self.workers, count))
         waiting: deque[tuple[_Ask, list[Future[Views]]]] = deque()
-        ahead = self.ahead
+        most = self.prefetched
         try:
             for ask in asked:
                 # Where fewer batches than workers may wait, the workers share each of them.
-                parts = ask.request.divided(1 if ahead >= self.workers else self.workers)
+                parts = ask.request.divided(1 if most >= self.workers else self.workers)
                 waiting.append((ask, [pool.submit(decode, part) for part in parts]))
-                if len(waiting) > ahead:
+                if len(waiting) > most:
                     yield _next(waiting)
             while waiting:
                 yield _next(waiting)
@@ -253,7 +253,7 @@ def _workers(count: int) -> ProcessPoolExecutor:
     context.set_forkserver_preload(["edgemae.data.decode_worker"])
     pool = ProcessPoolExecutor(count, mp_context=context, initializer=start)
     # A new process imports the caller's script, to find functions in it: a script without a main guard would run twice.
-    # All that is called here lies in edgemae, so the processes are told of no script.
+    # All that is called here lies in edgemae, so the processes get no script.
     script, sys.modules["__main__"] = sys.modules["__main__"], ModuleType("__main__")
     try:
         for _ in range(count):

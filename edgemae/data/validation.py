@@ -1,4 +1,4 @@
-"""What a set of images must be for a purpose: each is said before the first step of the work that needs it."""
+"""What a set of images must be for a purpose: each is checked before the first step of the work that needs it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from edgemae.data.image_bytes import content, shown
 from edgemae.data.image_set import ImageSet, sample, sift
 from edgemae.spec.errors import DataError
 
-FEW = 3  # small images that nobody is told of
+FEW = 3  # small images that no log line names
 SAMPLED = 256
 log = logging.getLogger("edgemae.data")
 
@@ -112,9 +112,9 @@ def require_size(images: ImageSet, image_px: int, seed: int, patch_px: int = 1) 
 
 
 def require_class_sizes(images: ImageSet, image_px: int, patch_px: int = 1) -> None:
-    """Refuse a class all of whose images `require_size` would call small, however few: it would be told by its blur.
+    """Refuse a class all of whose images `require_size` would call small, however few: its blur would tell it.
 
-    Of shards, of which a sample may have met two of a class, nothing is said. Raises DataError.
+    Of shards, of which a sample may have met two of a class, nothing is reported. Raises DataError.
     """
     if images.labels is None or not images.sides_px:
         return

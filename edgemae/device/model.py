@@ -109,7 +109,7 @@ class Model:
 
         Take them by `for`, by `async for`, or with `on_result` by `.run()` here or `.start()` in a thread. Without
         `policy` a live source gives its newest frame and a file every frame; `realtime` plays a file at its own rate.
-        A mapping or a list of sources is read in turns, and `seen.source` names the one. A result whose frame is older
+        A mapping or a list of sources is read round-robin; `seen.source` names the one. A result whose frame is older
         than `max_age_ms` is withheld. After `max_failures` failures in a row the stream raises (None: never). Close it,
         or use a `with` block. Raises CameraError, InputError.
         """

@@ -103,10 +103,10 @@ def require_colours(teacher: Teacher, pixel: PixelContract) -> None:
     """Raise PlanError unless a teacher reads the channels that a student reads, in the same order."""
     if (teacher.pixel.channels, teacher.pixel.color) != (pixel.channels, pixel.color):
         raise PlanError(
-            f"the teacher that guides reads {teacher.pixel.channels} channels ({teacher.pixel.color}), "
+            f"the fine-tuned teacher reads {teacher.pixel.channels} channels ({teacher.pixel.color}), "
             f"the student {pixel.channels} ({pixel.color})",
             expected="the same channels and colour order",
-            fix=f"guide it by a teacher that reads {pixel.color}, such as its own one after `edgemae finetune`",
+            fix=f"use a fine-tuned teacher that reads {pixel.color}, such as its own one after `edgemae finetune`",
         )
 
 

@@ -101,7 +101,7 @@ def train_quantized(
     student: Student, start: Scales, divisors: Mapping[str, NDArray[np.float32]], plan: Plan, images: Images,
     finetuned: Teacher | None, checkpoint: Path | None = None,
 ) -> tuple[Student, Curve]:  # fmt: skip
-    """Return the student after the tail, with its scales, and the loss curve. The input is not changed.
+    """Return the student after QAT, with its scales, and the loss curve. The input is not changed.
 
     `start` and `divisors` come from calibration: ranges, and what moves from a LayerNorm into its linear first. With
     labels it learns from them and from the logits of `finetuned`, by default the float student's own; without, it keeps

@@ -1,4 +1,4 @@
-"""The training arrows: pretrain, finetune, distill, heal. Each takes a value and a plan and returns a new value."""
+"""The training stages: pretrain, finetune, distill, heal. Each takes a value and a plan and returns a new value."""
 
 from __future__ import annotations
 

@@ -100,7 +100,7 @@ def train_classifier(
 
 
 def fitting(batch: int, images: ImageSet, scale: ScalePlan) -> int:
-    """Return the plan's batch, or about all images where they are fewer, which is said."""
+    """Return the plan's batch, or about all images where they are fewer, which is logged."""
     processes = ProcessGroup()
     found = processes.fitting(batch, len(images), scale.accumulate)
     if found != batch and processes.first:

@@ -54,7 +54,7 @@ def _device(root: Path, name: str, link: str) -> Device:
 
 
 def captures(node: Path) -> bool | None:
-    """Ask a device whether it hands over pictures: a webcam has a second node for metadata, a codec has several."""
+    """Ask a device whether it hands over images: a webcam has a second node for metadata, a codec has several."""
     import fcntl
 
     try:
@@ -100,7 +100,7 @@ def _camera(device: Device) -> Finding:
     if not device.permitted:
         return Finding(AREA, device.path, "yellow", f"{message}: this user may not open it", GROUP_FIX)
     if RAW.search(device.name):
-        return Finding(AREA, device.path, "yellow", f"{message}: raw data of a sensor, no pictures",
+        return Finding(AREA, device.path, "yellow", f"{message}: raw data of a sensor, no images",
                        "start the app under `libcamerify` on a Raspberry Pi, open csi://0 on Jetson")  # fmt: skip
     if device.holders:
         return Finding(AREA, device.path, "yellow", f"{message}: in use by {', '.join(device.holders)}",

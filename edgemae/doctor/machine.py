@@ -24,7 +24,7 @@ SHOWN = {  # flag of /proc/cpuinfo -> what its maker calls it
     "bf16": "bf16", "sve": "SVE",
 }  # fmt: skip
 INT8 = {"avx_vnni", "avx512_vnni", "amx_int8", "asimddp", "i8mm"}  # without one of them int8 is no faster than float
-ROOM_MIB = 512  # a ViT-Tiny takes up to 200 MiB; the app and the pictures come on top
+ROOM_MIB = 512  # a ViT-Tiny takes up to 200 MiB; the app and the images come on top
 # These pick the clock by load under every governor; the others stay at the lowest under "powersave".
 SELF_DRIVEN = ("intel_pstate", "amd-pstate-epp", "amd_pstate_epp")
 

@@ -100,29 +100,29 @@ def opencv() -> tuple[str | None, dict[str, bool], str]:
 
 
 def examine_opencv(root: Path) -> list[Finding]:
-    """Return whether pictures can be read at all, and which kinds of video."""
+    """Return whether images can be read at all, and which kinds of video."""
     found, built, why = opencv()
     if found is None:
         fix = next((fix for part, fix in BROKEN.items() if part in why), CAMERA_EXTRA)
         if is_jetson(root) and fix == CAMERA_EXTRA:
             fix = SYSTEM_OPENCV
-        return [Finding("pictures", "OpenCV", "red", f"{why}: no bundle can be loaded", fix)]
+        return [Finding("images", "OpenCV", "red", f"{why}: no bundle can be loaded", fix)]
     owners = [name for name in LIBRARIES["cv2"] if _version("cv2", name) not in (None, "unknown")]
     if len(owners) > 1:
-        first = Finding("pictures", "OpenCV", "yellow", f"{found}, but {' and '.join(owners)} overwrite each other",
+        first = Finding("images", "OpenCV", "yellow", f"{found}, but {' and '.join(owners)} overwrite each other",
                         f"pip uninstall {' '.join(owners)}; {CAMERA_EXTRA}")  # fmt: skip
     else:
-        first = Finding("pictures", "OpenCV", "green", f"{found}, from {owners[0] if owners else 'the system'}")
+        first = Finding("images", "OpenCV", "green", f"{found}, from {owners[0] if owners else 'the system'}")
     return [first, _video(root, built)]
 
 
 def _video(root: Path, built: Mapping[str, bool]) -> Finding:
     found = ", ".join(f"{name} {'yes' if there else 'no'}" for name, there in built.items())
     if is_jetson(root) and not built.get("GStreamer"):
-        return Finding("pictures", "video", "yellow", f"{found}: no CSI camera can be opened", SYSTEM_OPENCV)
+        return Finding("images", "video", "yellow", f"{found}: no CSI camera can be opened", SYSTEM_OPENCV)
     if not built.get("FFMPEG") and not built.get("GStreamer"):
-        return Finding("pictures", "video", "yellow", f"{found}: neither videos nor streams can be read", CAMERA_EXTRA)
-    return Finding("pictures", "video", "green", found)
+        return Finding("images", "video", "yellow", f"{found}: neither videos nor streams can be read", CAMERA_EXTRA)
+    return Finding("images", "video", "green", found)
 
 
 # ---------------------------------------------------------------- compiling

@@ -82,7 +82,7 @@ def _device(source: str, root: Path) -> Finding | None:
     if device is not None and not device.permitted:
         return _bad(source, f"this user may not open {path}, which belongs to {_owner(node)}", GROUP_FIX)
     if device is not None and device.captures is False:
-        return _bad(source, f"{path} ({device.name}) hands over no pictures: it is a codec, or a camera's metadata",
+        return _bad(source, f"{path} ({device.name}) hands over no images: it is a codec, or a camera's metadata",
                     f"take one that does{instead or ': see the cameras below'}")  # fmt: skip
     return None
 
@@ -157,7 +157,7 @@ def _watched(source: str, root: Path, opener: Opener | None) -> Finding:
     except EdgemaeError as error:
         return _bad(source, f"{error.what}{_in_use(source, root)}", error.fix)
     if first is None:
-        return _bad(source, "ended before its first frame", "give a source that holds pictures")
+        return _bad(source, "ended before its first frame", "give a source that holds images")
     height, width = first.array_bgr.shape[:2]
     speed = f", {per_s:.0f} frames a second" if live and count > 1 else ""
     return Finding("source", redact(source), "green",

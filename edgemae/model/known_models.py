@@ -76,7 +76,7 @@ def licence_of(file: WeightFile, shape: ViTShape) -> str:
     """Return what is known of the weights' licence and how it is known, or "unknown".
 
     Meta's release is non-commercial whoever copied it, so it outranks a model card that says otherwise. Its layout is
-    told by sizes and fixed positions; fine-tuned weights that started from it have both too.
+    known by sizes and fixed positions; fine-tuned weights that started from it have both too.
     """
     config = file.config
     tag = config.get("pretrained_cfg", {}).get("tag") if isinstance(config.get("pretrained_cfg"), dict) else None
@@ -94,7 +94,7 @@ def licence_of(file: WeightFile, shape: ViTShape) -> str:
 
 
 def labels_of(file: WeightFile, shape: ViTShape, path: Path, assumed: list[str]) -> list[str]:
-    """Return the class names in order; numbers, said to be assumed, where the file has none."""
+    """Return the class names in order; numbers, listed as assumed, where the file has none."""
     names = file.config.get("id2label") or file.config.get("label_names")
     if not shape.classes:
         return []
@@ -115,7 +115,7 @@ def labels_of(file: WeightFile, shape: ViTShape, path: Path, assumed: list[str])
 def pixel_of(
     file: WeightFile, shape: ViTShape, given: PixelContract | None, path: Path, assumed: list[str]
 ) -> PixelContract:
-    """Return the pixel contract: given, or the file's, or the usual one, which is then said to be assumed."""
+    """Return the pixel contract: given, or the file's, or the usual one, which is then listed as assumed."""
     if given is not None:
         if (given.image_px, given.channels) != (shape.image_px, shape.channels):
             raise CheckpointError(

@@ -53,7 +53,7 @@ class Inputs:
 
 
 def gather(plan: Plan, *, labels: bool = True, reads: ViTShape | None = None) -> Inputs:
-    """Scan the plan's folders, split where none is given, and refuse overlap between judging and everything else.
+    """Scan the plan's folders, split where none is given, and refuse overlap between evaluation and everything else.
 
     Without `labels` class folders are images like any others. `reads` is the shape of the model that is trained on
     them, by default the plan's student.
@@ -82,7 +82,7 @@ def gather(plan: Plan, *, labels: bool = True, reads: ViTShape | None = None) ->
         evaluation = evaluation if train.checked else sift(evaluation)
         if not len(train) or not len(evaluation):
             raise DataError(
-                f"'{plan.data.train}' has too few different images to hold some out for judging",
+                f"'{plan.data.train}' has too few different images to hold some out for evaluation",
                 expected="at least two different images",
                 fix="add images, or pass others with --eval-data",
             )
@@ -110,11 +110,11 @@ def calibration_of(plan: Plan, train: ImageSet, evaluation: ImageSet | None) -> 
 
 
 def _refuse_many(train: ImageSet) -> None:
-    """Refuse to hold a fifth of millions of pictures out, which would all have to be decoded first."""
+    """Refuse to hold a fifth of millions of images out, which would all have to be decoded first."""
     if train.checked or len(train) <= HELD_OUT_FROM_MOST:
         return
     raise DataError(
-        f"'{train.folder}' holds {len(train)} pictures in shards, too many to hold a part of them out",
-        expected=f"evaluation images of their own beside more than {HELD_OUT_FROM_MOST} pictures",
+        f"'{train.folder}' holds {len(train)} images in shards, too many to hold a part of them out",
+        expected=f"evaluation images of their own beside more than {HELD_OUT_FROM_MOST} images",
         fix="pass them with --eval-data: a folder, or shards",
     )

@@ -1,4 +1,4 @@
-"""The main job on scikit-learn's bundled handwritten digits: 1,797 pictures of 8x8 pixels, shown at 32x32."""
+"""The main job on scikit-learn's bundled handwritten digits: 1,797 images of 8x8 pixels, shown at 32x32."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from edgemae.spec.plan_loading import load_plan
 from edgemae.spec.target import Target
 
 PX = 32
-# Sized for two cores: about 4 minutes from pictures to bundle on a processor with plain AVX2.
+# Sized for two cores: about 4 minutes from images to bundle on a processor with plain AVX2.
 PLAN: dict[str, Any] = {
     "name": "digits",
     "workers": 0,
@@ -51,7 +51,7 @@ def run_demo(
 
 
 def write_digits(folder: Path) -> None:
-    """Write train/<digit>/*.png and test/<digit>/*.png, every second picture of each digit in the test half.
+    """Write train/<digit>/*.png and test/<digit>/*.png, every second image of each digit in the test half.
 
     They appear all at once: a run that was killed, or that ran out of disk, leaves no half of them behind.
     """
@@ -65,15 +65,15 @@ def write_digits(folder: Path) -> None:
             expected="the build extra",
             fix="pip install 'edgemae[build]'",
         ) from error
-    pictures, labels = load_digits(return_X_y=True)
+    images, labels = load_digits(return_X_y=True)
     seen = dict.fromkeys(range(10), 0)
     part = folder.with_name(f"{folder.name}.part")
-    for picture, label in zip(pictures, labels, strict=True):
+    for image, label in zip(images, labels, strict=True):
         number = seen[int(label)]
         seen[int(label)] += 1
         path = part / ("test" if number % 2 else "train") / str(label) / f"{number:03d}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
-        small = np.round(picture.reshape(8, 8) * (255 / 16)).astype(np.uint8)
+        small = np.round(image.reshape(8, 8) * (255 / 16)).astype(np.uint8)
         large = cv2.resize(small, (PX, PX), interpolation=cv2.INTER_CUBIC)
         path.write_bytes(cv2.imencode(".png", large)[1].tobytes())  # cv2.imwrite says nothing about a full disk
     part.rename(folder)

@@ -162,14 +162,14 @@ def check_benchmark(benchmark: Benchmark, targets: list[Target]) -> None:
 
 
 def check_elastic(plan: Plan, inputs: Inputs) -> None:
-    """Raise DataError for an elastic student without labels: smaller pictures are learnt in stage 2 only."""
+    """Raise DataError for an elastic student without labels: smaller images are learnt in stage 2 only."""
     if plan.elastic.on:
         _check_labelled(inputs, "--elastic", "trains sub-networks with labels")
 
 
 def check_guided(inputs: Inputs, purpose: str) -> None:
     """Raise DataError without labels, for a fine-tuned teacher from which nothing would be learnt then."""
-    _check_labelled(inputs, "--finetuned-teacher", f"guides {purpose}, which learns from labels")
+    _check_labelled(inputs, "--finetuned-teacher", f"serves {purpose}, which learns from labels")
 
 
 def _check_labelled(inputs: Inputs, option: str, does: str) -> None:

@@ -64,7 +64,8 @@ def _train(flow: Flow, source: ModelFile, finetuned: ModelFile | None, symmetric
 
     settings = {name: plan_tree(plan.quantize)[name] for name in ("qat", "smooth_alphas", "percentile")}
     key = {"heads": plan.teacher_heads, "quantize": settings, "from": source.digest, "symmetric": symmetric,
-           "guide": finetuned.digest if finetuned else "", "calibration": inputs.calibration.fingerprint}  # fmt: skip
+           "finetuned": finetuned.digest if finetuned else "",
+           "calibration": inputs.calibration.fingerprint}  # fmt: skip
     return flow.model_stage("qat", flow.key_with_labels(**key), make, STUDENT)
 
 

@@ -93,7 +93,7 @@ def open_flow(
         )
     torch.set_num_threads(plan.threads)
     check_output(output, overwrite=overwrite, resume=resume)
-    inputs = processes.from_first(lambda: gather(plan, labels=labels, reads=reads))  # every picture is decoded once
+    inputs = processes.from_first(lambda: gather(plan, labels=labels, reads=reads))  # every image is decoded once
     require_folder(plan.scale.views_folder)
     work = StageCache(output, overwrite=overwrite, resume=resume)
     work.keep_plan(plan)
@@ -147,7 +147,7 @@ def distill_stages(flow: Flow, source: ModelFile, finetuned: ModelFile | None) -
             write_atomic(folder / ELASTIC_CURVE, json.dumps(rows, indent=1).encode())
 
     key = {"finetune": plan_tree(plan.distill.finetune), "from": first.digest,
-           "guide": finetuned.digest if finetuned else "", "heads": plan.teacher_heads}  # fmt: skip
+           "finetuned": finetuned.digest if finetuned else "", "heads": plan.teacher_heads}  # fmt: skip
     if plan.elastic.on:
         key["elastic"] = plan_tree(msgspec.structs.replace(plan.elastic, shape=()))
     return flow.model_stage("student", flow.key_with_labels(**key), make, STUDENT)
@@ -218,7 +218,7 @@ def prune_stage(flow: Flow, source: ModelFile, finetuned: ModelFile | None, widt
         flow.keep(folder / STUDENT, small, curves)
 
     key = {"heads": plan.teacher_heads, "prune": plan_tree(plan.prune), "from": source.digest,
-           "multiple": width_multiple, "guide": finetuned.digest if finetuned else ""}  # fmt: skip
+           "multiple": width_multiple, "finetuned": finetuned.digest if finetuned else ""}  # fmt: skip
     return flow.model_stage("pruned", flow.key_with_labels(**key), make, STUDENT)
 
 

@@ -28,7 +28,7 @@ def golden_bytes(bundle: Bundle) -> list[bytes]:
     if not names:
         raise BundleError(
             f"'{bundle.path}' carries no golden frames",
-            expected="at least one picture under golden/",
+            expected="at least one image under golden/",
             fix="compile the bundle again",
         )
     return [bundle.read(name) for name in names]
@@ -40,10 +40,10 @@ def golden_frames(bundle: Bundle) -> list[ImageBGR]:
 
 
 def as_decoded(manifest: Manifest, data: bytes) -> ImageBGR:
-    """Return one encoded golden frame as BGR (H, W, 3) uint8. Raises BundleError when it is no picture."""
+    """Return one encoded golden frame as BGR (H, W, 3) uint8. Raises BundleError when it is no image."""
     frame = decode(data, manifest.pixel)
     if frame is None:
         raise BundleError(
-            f"a golden frame of '{manifest.name}' is no picture", expected="a PNG", fix="compile the bundle again"
+            f"a golden frame of '{manifest.name}' is no image", expected="a PNG", fix="compile the bundle again"
         )
     return as_bgr(frame, manifest.golden.color)

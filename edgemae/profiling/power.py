@@ -1,4 +1,4 @@
-"""Power and heat while something runs, from sysfs: no library, no rights, and what is not there is said to be missing.
+"""Power and heat while something runs, from sysfs: no library, no rights, and what is not there is reported as missing.
 
     with PowerSampler() as quiet:
         time.sleep(2)
@@ -35,12 +35,12 @@ from edgemae.profiling.records import Power, Sensor
 
 HZ = 10
 SLOW_EVERY = 10  # ticks between two readings of everything that is not power
-SHORTEST_S = 1.0  # of a window that energy is told of: ten readings of a rail
+SHORTEST_S = 1.0  # of a window that energy is reported for: ten readings of a rail
 COVERED = 0.95  # share of the window that a rail must have answered for
 GAP_S = 1.0  # a rail that is silent for longer leaves a hole; shorter ones are bridged by a straight line
 MINUTE_S = 60.0
 SLOWED = 0.90  # clock while hot / clock before: below it the heat took speed away
-FEWEST = 5  # readings, hot and cool each, that this is said from
+FEWEST = 5  # readings, hot and cool each, that this is reported from
 TOTALS = ("VDD_IN", "POM_5V_IN")  # rails that feed the whole module: Xavier NX, Orin Nano and NX; Nano
 MOST_W = 5000.0  # of one counter: a leap above it is a counter that was reset, not power
 
@@ -166,7 +166,7 @@ class PowerSampler:
             for indicator, seen in self._indicators:
                 try:
                     seen.append(int(indicator.read()))
-                except (OSError, ValueError):  # it said nothing this time; what it said before stands
+                except (OSError, ValueError):  # no reading this time; the one before stands
                     continue
             if self._is_hot(now_s):
                 self._hot_at_s.add(now_s)

@@ -92,7 +92,7 @@ class BaselineComparison(Record, frozen=True):
     different: bool | None  # at 95 %; None for a stored profile: not interleaved, so it cannot be told
     paired: bool  # True: interleaved, right now; False: compared with a stored profile of the same machine
     rounds: int = 0
-    ratios: tuple[float, ...] = ()  # of every round, for the picture
+    ratios: tuple[float, ...] = ()  # of every round, for the chart
     version: str = ""  # of the engine that ran it, which the machine's libraries may not name: PyTorch
 
 
@@ -164,7 +164,7 @@ class Soak(Record, frozen=True):
 
 
 class Series(Record, frozen=True):
-    """The runs themselves, thinned to at most 5,000, for pictures. All lists are equally long."""
+    """The runs themselves, thinned to at most 5,000, for charts. All lists are equally long."""
 
     at_s: tuple[float, ...] = ()  # start of a run since the first one
     ms: tuple[float, ...] = ()

@@ -61,7 +61,7 @@ class ScenarioResult:
         return len(self.calls) * self.samples.every + WARMUP_RUNS
 
     def series(self) -> Series:
-        """Return the runs for pictures, every so-manieth of them when there are more than 5,000."""
+        """Return the runs for charts, every so-manieth of them when there are more than 5,000."""
         step = math.ceil(len(self.calls) / SERIES_RUNS)
         start = self.samples.at_ns[0]
         return Series(
@@ -115,11 +115,11 @@ def camera(model: Model, options: ScenarioOptions) -> ScenarioResult:
 
     Of more than a million results one of so many is kept; which frames were worked on, and when, is kept of all.
     """
-    pictures = golden_bytes(bundle_of(model))
+    encoded = golden_bytes(bundle_of(model))
     room = max(CAPACITY, options.runs) if options.seconds else options.runs
     every = max(1, math.ceil(options.fps * options.seconds / room))
     spans, results = Rows((*STAGES, "call", "age"), room), Rows(("number", "came", "done"), room * every)
-    warm(lambda: _work(model, pictures, (0, 0, 0)), WARMUP_RUNS)
+    warm(lambda: _work(model, encoded, (0, 0, 0)), WARMUP_RUNS)
     done = 0
 
     def note(row: int, seen: Any) -> None:
@@ -135,9 +135,9 @@ def camera(model: Model, options: ScenarioOptions) -> ScenarioResult:
             recorder.watch()  # while we wait for a frame anyway, not while it gets old
             arrival = simulated.take()
             if (done + 1) % every:
-                note(-1, _work(model, pictures, arrival))
+                note(-1, _work(model, encoded, arrival))
             else:
-                recorder.once(lambda arrival=arrival: _work(model, pictures, arrival), watch=False)  # type: ignore[misc]
+                recorder.once(lambda arrival=arrival: _work(model, encoded, arrival), watch=False)  # type: ignore[misc]
             done += 1
     samples = recorder.samples(window, every)
     found, all_of = spans.columns(samples.n), results.columns(done)
@@ -182,11 +182,11 @@ def stages_of(result: Result) -> tuple[int, ...]:
     return tuple(round(result.speed[f"{name}_ms"] * 1e6) for name in CALL_STAGES)
 
 
-def _work(model: Model, pictures: list[bytes], arrival: tuple[int, int, int]) -> tuple[int, ...]:
+def _work(model: Model, encoded: list[bytes], arrival: tuple[int, int, int]) -> tuple[int, ...]:
     """Do for one arrived frame what a device app does; return a row of the camera's spans."""
     number, due, came = arrival
     start = time.monotonic_ns()
-    frame = as_decoded(model.manifest, pictures[number % len(pictures)])
+    frame = as_decoded(model.manifest, encoded[number % len(encoded)])
     decoded = time.monotonic_ns()
     result = model(frame)
     done = time.monotonic_ns()

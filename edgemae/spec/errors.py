@@ -138,13 +138,13 @@ class InternalError(EdgemaeError):
     code, exit_code = "internal", 1
 
 
-def error_of(said: Mapping[str, str]) -> EdgemaeError:
+def error_of(row: Mapping[str, str]) -> EdgemaeError:
     """Return the error that another process wrote down as {code, what, expected, fix}."""
     kinds = [EdgemaeError]
     for kind in kinds:  # grows while it is walked
         kinds += kind.__subclasses__()
-    kind = next((k for k in kinds[1:] if k.code == said["code"]), InternalError)
-    return kind(said["what"], expected=said["expected"], fix=said["fix"])
+    kind = next((k for k in kinds[1:] if k.code == row["code"]), InternalError)
+    return kind(row["what"], expected=row["expected"], fix=row["fix"])
 
 
 def check_named(field: str, value: str, known: Iterable[str]) -> None:

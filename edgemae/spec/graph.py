@@ -1,6 +1,6 @@
 """Graph: an ONNX model and the contract of what goes in and comes out.
 
-`PixelContract` is the only description of how a picture becomes a tensor. Training, calibration, evaluation and the
+`PixelContract` is the only description of how an image becomes a tensor. Training, calibration, evaluation and the
 device all hand it to the same function (`edgemae.device.preprocess.preprocess`), so they cannot disagree.
 """
 

@@ -59,7 +59,7 @@ def load_plan(
 
 def _with_preset(tree: dict[str, Any], count: Callable[[str], int] | None) -> dict[str, Any]:
     """Return the tree over its preset, which is chosen by the student's size and the number of images for `auto`."""
-    plan = plan_from(tree)  # what is wrong is told before images are counted
+    plan = plan_from(tree)  # a wrong field is refused before images are counted
     name, labelled, shape = plan.preset, "", plan.student
     check_named("preset", name, ("auto", "none", *NAMES))
     if name == "none" or (name == "auto" and (count is None or not plan.data.train)):

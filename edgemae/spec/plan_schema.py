@@ -70,7 +70,7 @@ class DistillPlan(Section, frozen=True):
     """Stage 1 of distillation (no labels); stage 2 is `finetune` with the teacher's logits."""
 
     recipe: str = "relation"  # relation | relation-full | feature | logit
-    learn_from: str = "auto"  # pretrained | tuned: the teacher before or after fine-tuning; auto: as the recipe likes
+    learn_from: str = "auto"  # pretrained | finetuned: the teacher before or after fine-tuning; auto: by the recipe
     epochs: int = 100  # passes over all images, labelled and not
     batch: int = 256  # images a step, over all processes
     lr: float = 1.5e-4  # per 256 images: the step's rate is lr * batch / 256
@@ -101,14 +101,14 @@ class DistillPlan(Section, frozen=True):
 class ElasticPlan(Section, frozen=True):
     """Nested sub-networks, trained along in both stages. Empty: sensible sizes; the student's own always count.
 
-    Smaller pictures, `lr_scale` and `largest_weight` count in stage 2 only.
+    Smaller images, `lr_scale` and `largest_weight` count in stage 2 only.
     """
 
     on: bool = False  # train the sub-networks; `--elastic` sets it
     depths: tuple[int, ...] = ()  # numbers of blocks
     heads: tuple[int, ...] = ()  # numbers of heads
     mlp_ratios: tuple[float, ...] = ()  # MLP widths, as multiples of width
-    image_pxs: tuple[int, ...] = ()  # a smaller picture has fewer tokens
+    image_pxs: tuple[int, ...] = ()  # a smaller image has fewer tokens
     samples: int = 3  # random sub-networks a step, beside the largest and the smallest
     lr_scale: float = 2.5  # times distill.finetune.lr: the largest, on digits, 89 % at 1.25, 93 % at 2.5, 90 % at 3.75
     largest_weight: float = 0.3  # share of the largest one's word in what the others learn

@@ -35,7 +35,7 @@ class StageScore(Record, frozen=True):
 
 
 class EngineLatency(Record, frozen=True):
-    """Latency of one graph on one engine of one machine, taken in turns with the other graphs and torch eager fp32."""
+    """Latency of one graph on one engine of one machine, interleaved with the other graphs and torch eager fp32."""
 
     engine: str
     precision: str
@@ -57,7 +57,7 @@ class EngineLatency(Record, frozen=True):
 
 
 class Profiled(Record, frozen=True):
-    """One profile that a bundle carries: where it lies, what it was taken on, and what it says at a glance."""
+    """One profile that a bundle carries: where it lies, what it was measured on, and its main figures."""
 
     file: str  # profiles/<machine>.json, with a page of the same name beside it
     device: str

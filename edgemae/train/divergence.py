@@ -25,7 +25,7 @@ class Divergence:
     def __init__(self, steps: int) -> None:
         self.state: dict[str, Any] = {
             "window": [], "means": 0, "start": 0.0, "first": 0.0, "best": math.inf, "proved": 0,
-            "back": 0, "told": False,
+            "back": 0, "logged": False,
         }  # fmt: skip
         self._quiet = max(4, math.ceil(steps / 5 / WINDOW))
 
@@ -55,9 +55,9 @@ class Divergence:
         It may be a model that gives the same answer to everything, or one that was healed next to no loss: no error.
         """
         state = self.state
-        if state["told"] or state["back"] < BACK:
+        if state["logged"] or state["back"] < BACK:
             return ""
-        state["told"] = True
+        state["logged"] = True
         return (
             f"for {BACK * WINDOW} steps the loss has not been below {AGAIN:g} times where it began, "
             f"{state['start']:.4g}, after {state['best']:.4g} at its best: what was learnt may be lost"

@@ -69,9 +69,9 @@ def test_batches_that_wait_have_bounded_memory(
     images: ImageSet, monkeypatch: pytest.MonkeyPatch, room: int, ahead: int
 ) -> None:
     """4,096 pictures of 224 px are 616 MB; 32 such batches would be 20 GB. The workers share what may wait."""
-    monkeypatch.setattr("edgemae.data.loader.AHEAD_BYTES", room)
+    monkeypatch.setattr("edgemae.data.loader.PREFETCH_BYTES", room)
     loader = training(images, workers=2)
-    assert loader.ahead == ahead
+    assert loader.prefetched == ahead
     assert same(list(loader.epoch()), list(training(images).epoch()))
 
 

@@ -13,7 +13,7 @@ _WITHOUT_LENGTH = {0x01, *range(0xD0, 0xD9)}
 
 
 def declared_px(data: bytes) -> int:
-    """Return the number of pixels of an encoded image, 0 where its header cannot be read: the decoder will judge."""
+    """Return the number of pixels of an encoded image, 0 where its header cannot be read: the decoder decides."""
     if data.startswith(b"\x89PNG"):
         return _product(data[16:20], data[20:24])
     if data.startswith(b"BM"):

@@ -1,4 +1,4 @@
-"""One camera or several: opened by name, closed side by side, and read in turns.
+"""One camera or several: opened by name, closed side by side, and read one after the other.
 
 Of several cameras the one that waits longest comes first, with the newest frame it has.
 """

@@ -1,4 +1,4 @@
-"""One opening of a source, read in a thread of its own until it ends, fails, hangs or is told to stop."""
+"""One opening of a source, read in a thread of its own until it ends, fails, hangs or is stopped."""
 
 from __future__ import annotations
 

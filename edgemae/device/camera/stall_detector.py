@@ -23,7 +23,7 @@ CATCH_UP_MS = 2000.0
 
 
 class StallDetector:
-    """Learn the frame interval of one source and judge each arrival. Times are those of `time.monotonic_ns`."""
+    """Learn the frame interval of one source and classify each arrival. Times are those of `time.monotonic_ns`."""
 
     def __init__(self, read_timeout_ms: float = 1000.0) -> None:
         self._gaps_ms: deque[float] = deque(maxlen=GAPS)

@@ -28,7 +28,7 @@ def choose_recipe(d: DistillPlan, teacher: Teacher, finetuned: Teacher | None) -
     """
     masking(d, "distill")
     check_named("distill.recipe", d.recipe, RECIPES)
-    check_named("distill.learn_from", d.learn_from, ("auto", "pretrained", "tuned"))
+    check_named("distill.learn_from", d.learn_from, ("auto", "pretrained", "finetuned"))
     recipe = RECIPES[d.recipe]
     if d.views and not recipe.whole_views:
         raise PlanError(
@@ -39,16 +39,16 @@ def choose_recipe(d: DistillPlan, teacher: Teacher, finetuned: Teacher | None) -
     if recipe.needs_head and d.learn_from == "pretrained":
         raise PlanError(
             f"recipe '{d.recipe}' learns from a fine-tuned teacher's logits, and distill.learn_from is 'pretrained'",
-            expected="distill.learn_from=auto or tuned",
+            expected="distill.learn_from=auto or finetuned",
             fix="leave distill.learn_from out, or use --set distill.recipe=feature",
         )
-    wants_finetuned = recipe.needs_head or d.learn_from == "tuned"
+    wants_finetuned = recipe.needs_head or d.learn_from == "finetuned"
     if wants_finetuned and finetuned is None:
         raise DataError(
-            f"recipe '{d.recipe}'{'' if recipe.needs_head else ' with distill.learn_from=tuned'} learns from a teacher "
-            "with a classification head, and this one has none",
+            f"recipe '{d.recipe}'{'' if recipe.needs_head else ' with distill.learn_from=finetuned'} learns from a "
+            "teacher with a classification head, and this one has none",
             expected="a fine-tuned teacher, or labelled images to fine-tune it with",
-            fix=("use --set distill.recipe=relation" if recipe.needs_head else "leave distill.learn_from=tuned out")
+            fix=("use --set distill.recipe=relation" if recipe.needs_head else "leave distill.learn_from=finetuned out")
             + ", or pass class folders",
         )
     takes_it = wants_finetuned or (recipe.from_finetuned and d.learn_from == "auto")

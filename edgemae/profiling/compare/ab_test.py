@@ -32,7 +32,7 @@ AB_WORKER = "edgemae.profiling.compare.ab_worker"
 
 @dataclass(frozen=True)
 class ABSide:
-    """Name something to measure: the module whose process holds it, and what that process is told first."""
+    """Name something to measure: the module whose process holds it, and its first order."""
 
     kind: str
     path: str
@@ -78,7 +78,7 @@ def _evidence(measurements: list[Samples], restless: set[str]) -> Interference:
 
 
 class _Process:
-    """The process of one side: started, told what to hold, asked for blocks, and ended with the block's `with`."""
+    """The process of one side: started, given a side to hold, asked for blocks, and ended with the block's `with`."""
 
     def __init__(self, side: ABSide) -> None:
         self.side, self.about = side, dict[str, Any]()
@@ -113,13 +113,13 @@ class _Process:
         return answer
 
     def _silent(self, waited_s: float | None) -> EdgemaeError:
-        """Return the error for a process that has ended, or that said nothing for `waited_s`."""
+        """Return the error for a process that has ended, or that was silent for `waited_s`."""
         if waited_s is None:
             state = f"ended with status {self._process.wait(10)}"  # its end is seen in the pipe before it is gone
         else:
             state = f"gave no answer within {waited_s:.0f} s"
         self._stderr.seek(0)
-        message = self._stderr.read().decode(errors="replace").strip().splitlines()[-1:] or ["it said nothing"]
+        message = self._stderr.read().decode(errors="replace").strip().splitlines()[-1:] or ["no output"]
         return EngineRuntimeError(
             f"the process that holds '{self.side.path}' {state}: {message[0]}",
             expected="a side that loads and runs here",

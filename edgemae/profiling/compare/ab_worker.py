@@ -1,4 +1,4 @@
-"""Child process of `ab_test`: hold one side, run a block of it when told to, and rest in between.
+"""Child process of `ab_test`: hold one side, run a block of it on request, and rest in between.
 
 Speaks JSON lines: orders on stdin, answers on what was stdout when it started (libraries that print go to stderr).
 

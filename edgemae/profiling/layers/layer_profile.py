@@ -40,7 +40,7 @@ def layers_of(model: Model, *, limits: bool = True) -> Layers:
     from edgemae.spec.bundle import open_bundle
 
     files = open_bundle(model.path).variant_files(model.variant)
-    # What a picture shows does not change the time: no engine here skips zeros, and noise has no denormals.
+    # What an image shows does not change the time: no engine here skips zeros, and noise has no denormals.
     size = (model.pixel.image_px, model.pixel.image_px, 3)
     noise = np.random.default_rng(0).integers(0, 256, size, dtype=np.uint8)
     pixels = preprocess(noise, model.pixel, model.manifest.io.dtype)

@@ -1,4 +1,4 @@
-"""The pictures of a profile: histogram, timeline, stages, comparison, roofline; "" where there is nothing to draw."""
+"""The charts of a profile: histogram, timeline, stages, comparison, roofline; "" where there is nothing to draw."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from edgemae.profiling.output.rows import clean, difference_message, engine_of
 from edgemae.profiling.output.svg import HUES, Chart, legend, spread
 from edgemae.profiling.records import STAGES, Layers, Profile
 
-FEWEST = 20  # runs that make a picture
+FEWEST = 20  # runs that make a chart
 
 
 def histogram(record: Profile) -> str:
@@ -27,9 +27,7 @@ def histogram(record: Profile) -> str:
         if value is not None and value <= high:
             chart.upright(value, f"{name} {value:.2f} ms", row=row)
     beyond = int((ms > high).sum())
-    note = (
-        f'<p class="soft">{beyond} of {len(ms):,} runs are slower than the picture shows, up to {ms.max():.1f} ms.</p>'
-    )
+    note = f'<p class="soft">{beyond} of {len(ms):,} runs are slower than the chart shows, up to {ms.max():.1f} ms.</p>'
     return "<h2>How long calls take</h2>" + chart.svg() + (note if beyond else "")
 
 
@@ -110,7 +108,7 @@ def comparison(record: Profile) -> str:
         f"{record.name} is {other.ratio:.3f} times as fast as {other.name} ({engine_of(other)}), 95 % "
         f"interval {other.ratio_low:.3f} to {other.ratio_high:.3f}: {difference_message(other)} ({how})."
     )
-    picture = ""
+    drawing = ""
     if other.ratios:
         ratios = np.array(other.ratios)
         low, high = min(ratios.min(), 1.0), max(ratios.max(), 1.0)
@@ -127,12 +125,12 @@ def comparison(record: Profile) -> str:
         chart.dots(
             np.arange(1, len(ratios) + 1), ratios, "a", 3, [f"round {i + 1}: {r:.3f}" for i, r in enumerate(ratios)]
         )
-        picture = chart.svg()
-    return f"<h2>Baseline {escape(other.name)}</h2><p>{escape(text)}</p>{picture}"
+        drawing = chart.svg()
+    return f"<h2>Baseline {escape(other.name)}</h2><p>{escape(text)}</p>{drawing}"
 
 
 def roofline(layers: Layers) -> str:
-    """Return the roofline picture (Williams, Waterman, Patterson 2009): intensity against achieved speed."""
+    """Return the roofline chart (Williams, Waterman, Patterson 2009): intensity against achieved speed."""
     rows = [r for r in layers.rows if r.macs and r.bytes and r.ms > 0]
     if not rows or not layers.peak_gmacs:
         return ""

@@ -28,7 +28,7 @@ class Spans:
     names: Sequence[str]
     start_ns: ArrayLike
     duration_ns: ArrayLike
-    tracks: Sequence[str]  # "pre", "infer", ...: one row of the picture each, in the order of their first span
+    tracks: Sequence[str]  # "pre", "infer", ...: one row of the chart each, in the order of their first span
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,6 +1,6 @@
 """Charts as inline SVG, from numbers and nothing else: a device has no plotting library, and a page loads nothing.
 
-Colours are CSS variables of the page (`--ink`, `--soft`, `--line`, `--a` to `--e`), so light and dark are one picture.
+Colours are CSS variables of the page (`--ink`, `--soft`, `--line`, `--a` to `--e`), so light and dark are one drawing.
 Colour never stands alone: marks differ in shape or carry a label.
 """
 
@@ -23,7 +23,7 @@ HUES = ("a", "b", "c", "d", "e")
 class Chart:
     """Collect the marks of one chart; data coordinates in, SVG out. Logarithmic axes need values above 0."""
 
-    title: str  # said by screen readers
+    title: str  # read by screen readers
     x: tuple[float, float]
     y: tuple[float, float]
     x_label: str
@@ -36,7 +36,7 @@ class Chart:
     _marks: list[str] = field(default_factory=list)
 
     def at(self, x: float, y: float) -> tuple[float, float]:
-        """Return the place of a point in the picture."""
+        """Return the place of a point in the drawing."""
         across = _share(x, *self.x, self.log_x)
         up = _share(y, *self.y, self.log_y)
         return (
@@ -95,13 +95,13 @@ class Chart:
         self.text(at + side, high + 12 + 15 * row, label, anchor)
 
     def text(self, left: float, top: float, label: str, anchor: str = "start", kind: str = "note") -> None:
-        """Write at a place of the picture (not of the data)."""
+        """Write at a place of the drawing (not of the data)."""
         self._marks.append(
             f'<text x="{left:.1f}" y="{top:.1f}" text-anchor="{anchor}" class="{kind}">{escape(label)}</text>'
         )
 
     def svg(self) -> str:
-        """Return the picture."""
+        """Return the drawing."""
         frame = "".join(self._grid())
         return (
             f'<svg viewBox="0 0 {WIDTH} {self.height}" role="img" aria-label="{escape(self.title)}">'

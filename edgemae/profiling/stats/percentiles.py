@@ -1,4 +1,4 @@
-"""What may be said of n latencies: which percentiles, and how wide their intervals are.
+"""What n latencies can show: which percentiles, and how wide their intervals are.
 
 Everything here is distribution-free. Latencies have heavy tails and two or three modes, so there is no mean and no
 sigma anywhere in edgemae.

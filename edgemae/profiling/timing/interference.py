@@ -111,7 +111,7 @@ class Observed(NamedTuple):
 
 
 class Window:
-    """Read what the machine did between its creation and `close()`; `glance` between two runs sees what came and went.
+    """Read what the machine did between its creation and `close()`; `sample` between two runs sees what came and went.
 
     `processes` are others that belong to the measurement, and with `children` so do those that this process starts and
     waits for: what they use is not others' use.
