@@ -11,7 +11,9 @@ import sys
 
 from edgemae.cli import build_commands, bundle_commands, gallery_commands  # the verbs, in the order of the help page
 from edgemae.cli.app import app
-from edgemae.cli.output import run_app
+from edgemae.cli.exit_codes import (
+    run_app,
+)
 
 __all__ = ["app", "build_commands", "bundle_commands", "gallery_commands", "main"]
 

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import typer
 
-from edgemae.cli.options import Version
-from edgemae.cli.output import Verbs
+from edgemae.cli.exit_codes import (
+    Verbs,
+)
+from edgemae.cli.options import (
+    Version,
+)
 
 app = typer.Typer(
     name="edgemae", cls=Verbs, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,

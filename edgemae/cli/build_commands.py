@@ -8,29 +8,40 @@ from typing import Annotated
 import typer
 
 from edgemae.cli.app import app
+from edgemae.cli.option_groups import (
+    PlanFlags,
+    RunFlags,
+    TeacherFlags,
+)
 from edgemae.cli.options import (
     CalibData,
     Elastic,
     Json,
     Output,
-    PlanFlags,
     Precisions,
     Remote,
     RemotePython,
-    RunFlags,
     Schemes,
     Size,
     StudentPath,
     TargetName,
     TargetNames,
-    TeacherFlags,
     TeacherPath,
     Unlabelled,
+)
+from edgemae.cli.output import (
+    print_compiled,
+    print_dry_run,
+    print_rows,
+    start_logging,
+)
+from edgemae.cli.targets import (
     find_targets,
+)
+from edgemae.cli.training_result import print_training_result, require_apart
+from edgemae.cli.typer_records import (
     unfold,
 )
-from edgemae.cli.output import print_compiled, print_dry_run, print_rows, start_logging
-from edgemae.cli.training_result import print_training_result, require_apart
 
 
 @app.command()

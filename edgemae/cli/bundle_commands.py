@@ -8,21 +8,34 @@ from typing import Annotated
 import typer
 
 from edgemae.cli.app import app
-from edgemae.cli.option_groups import LoadFlags
+from edgemae.cli.option_groups import (
+    LoadFlags,
+    ProfileFlags,
+    WatchFlags,
+)
 from edgemae.cli.options import (
     BundlePath,
     DecoderHeads,
     Heads,
     Json,
     Measure,
-    ProfileFlags,
     TargetName,
     Verbose,
+)
+from edgemae.cli.output import (
+    print_profile,
+    print_rows,
+    print_targets,
+    screen,
+    start_logging,
+    write_json,
+)
+from edgemae.cli.targets import (
     find_targets,
+)
+from edgemae.cli.typer_records import (
     unfold,
 )
-from edgemae.cli.output import print_profile, print_rows, print_targets, screen, start_logging, write_json
-from edgemae.cli.watch_flags import WatchFlags
 from edgemae.spec.errors import MachineError
 
 

@@ -8,9 +8,24 @@ from typing import Annotated
 import typer
 
 from edgemae.cli.app import app
-from edgemae.cli.option_groups import LoadFlags
-from edgemae.cli.options import BundlePath, Json, Verbose, unfold
-from edgemae.cli.output import Verbs, print_rows, start_logging
+from edgemae.cli.exit_codes import (
+    Verbs,
+)
+from edgemae.cli.option_groups import (
+    LoadFlags,
+)
+from edgemae.cli.options import (
+    BundlePath,
+    Json,
+    Verbose,
+)
+from edgemae.cli.output import (
+    print_rows,
+    start_logging,
+)
+from edgemae.cli.typer_records import (
+    unfold,
+)
 
 group = typer.Typer(
     name="gallery", cls=Verbs, no_args_is_help=True, help="Search images by their embeddings, and find anomalies."

@@ -464,7 +464,9 @@ import contextlib, io, json, sys
 for name in {BUILD_ONLY!r}:
     sys.modules[name] = None
 from edgemae.cli import app
-from edgemae.cli.output import run_app
+from edgemae.cli.exit_codes import (
+    run_app,
+)
 answers = {{}}
 for words in {[
         ["verify", str(job.bundle)], ["inspect", str(job.bundle)], ["finalize", str(copied(job.bundle, tmp_path))],

@@ -10,17 +10,19 @@ import pytest
 import typer
 
 from edgemae.cli import app
-from edgemae.cli.options import (
-    PlanFlags,
+from edgemae.cli.option_groups import (
     ProfileFlags,
     RunFlags,
-    TeacherFlags,
+)
+from edgemae.cli.targets import (
     default_target,
     find_targets,
+)
+from edgemae.cli.typer_records import (
     given,
     unfold,
 )
-from edgemae.spec.errors import InputError, PlanError, StorageError, TargetError
+from edgemae.spec.errors import TargetError
 from edgemae.spec.target import list_targets
 from tests.support.tiny_job import write_target
 
@@ -38,18 +40,6 @@ def test_a_record_of_flags_becomes_flags_of_the_verb() -> None:
     verb(first=1, set_=["a=1"], seed=3, overwrite=False, resume=True, json=True, verbose=False, last="y")
     assert seen == [(RunFlags(set_=["a=1"], seed=3, resume=True, json=True), 1, "y")]
     assert seen[0][0].at(Path("o")) == {"output": Path("o"), "overwrite": False, "resume": True}
-
-
-def test_flags_go_above_the_file_and_set_above_flags(tmp_path: Path) -> None:
-    (tmp_path / "plan.toml").write_text("seed = 1\nworkers = 3\n[data]\ntrain = 'a'\neval = 'b'\n")
-    flags = TeacherFlags(
-        plan=tmp_path / "plan.toml", data="c", seed=2, set_=["seed=9"], teacher_heads=4, teacher_decoder_heads=2
-    )
-    plan = flags.resolve(data__calib="d", gates__p90_ms=None)
-    assert (plan.data.train, plan.data.eval, plan.data.calib) == ("c", "b", "d")
-    assert (plan.seed, plan.workers, plan.teacher_heads, plan.teacher_decoder_heads) == (9, 3, 4, 2)
-    with pytest.raises(PlanError, match="Did you mean 'epochs'"):
-        PlanFlags(set_=["distill.epoch=1"]).resolve()
 
 
 def test_every_flag_has_a_help_text_and_one_spelling() -> None:
@@ -101,23 +91,3 @@ def test_what_was_given_can_be_passed_on_to_another_machine() -> None:
     assert [remote for remote, _ in seen] == ["me@device", None]
     assert sorted(seen[0][1]) == sorted(passed)  # the page is drawn here
     assert seen[1][1] == []
-
-
-@pytest.mark.parametrize(
-    ("flags", "said"),
-    [
-        (ProfileFlags(remote_python="python3"), "no machine is named"),
-        (ProfileFlags(remote="me@device", trace=Path("t.json")), "--trace writes a file where the runs are"),
-    ],
-)
-def test_what_cannot_be_done_elsewhere_is_told(flags: ProfileFlags, said: str) -> None:
-    with pytest.raises(InputError, match=said):
-        flags.elsewhere(Path("b.edgemae"), None)  # type: ignore[arg-type]
-
-
-def test_a_page_without_a_place_is_refused_before_anything_is_measured(tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
-    with pytest.raises(StorageError, match="cannot be written"):
-        ProfileFlags(html=tmp_path / "file" / "page.html").check()
-    ProfileFlags(html=tmp_path / "page.html").check()
-    assert not (tmp_path / "page.html").exists()

@@ -257,7 +257,9 @@ class Ran:
 def edgemae(*arguments: object, draw: bool = False) -> Ran:
     """Run the command line in this process as `main` does, but with short latencies; without `draw` plots are blank."""
     from edgemae.cli import app
-    from edgemae.cli.output import run_app
+    from edgemae.cli.exit_codes import (
+        run_app,
+    )
 
     out, err = io.StringIO(), io.StringIO()
     with _restored(), _shortened(draw), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
