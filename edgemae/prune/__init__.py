@@ -34,7 +34,8 @@ def prune(
     head_dim and depth stay. The input is not changed; with `keep_macs = 1.0` it is the result.
     Raises PlanError for an unknown criterion and for a budget below the floor, before anything is computed.
     """
-    _check(student, plan, width_multiple)
+    find_criterion(plan.criterion)
+    check_budget(student.vit.shape, plan.keep_macs, width_multiple)
     if plan.keep_macs >= 1:
         log.info("keep_macs is %g: nothing to prune", plan.keep_macs)
         return student
@@ -80,19 +81,6 @@ def _healed(heal: Heal, student: Student, step: int) -> Student:
             fix="report this with the plan that was used",
         )
     return healed
-
-
-def _check(student: Student, plan: PrunePlan, width_multiple: int) -> None:
-    find_criterion(plan.criterion)
-    rules = (
-        ("keep_macs", plan.keep_macs, 0 < plan.keep_macs <= 1, "above 0 and at most 1"),
-        ("steps", plan.steps, plan.steps >= 1, ">= 1"),
-        ("score_batches", plan.score_batches, plan.score_batches >= 1, ">= 1"),
-    )
-    for name, value, fine, expected in rules:
-        if not fine:
-            raise PlanError(f"prune.{name} is {value}", expected=expected, fix=f"pass --set prune.{name}=...")
-    check_budget(student.vit.shape, plan.keep_macs, width_multiple)
 
 
 def _record(before: Student, after: Student, plan: PrunePlan, width_multiple: int) -> Step:
