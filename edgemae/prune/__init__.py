@@ -12,7 +12,7 @@ from edgemae.model.vit import count_macs, count_params
 from edgemae.prune.budget import check_budget, choose
 from edgemae.prune.criteria import CRITERIA, Batches, Loss, Stats, find_criterion, score
 from edgemae.prune.cut import cut
-from edgemae.spec.errors import InternalError, PlanError
+from edgemae.spec.errors import InternalError
 from edgemae.spec.graph import Step
 from edgemae.spec.plan_loading import plan_tree
 from edgemae.spec.plan_schema import PrunePlan
