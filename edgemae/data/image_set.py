@@ -162,7 +162,7 @@ def _valid_only(images: ImageSet, found: list[Checked]) -> ImageSet:
         log.warning("%d of %d files in %s were skipped", len(skipped), len(found), images.folder)
     if not good:
         raise DataError(
-            f"no readable image in '{images.folder}' ({len(skipped)} corrupt files)"
+            f"no readable image in '{images.folder}' ({len(skipped)} corrupt {'file' if len(skipped) == 1 else 'files'})"
             if skipped else f"no image in '{images.folder}'",
             expected=f"files ending in {', '.join(IMAGE_SUFFIXES)}",
             fix="check the path and the files",

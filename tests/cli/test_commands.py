@@ -60,7 +60,7 @@ def test_mistake_2_one_class_only(job: Job, tmp_path: Path) -> None:
     refused(edgemae(*work, "--target", job.target), 2, "has one class only (circle)")
 
 
-@pytest.mark.parametrize(("content", "why"), [(b"", "empty file"), (b"I am no picture", "not a readable image")])
+@pytest.mark.parametrize(("content", "why"), [(b"", "empty file"), (b"I am no image", "not a readable image")])
 def test_mistakes_3_and_4_files_that_are_no_images(content: bytes, why: str, job: Job, tmp_path: Path) -> None:
     """Beside good images they are skipped, named and counted; alone they are an error."""
     (tmp_path / "alone").mkdir()
@@ -68,7 +68,7 @@ def test_mistakes_3_and_4_files_that_are_no_images(content: bytes, why: str, job
     for folder in (tmp_path / "alone", tmp_path / "train" / "circle"):
         (folder / "broken.jpg").write_bytes(content)
     work = ("compile", "--plan", job.plan, "--target", job.target, "--output", tmp_path / "out", "--dry-run")
-    refused(edgemae(*work, "--data", tmp_path / "alone"), 2, "no readable image", "1 broken file")
+    refused(edgemae(*work, "--data", tmp_path / "alone"), 2, "no readable image", "1 corrupt file")
     ran = edgemae(*work, "--data", tmp_path / "train", "--json")
     assert ran.code == 0
     assert f"broken.jpg: {why}" in ran.err
@@ -280,15 +280,15 @@ def test_the_next_command_is_printed_ready_to_use(job: Job, compiled: Ran, tmp_p
         (("finetune", "{pretrained}", "--data", "{flat}"), 2, "needs labels"),
         (("distill", "{pretrained}", "--data", "{flat}", "--recipe", "logit"), 2, "learns from a teacher with a"),
         (("prune", "{pretrained}"), 2, "is not an edgemae student"),
-        (("distill", "{pretrained}", "--finetuned-teacher", "{tuned}", "--data", "{flat}"), 2, "guides stage 2"),
-        (("prune", "{student}", "--finetuned-teacher", "{tuned}", "--data", "{flat}"), 2, "guides prune.heal"),
+        (("distill", "{pretrained}", "--finetuned-teacher", "{tuned}", "--data", "{flat}"), 2, "serves stage 2"),
+        (("prune", "{student}", "--finetuned-teacher", "{tuned}", "--data", "{flat}"), 2, "serves prune.heal"),
         (("finetune", "{above}/teacher.safetensors"), 2, "is read here"),
         (("pretrain", "--from", "{above}/teacher.safetensors"), 2, "is read here"),
         (("quantize", "{student}", "--scheme", "tensorrt-qdq"), 2, "no engine of target 'box'"),
         (("prune", "{student}", "--keep-macs", "0.3"), 2, "prune.keep_macs"),
     ],
 )
-def test_arrows_refuse_what_does_not_fit(
+def test_stages_refuse_what_does_not_fit(
     words: tuple[str, ...], code: int, said: str, job: Job, compiled: Ran, tmp_path: Path
 ) -> None:
     names = {"pretrained": stage(job.output, "pretrain") / "teacher.safetensors", "flat": job.flat,
@@ -357,7 +357,7 @@ def test_profile_against_another_bundle(job: Job, compiled: Ran, monkeypatch: py
     ran = edgemae("profile", job.bundle, "--baseline", job.bundle, "--runs", 44, "--engine", "onnxruntime")
     assert ran.code == (5 if "INVALID" in ran.err else 0)
     assert "baseline    shapes (onnxruntime" in ran.out
-    assert "in turns, 8 rounds" in ran.out
+    assert "interleaved, 8 rounds" in ran.out
     assert "needs 459 runs" in ran.out
     refused(edgemae("profile", job.bundle, "--baseline", "tflite:x"), 2, "unknown prefix 'tflite:'")
 

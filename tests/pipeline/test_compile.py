@@ -294,7 +294,7 @@ def test_a_dry_run_says_what_would_be_done_and_writes_nothing(job: Job, tmp_path
         ("quantize.smooth_alphas=[]", "some of -1 (off) and 0 to 1"),
         ("student.channels=1", "channels"),
         ("distill.teacher_block=9", "the teacher has 2 blocks"),
-        ("data.calib={flat}", "different calibration pictures"),
+        ("data.calib={flat}", "different calibration images"),
     ],
 )
 def test_what_cannot_work_is_refused_before_anything_is_trained(

@@ -107,9 +107,9 @@ def test_a_compile_reads_its_teacher_twice_and_decodes_an_evaluation_image_three
 
         return call
 
-    real_sha256, real_decode = weight_files.Found.sha256, loader.decode
+    real_sha256, real_decode = weight_files.WeightFile.sha256, loader.decode
 
-    def sha256(self: weight_files.Found) -> str:
+    def sha256(self: weight_files.WeightFile) -> str:
         if self.files == (source,) and source not in self.hashes:
             reads["sha256"] += 1
         return real_sha256(self)
@@ -118,7 +118,7 @@ def test_a_compile_reads_its_teacher_twice_and_decodes_an_evaluation_image_three
         decoded.update((path, request.pixel) for path in request.paths if str(job.val) in path)
         return real_decode(request)
 
-    monkeypatch.setattr(weight_files.Found, "sha256", sha256)
+    monkeypatch.setattr(weight_files.WeightFile, "sha256", sha256)
     monkeypatch.setattr(import_teacher, "read_weights", counted("weights", import_teacher.read_weights))
     monkeypatch.setattr(stage_files, "file_digest", counted("digest", stage_cache.file_digest))
     monkeypatch.setattr(loader, "decode", decode)

@@ -102,10 +102,10 @@ def test_a_full_disk_ends_the_events_and_not_the_training(
 
 
 def test_a_folder_that_cannot_be_written_ends_no_training(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    (tmp_path / "train.events.tmp").mkdir()  # in the way
-    said = Events(tmp_path / "train.ckpt", 0)
-    said.write("end", step=1)
-    said.close()
+    (tmp_path / "train.events.jsonl").mkdir()  # in the way
+    events = Events(tmp_path / "train.ckpt", 0)
+    events.write("end", step=1)
+    events.close()
     assert "the training goes on without them" in caplog.text
 
 
