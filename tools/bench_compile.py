@@ -23,7 +23,7 @@ import msgspec
 
 from edgemae.evaluation.report.report import markdown_table
 from edgemae.evaluation.report.tables import choices
-from edgemae.pipeline.compile import Compiled, compile_bundles
+from edgemae.pipeline.compile import CompileResult, compile_bundles
 from edgemae.pipeline.demo import PLAN, run_demo
 from edgemae.spec.errors import EdgemaeError
 from edgemae.spec.plan_loading import load_plan
@@ -63,14 +63,14 @@ def main() -> int:
     return 0
 
 
-def quick(target: str) -> Compiled:
+def quick(target: str) -> CompileResult:
     """Compile the digits with a third of the demo's epochs, in a folder that is removed."""
     fewer = tuple(f"{key}={max(1, PLAN[key] // 3)}" for key in PLAN if key.endswith("epochs"))
     with tempfile.TemporaryDirectory() as folder:
         return run_demo(Path(folder) / "digits", find_target(target), fewer, None, overwrite=False)
 
 
-def full(args: argparse.Namespace) -> Compiled:
+def full(args: argparse.Namespace) -> CompileResult:
     """Compile the given folder; old latency stages are dropped so that this run measures."""
     for stale in (args.output / "stages").glob("latency-*"):
         shutil.rmtree(stale)

@@ -18,7 +18,7 @@ from edgemae.spec.errors import StorageError
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from edgemae.pipeline.compile import Compiled
+    from edgemae.pipeline.compile import CompileResult
     from edgemae.profiling.records import Profile
     from edgemae.spec.plan_schema import Plan
     from edgemae.spec.target import Target
@@ -55,7 +55,7 @@ def screen() -> Console:
     return Console(width=wide, file=sys.stdout)
 
 
-def print_compiled(compiled: Sequence[Compiled], *, json: bool) -> None:
+def print_compiled(compiled: Sequence[CompileResult], *, json: bool) -> None:
     """Print verdicts, tables and the next commands; exit 3 or 4 when a gate was missed."""
     from edgemae.evaluation.gates import exit_code
 

@@ -11,7 +11,7 @@ import numpy as np
 from edgemae.data.image_bytes import content
 
 
-class Checked(NamedTuple):
+class ImageCheck(NamedTuple):
     """Say what was found: the hash of all bytes, the reason to skip or "", the shorter side, 0 when there is none.
 
     The side is exact below 128 px; above, up to 7 px off.
@@ -22,23 +22,23 @@ class Checked(NamedTuple):
     side_px: int = 0
 
 
-def check(reference: str) -> Checked:
+def check(reference: str) -> ImageCheck:
     """Decode an image once. Raises DataError for a shard that has become shorter."""
     try:
         data = content(reference)
     except OSError as error:
-        return Checked("", f"cannot be read ({error.strerror})")
+        return ImageCheck("", f"cannot be read ({error.strerror})")
     if not data:
-        return Checked("", "empty file")
+        return ImageCheck("", "empty file")
     digest = hashlib.sha256(data).hexdigest()
     if ends_early(data):
-        return Checked(digest, "truncated: the end of the JPEG is missing")
+        return ImageCheck(digest, "truncated: the end of the JPEG is missing")
     # An eighth of the size decodes several times faster and meets the same headers and streams, but OpenCV makes
     # nothing of an image below 8 px that way.
     side_px = 8 * _side(data, cv2.IMREAD_REDUCED_GRAYSCALE_8)
     if side_px <= 128:
         side_px = _side(data, cv2.IMREAD_COLOR) or side_px
-    return Checked(digest, "" if side_px else "not a readable image", side_px)
+    return ImageCheck(digest, "" if side_px else "not a readable image", side_px)
 
 
 def _side(data: bytes, flags: int) -> int:

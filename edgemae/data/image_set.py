@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgemae.data.image_bytes import key_of_file
-from edgemae.data.image_check import Checked, check
+from edgemae.data.image_check import ImageCheck, check
 from edgemae.device.camera.image_header import IMAGE_SUFFIXES
 from edgemae.device.opencv_log import quiet_opencv
 from edgemae.spec.errors import DataError
@@ -148,12 +148,12 @@ def sift(images: ImageSet) -> ImageSet:
     return _valid_only(images, _checked(images.paths))
 
 
-def _checked(paths: Sequence[str]) -> list[Checked]:
+def _checked(paths: Sequence[str]) -> list[ImageCheck]:
     with quiet_opencv(), ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:  # cv2 and hashlib release the lock
         return list(pool.map(check, paths))
 
 
-def _valid_only(images: ImageSet, found: list[Checked]) -> ImageSet:
+def _valid_only(images: ImageSet, found: list[ImageCheck]) -> ImageSet:
     good = [i for i, c in enumerate(found) if not c.why]
     skipped = tuple((images.paths[i], c.why) for i, c in enumerate(found) if c.why)
     for path, why in skipped[:10]:
@@ -162,7 +162,7 @@ def _valid_only(images: ImageSet, found: list[Checked]) -> ImageSet:
         log.warning("%d of %d files in %s were skipped", len(skipped), len(found), images.folder)
     if not good:
         raise DataError(
-            f"no readable image in '{images.folder}' ({len(skipped)} corrupt {'file' if len(skipped) == 1 else 'files'})"
+            f"no readable image in '{images.folder}' ({len(skipped)} corrupt file{'s' if len(skipped) > 1 else ''})"
             if skipped else f"no image in '{images.folder}'",
             expected=f"files ending in {', '.join(IMAGE_SUFFIXES)}",
             fix="check the path and the files",

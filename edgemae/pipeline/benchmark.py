@@ -17,7 +17,7 @@ from edgemae.model.vit import ViT
 from edgemae.pipeline.candidate_graphs import Candidate
 from edgemae.pipeline.stage_cache import digest_of
 from edgemae.pipeline.stage_files import ModelFile
-from edgemae.pipeline.training_stages import Flow
+from edgemae.pipeline.training_stages import StageContext
 from edgemae.profiling.compare.graph_benchmark import Entry, Job, Latencies, Machine, measure, this_machine, write_job
 from edgemae.spec.atomic_file import write_atomic
 from edgemae.spec.errors import InputError
@@ -121,7 +121,7 @@ def benchmark_at(remote: str | None, python: str | None) -> Benchmark:
 
 
 def latencies(
-    flow: Flow, target: Target, student: ModelFile, candidates: list[Candidate], benchmark: Benchmark
+    context: StageContext, target: Target, student: ModelFile, candidates: list[Candidate], benchmark: Benchmark
 ) -> Latencies:
     """Measure every candidate that the machine runs, interleaved; the next run measures INVALID figures again."""
     able = [c for c in candidates if c.engine in benchmark.machine.engines]
@@ -133,9 +133,9 @@ def latencies(
 
     key = {"graphs": [[c.name, c.digest] for c in able], "student": student.digest,
            "target": msgspec.to_builtins(target), "machine": digest_of(benchmark.machine.fingerprint)}  # fmt: skip
-    folder = flow.work.run(f"latency-{target.name}", key, make)
+    folder = context.work.run(f"latency-{target.name}", key, make)
     measurements = msgspec.json.decode((folder / "latency.json").read_bytes(), type=Latencies)
     if any(row.verdict == "INVALID" for row in measurements.rows.values()):
         log.warning("%s was too busy while candidates were measured: run this again when it is quiet", benchmark.name)
-        flow.work.forget(folder)
+        context.work.forget(folder)
     return measurements

@@ -17,14 +17,13 @@ from edgemae.export.lint import lint
 from edgemae.export.to_onnx import ATTENTION_FORMS, both_forms
 from edgemae.export.uint8_input import take_uint8, with_uint8
 from edgemae.pipeline.stage_files import ModelFile, graph_digest, load_graph, save_graph
-from edgemae.pipeline.training_stages import Flow
+from edgemae.pipeline.training_stages import StageContext
 from edgemae.profiling.compare.graph_benchmark import Entry
 from edgemae.quantize.calibrate import Calibration
 from edgemae.quantize.fp16 import to_fp16
 from edgemae.quantize.openvino_int8 import uint8_ir
 from edgemae.quantize.range_search import QAT
-from edgemae.quantize.schemes import ENGINE_SCHEMES, SCHEMES
-from edgemae.quantize.schemes import candidates as schemes_for
+from edgemae.quantize.schemes import ENGINE_SCHEMES, SCHEMES, schemes_for
 from edgemae.spec.atomic_file import write_atomic
 from edgemae.spec.errors import EngineRuntimeError, MachineError
 from edgemae.spec.graph import Graph, PixelContract, Scales
@@ -73,9 +72,9 @@ class Candidate:
 # ---------------------------------------------------------------- graphs
 
 
-def float_graphs(flow: Flow, source: ModelFile) -> dict[str, Graph]:
+def float_graphs(context: StageContext, source: ModelFile) -> dict[str, Graph]:
     """Return a student's float graph in every exported form of attention."""
-    tokens = flow.plan.export.tokens
+    tokens = context.plan.export.tokens
 
     def make(folder: Path) -> None:
         student = source.student
@@ -84,25 +83,27 @@ def float_graphs(flow: Flow, source: ModelFile) -> dict[str, Graph]:
 
     key: dict[str, Any] = {"from": source.digest, "tools": versions("torch", "onnx")}
     key |= {"tokens": True} if tokens else {}  # graphs without them keep the key that they always had
-    folder = flow.work.run("graph", key, make)
+    folder = context.work.run("graph", key, make)
     return {form: load_graph(folder, form) for form in ATTENTION_FORMS}
 
 
-def int8_graph(flow: Flow, graph: Graph, scheme: str, pixel: PixelContract, scales: Scales | None = None) -> Graph:
+def int8_graph(
+    context: StageContext, graph: Graph, scheme: str, pixel: PixelContract, scales: Scales | None = None
+) -> Graph:
     """Return the int8 graph of one scheme, with `scales` where they are of its kind, else calibrated."""
-    plan = flow.plan.quantize
+    plan = context.plan.quantize
 
     def make(folder: Path) -> None:
-        log.info("%s: %d calibration images", scheme, len(flow.inputs.calibration))
-        calibration = replace(calibration_of(flow.inputs.calibration, pixel, flow.plan.workers), scales=scales)
+        log.info("%s: %d calibration images", scheme, len(context.inputs.calibration))
+        calibration = replace(calibration_of(context.inputs.calibration, pixel, context.plan.workers), scales=scales)
         save_graph(folder, "int8", SCHEMES[scheme](graph, calibration, plan))
 
     settings = {name: value for name, value in plan_tree(plan).items() if not name.startswith("qat")}
-    key = {"scheme": scheme, "from": graph_digest(graph), "plan": settings, "seed": flow.plan.seed,
-           "calibration": flow.inputs.calibration.fingerprint, "pixel": msgspec.to_builtins(pixel),
+    key = {"scheme": scheme, "from": graph_digest(graph), "plan": settings, "seed": context.plan.seed,
+           "calibration": context.inputs.calibration.fingerprint, "pixel": msgspec.to_builtins(pixel),
            "tools": versions("onnxruntime", "openvino", "nncf")}  # fmt: skip
     key |= {} if scales is None else {"scales": msgspec.to_builtins(scales)}
-    return load_graph(flow.work.run(f"int8-{scheme}", key, make), "int8")
+    return load_graph(context.work.run(f"int8-{scheme}", key, make), "int8")
 
 
 def calibration_of(images: ImageSet, pixel: PixelContract, workers: int) -> Calibration:
@@ -111,38 +112,38 @@ def calibration_of(images: ImageSet, pixel: PixelContract, workers: int) -> Cali
     return Calibration(np.concatenate([batch.pixels.numpy() for batch in loader.epoch()]), images.fingerprint)
 
 
-def all_candidates(flow: Flow, target: Target, source: ModelFile) -> list[Candidate]:
+def all_candidates(context: StageContext, target: Target, source: ModelFile) -> list[Candidate]:
     """Return what can be tried for a target: every float form, then every int8 scheme that fits its engines."""
-    forms, pixel = float_graphs(flow, source), source.student.pixel
+    forms, pixel = float_graphs(context, source), source.student.pixel
     candidates: list[Candidate] = []
     for engine in target.engines:
         mine = {"explicit": to_fp16(forms["explicit"])} if engine == "tensorrt" else forms
-        candidates += [_candidate(flow, engine, graph, form, pixel) for form, graph in mine.items()]
+        candidates += [_candidate(context, engine, graph, form, pixel) for form, graph in mine.items()]
     if "int8" in target.precisions:
-        candidates += int8_candidates(flow, source, schemes_for(target, flow.plan.quantize))
+        candidates += int8_candidates(context, source, schemes_for(target, context.plan.quantize))
     return candidates
 
 
-def int8_candidates(flow: Flow, source: ModelFile, schemes: tuple[str, ...]) -> list[Candidate]:
+def int8_candidates(context: StageContext, source: ModelFile, schemes: tuple[str, ...]) -> list[Candidate]:
     """Return a student's int8 graph of every scheme, with the scales that it was trained for if it has some."""
     student, candidates = source.student, []
     for scheme in schemes:
-        graph = int8_graph(flow, float_graphs(flow, source)["explicit"], scheme, student.pixel, student.scales)
+        graph = int8_graph(context, float_graphs(context, source)["explicit"], scheme, student.pixel, student.scales)
         owner = next(engine for engine, names in ENGINE_SCHEMES.items() if scheme in names)
-        candidates.append(_candidate(flow, owner, graph, "explicit", student.pixel))
+        candidates.append(_candidate(context, owner, graph, "explicit", student.pixel))
     return candidates
 
 
-def _candidate(flow: Flow, engine: str, graph: Graph, form: str, pixel: PixelContract) -> Candidate:
+def _candidate(context: StageContext, engine: str, graph: Graph, form: str, pixel: PixelContract) -> Candidate:
     """Return a graph as it would ship, with the input that the plan asks for."""
-    if flow.plan.graph_input == "uint8" and "model.onnx" in graph.files:
+    if context.plan.graph_input == "uint8" and "model.onnx" in graph.files:
         graph = take_uint8(graph, pixel)
-    elif flow.plan.graph_input == "uint8":
+    elif context.plan.graph_input == "uint8":
         graph = with_uint8(graph, pixel, uint8_ir(graph.files, pixel))
     return Candidate(engine, graph, form, graph_digest(graph))
 
 
-def build_checks(flow: Flow, target: Target, candidates: list[Candidate]) -> list[str]:
+def build_checks(context: StageContext, target: Target, candidates: list[Candidate]) -> list[str]:
     """Return notes of lint and, where TensorRT is installed, of an ahead-of-time build of the graphs for a GPU."""
     notes = []
     for candidate in (c for c in candidates if c.engine == "tensorrt"):
@@ -160,7 +161,7 @@ def build_checks(flow: Flow, target: Target, candidates: list[Candidate]) -> lis
             write_atomic(folder / "result.txt", result.encode())
 
         key = {"graph": candidate.digest, "target": msgspec.to_builtins(target), "tensorrt": version}
-        result = (flow.work.run(f"build-check-{candidate.name}", key, make) / "result.txt").read_text()
+        result = (context.work.run(f"build-check-{candidate.name}", key, make) / "result.txt").read_text()
         notes.append(f"{candidate.name}: {result} (TensorRT {version}, compute capability {target.compute_capability})")
     return notes
 

@@ -27,11 +27,11 @@ from edgemae.pipeline.selection import choose, latency_table, unmeasured_rows
 from edgemae.pipeline.stage_cache import check_output
 from edgemae.pipeline.stage_files import ModelFile
 from edgemae.pipeline.training_stages import (
-    Flow,
+    StageContext,
     distill_stages,
     extract_stage,
     finetune_stage,
-    open_flow,
+    open_stage_context,
     pretrain_stage,
     prune_stage,
     read_curves,
@@ -63,7 +63,7 @@ class Models:
 
 
 @dataclass(frozen=True)
-class Measured:
+class AccuracyResults:
     """Candidates of one target with the stage rows, scores and predictions behind every decision."""
 
     candidates: list[Candidate]
@@ -74,7 +74,7 @@ class Measured:
 
 
 @dataclass(frozen=True)
-class Compiled:
+class CompileResult:
     """One finished bundle with its report and verdicts."""
 
     bundle: Path
@@ -85,7 +85,7 @@ class Compiled:
 def compile_bundles(
     plan: Plan, targets: list[Target], source: Path | None, output: Path, benchmark: Benchmark = LOCAL, *,
     overwrite: bool = False, resume: bool = False,
-) -> list[Compiled]:  # fmt: skip
+) -> list[CompileResult]:  # fmt: skip
     """Go the whole way from a teacher (None: pretrain one), or from a student, to one bundle for each target.
 
     Candidates are measured on `benchmark`; everything else is done on this machine.
@@ -95,10 +95,10 @@ def compile_bundles(
     file = _model_file(plan, source)
     begin = check_models(plan, targets, file)
     check_benchmark(benchmark, targets)
-    flow = open_flow(plan, output, overwrite=overwrite, resume=resume, reads=_shape_read(begin))
-    check_images(plan, targets, begin, flow.inputs, benchmark, scratch=source is None)
-    models = train(flow, file, max(target.width_multiple for target in targets))
-    return [finish(flow, models, target, output, benchmark, alone=len(targets) == 1) for target in targets]
+    context = open_stage_context(plan, output, overwrite=overwrite, resume=resume, reads=_shape_read(begin))
+    check_images(plan, targets, begin, context.inputs, benchmark, scratch=source is None)
+    models = train(context, file, max(target.width_multiple for target in targets))
+    return [finish(context, models, target, output, benchmark, alone=len(targets) == 1) for target in targets]
 
 
 def dry_run(
@@ -113,46 +113,48 @@ def dry_run(
     return {"plan": plan_tree(plan), "targets": [target.name for target in targets], "data": inputs.summary()}
 
 
-def train(flow: Flow, source: ModelFile | None, width_multiple: int) -> Models:
+def train(context: StageContext, source: ModelFile | None, width_multiple: int) -> Models:
     """Return the model files, training what is missing."""
     if source is not None and source.is_student:
-        return Models(None, None, source, prune_stage(flow, source, None, width_multiple))
-    source = source or pretrain_stage(flow, None)
-    teacher, classes = source.teacher, flow.inputs.classes
+        return Models(None, None, source, prune_stage(context, source, None, width_multiple))
+    source = source or pretrain_stage(context, None)
+    teacher, classes = source.teacher, context.inputs.classes
     finetuned = source if teacher.vit.head is not None and teacher.labels == classes else None
-    if finetuned is None and flow.inputs.labelled is not None:
-        finetuned = finetune_stage(flow, source)
-    student = extract_stage(flow, distill_stages(flow, source, finetuned))
-    return Models(source, finetuned, student, prune_stage(flow, student, finetuned, width_multiple))
+    if finetuned is None and context.inputs.labelled is not None:
+        finetuned = finetune_stage(context, source)
+    student = extract_stage(context, distill_stages(context, source, finetuned))
+    return Models(source, finetuned, student, prune_stage(context, student, finetuned, width_multiple))
 
 
-def finish(flow: Flow, models: Models, target: Target, output: Path, benchmark: Benchmark, *, alone: bool) -> Compiled:
+def finish(
+    context: StageContext, models: Models, target: Target, output: Path, benchmark: Benchmark, *, alone: bool
+) -> CompileResult:
     """Measure candidates for one target, choose, evaluate the gates, and write report and bundle."""
-    plan, student = flow.plan, models.pruned.student
-    models, measured = measure_accuracy(flow, models, target)
+    plan, student = context.plan, models.pruned.student
+    models, measured = measure_accuracy(context, models, target)
     candidates, scores = measured.candidates, measured.scores
-    measurements = latencies(flow, target, models.pruned, candidates, benchmark)
+    measurements = latencies(context, target, models.pruned, candidates, benchmark)
     choices = choose(target, plan.quantize, candidates, scores, measurements, benchmark.machine)
     latency, best = measurements.rows, choices[0].candidate
     engines = latency_table(choices, scores, latency, len(target.engines))
     stages = (*measured.stages, *report_data.int8_row(best, [best, *(measured.trained or candidates)], scores, latency))
     history = models.qat.student.history if models.qat and best.is_qat else student.history
-    packed = pack(choices, target, student.pixel, flow.inputs.calibration, plan.seed)
+    packed = pack(choices, target, student.pixel, context.inputs.calibration, plan.seed)
     mismatch = benchmark.machine.mismatch(target)
     rows = (*engines, *unmeasured_rows(choices, latency, len(target.engines)))
     gates = report_data.gate_verdicts(plan, stages, rows, mismatch, sum(map(len, packed.files.values())))
     name = plan.name if alone else f"{plan.name}-{target.name}"
     report = Report(
         name=name, target=target.name, created=now(), stages=stages, engines=engines, gates=gates,
-        machine=benchmark.machine.fingerprint, data=flow.inputs.summary(), curves=read_curves(*models.files),
+        machine=benchmark.machine.fingerprint, data=context.inputs.summary(), curves=read_curves(*models.files),
         history=[msgspec.to_builtins(step) for step in history],
         attention=report_data.attention_rows(candidates, latency),
         int8_evidence=report_data.int8_evidence(target, candidates, latency, mismatch) if benchmark is LOCAL else {},
         notes=report_data.notes(target, benchmark, pruned=models.pruned is not models.student)
-        + build_checks(flow, target, candidates),
+        + build_checks(context, target, candidates),
     )  # fmt: skip
     folder = output if alone else output / target.name
-    write_report(report, folder, report_figures(flow, models.source, measured.predictions))
+    write_report(report, folder, report_figures(context, models.source, measured.predictions))
     pruned = measured.predictions["pruned"]
     manifest = Manifest(
         name=name, version=plan.version, created=report.created, target=target, io=best.graph.io,
@@ -162,28 +164,28 @@ def finish(flow: Flow, models: Models, target: Target, output: Path, benchmark: 
         baseline_stats=baseline_stats(pruned.logits, pruned.embedding),
     )  # fmt: skip
     files = packed.files | report_files(folder) | {"README.md": bundle_readme(manifest)}
-    return Compiled(write_bundle(folder / f"{name}.edgemae", manifest, files), report, gates)
+    return CompileResult(write_bundle(folder / f"{name}.edgemae", manifest, files), report, gates)
 
 
-def measure_accuracy(flow: Flow, models: Models, target: Target) -> tuple[Models, Measured]:
+def measure_accuracy(context: StageContext, models: Models, target: Target) -> tuple[Models, AccuracyResults]:
     """Score the float stages and every candidate, those of quantization-aware training too where it runs."""
-    student, candidates = models.pruned.student, all_candidates(flow, target, models.pruned)
+    student, candidates = models.pruned.student, all_candidates(context, target, models.pruned)
     teacher = models.finetuned or models.source
     stages: dict[str, tuple[ModelFile, Teacher | Student]] = {"teacher": (teacher, teacher.teacher)} if teacher else {}
     stages |= {"student": (models.student, models.student.student), "pruned": (models.pruned, student)}
-    rows, predictions = score_models(flow, stages)
+    rows, predictions = score_models(context, stages)
 
     def scored(graphs: list[Candidate]) -> dict[str, StageScore]:
-        found, predicted = score_candidates(flow, target, student, graphs, predictions["student"])
+        found, predicted = score_candidates(context, target, student, graphs, predictions["student"])
         predictions.update(predicted)
         return with_cosine(found, predicted, predictions["pruned"])
 
     scores = scored(candidates)
-    qat, trained = qat_stage(flow, target, models.pruned, models.finetuned, candidates, scores)
+    qat, trained = qat_stage(context, target, models.pruned, models.finetuned, candidates, scores)
     if qat is not None:
         rows.append(ptq_row(candidates, scores))
         scores |= scored(trained)
-    return replace(models, qat=qat), Measured([*candidates, *trained], tuple(rows), scores, predictions, trained)
+    return replace(models, qat=qat), AccuracyResults([*candidates, *trained], tuple(rows), scores, predictions, trained)
 
 
 def _model_file(plan: Plan, path: Path | None) -> ModelFile | None:

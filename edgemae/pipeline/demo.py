@@ -8,7 +8,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from edgemae.pipeline.compile import Compiled, compile_bundles
+from edgemae.pipeline.compile import CompileResult, compile_bundles
 from edgemae.pipeline.stage_cache import StageCache
 from edgemae.spec.errors import MachineError
 from edgemae.spec.plan_loading import load_plan
@@ -40,7 +40,7 @@ PLAN: dict[str, Any] = {
 def run_demo(
     output: Path, target: Target, overrides: tuple[str, ...] = (), seed: int | None = None, *,
     overwrite: bool = False, resume: bool = False,
-) -> Compiled:  # fmt: skip
+) -> CompileResult:  # fmt: skip
     """Write the digits as image folders and compile them: training half in, test half judges."""
     at: dict[str, Any] = {"overwrite": overwrite, "resume": resume}
     folders = {"data.train": str(output / "images" / "train"), "data.eval": str(output / "images" / "test")}

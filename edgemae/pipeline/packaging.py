@@ -31,7 +31,7 @@ LOOSE_COSINE = {"fp32": 0.999, "fp16": 0.995, "int8": 0.98}
 
 
 @dataclass(frozen=True)
-class Packed:
+class BundleParts:
     """Everything of a bundle but its verdicts and its report."""
 
     variants: tuple[Variant, ...]
@@ -39,7 +39,7 @@ class Packed:
     files: dict[str, bytes]
 
 
-def pack(choices: list[Choice], target: Target, pixel: PixelContract, images: ImageSet, seed: int) -> Packed:
+def pack(choices: list[Choice], target: Target, pixel: PixelContract, images: ImageSet, seed: int) -> BundleParts:
     """Return variants, golden set and graph files; reference outputs come from a variant's engine if it runs here."""
     frames, dtype = golden_frames(images, pixel, seed), choices[0].candidate.graph.io.dtype
     variants: list[Variant] = []
@@ -70,7 +70,7 @@ def pack(choices: list[Choice], target: Target, pixel: PixelContract, images: Im
             tokens[variant.id] = np.stack([some_tokens(row["tokens"]) for row in rows])
         variants.append(msgspec.structs.replace(variant, golden=golden_name(variant.id)))
     golden, golden_data = golden_files(frames, pixel, outputs, tokens, dtype)
-    return Packed(tuple(variants), golden, files | golden_data)
+    return BundleParts(tuple(variants), golden, files | golden_data)
 
 
 def golden_frames(images: ImageSet, pixel: PixelContract, seed: int) -> list[ImageBGR]:

@@ -22,7 +22,7 @@ from edgemae.pipeline.stage_files import ModelFile
 from edgemae.pipeline.training_stages import teacher_pixel
 from edgemae.prune.budget import check_budget
 from edgemae.quantize.calibrate import check_calibration
-from edgemae.quantize.schemes import candidates
+from edgemae.quantize.schemes import schemes_for
 from edgemae.spec.errors import CheckpointError, DataError, EngineMissingError, PlanError
 from edgemae.spec.graph import PixelContract
 from edgemae.spec.plan_schema import Plan, ShapePlan
@@ -106,7 +106,7 @@ def check_images(
         check_labels(begin, inputs)
     elif inputs.labelled is None and begin.vit.head is None:
         choose_recipe(plan.distill, begin, None)  # no teacher with a head will come of these images
-    if any("int8" in target.precisions and candidates(target, plan.quantize) for target in targets):
+    if any("int8" in target.precisions and schemes_for(target, plan.quantize) for target in targets):
         pixel = begin.pixel if isinstance(begin, Student) else student_pixel(begin.pixel, plan)
         check_calibration(calibration_of(inputs.calibration, pixel, plan.workers))
     if plan.gates.max_drop_pts and inputs.evaluation.labels is None:
@@ -214,7 +214,7 @@ def _check_engines(plan: Plan, target: Target) -> None:
     missing = [name for name in target.engines if ENGINES[name].version() is None]
     log.info("%s: engines %s%s", target.name, ", ".join(target.engines),
              f"; not installed here: {', '.join(missing)}" if missing else "")  # fmt: skip
-    schemes = candidates(target, plan.quantize) if "int8" in target.precisions else ()
+    schemes = schemes_for(target, plan.quantize) if "int8" in target.precisions else ()
     needed = {"onnxruntime": "to check every graph", "openvino": f"to measure for target '{target.name}'"}
     for name, purpose in needed.items():
         if name in missing or (name == "onnxruntime" and ENGINES[name].version() is None):

@@ -16,10 +16,9 @@ from edgemae.distill.qat import train_quantized
 from edgemae.pipeline.candidate_graphs import Candidate, calibration_of, float_graphs, int8_candidates
 from edgemae.pipeline.selection import int8_loses_accuracy
 from edgemae.pipeline.stage_files import ModelFile
-from edgemae.pipeline.training_stages import STUDENT, Flow
+from edgemae.pipeline.training_stages import STUDENT, StageContext
 from edgemae.quantize.range_search import starting_scales
-from edgemae.quantize.schemes import STATIC_SCHEMES
-from edgemae.quantize.schemes import candidates as schemes_for
+from edgemae.quantize.schemes import STATIC_SCHEMES, schemes_for
 from edgemae.spec.plan_loading import plan_tree
 from edgemae.spec.report import StageScore
 from edgemae.spec.target import Target
@@ -28,7 +27,7 @@ log = logging.getLogger("edgemae")
 
 
 def qat_stage(
-    flow: Flow, target: Target, source: ModelFile, finetuned: ModelFile | None, candidates: list[Candidate],
+    context: StageContext, target: Target, source: ModelFile, finetuned: ModelFile | None, candidates: list[Candidate],
     scores: Mapping[str, StageScore],
 ) -> tuple[ModelFile | None, list[Candidate]]:  # fmt: skip
     """Return the student after QAT and its int8 candidates; (None, []) when QAT does not run.
@@ -36,7 +35,7 @@ def qat_stage(
     It runs when no int8 candidate is within the accuracy limit, or always if the plan says so, for the scales of the
     target's first static scheme. A student that has scales already is left alone.
     """
-    plan, schemes = flow.plan.quantize, schemes_for(target, flow.plan.quantize)
+    plan, schemes = context.plan.quantize, schemes_for(target, context.plan.quantize)
     kinds = [STATIC_SCHEMES[name] for name in schemes if name in STATIC_SCHEMES]
     lossy = int8_loses_accuracy(candidates, scores)
     runs = kinds and plan.qat.epochs and (lossy or plan.qat_when == "always")
@@ -44,29 +43,29 @@ def qat_stage(
         return None, []
     symmetric = kinds[0]
     log.info("quantization-aware training: %s", "int8 without it loses accuracy" if lossy else "asked for")
-    trained = _train(flow, source, finetuned, symmetric)
+    trained = _train(context, source, finetuned, symmetric)
     fitting = tuple(name for name in schemes if STATIC_SCHEMES.get(name) is symmetric)
-    return trained, int8_candidates(flow, trained, fitting)
+    return trained, int8_candidates(context, trained, fitting)
 
 
-def _train(flow: Flow, source: ModelFile, finetuned: ModelFile | None, symmetric: bool) -> ModelFile:
+def _train(context: StageContext, source: ModelFile, finetuned: ModelFile | None, symmetric: bool) -> ModelFile:
     """Train a student on with rounded linears, as one cached stage."""
-    plan, inputs = flow.plan, flow.inputs
+    plan, inputs = context.plan, context.inputs
 
     def make(folder: Path) -> None:
         student = source.student
         calibration = calibration_of(inputs.calibration, student.pixel, plan.workers)
-        graph = float_graphs(flow, source)["explicit"]
+        graph = float_graphs(context, source)["explicit"]
         start, divisors = starting_scales(graph, calibration, plan.quantize, symmetric)
         teacher = finetuned.teacher if finetuned else None
-        trained, curve = train_quantized(student, start, divisors, plan, flow.images, teacher, folder / "train.ckpt")
-        flow.keep(folder / STUDENT, trained, {"qat": curve})
+        trained, curve = train_quantized(student, start, divisors, plan, context.images, teacher, folder / "train.ckpt")
+        context.keep(folder / STUDENT, trained, {"qat": curve})
 
     settings = {name: plan_tree(plan.quantize)[name] for name in ("qat", "smooth_alphas", "percentile")}
     key = {"heads": plan.teacher_heads, "quantize": settings, "from": source.digest, "symmetric": symmetric,
            "finetuned": finetuned.digest if finetuned else "",
            "calibration": inputs.calibration.fingerprint}  # fmt: skip
-    return flow.model_stage("qat", flow.key_with_labels(**key), make, STUDENT)
+    return context.model_stage("qat", context.key_with_labels(**key), make, STUDENT)
 
 
 def ptq_row(candidates: list[Candidate], scores: Mapping[str, StageScore]) -> StageScore:

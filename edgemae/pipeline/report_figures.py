@@ -11,7 +11,7 @@ from edgemae.evaluation.report.plots import image_grid, reliability
 from edgemae.model.mae import MASKS, make_keep
 from edgemae.model.teacher import Teacher
 from edgemae.pipeline.stage_files import ModelFile
-from edgemae.pipeline.training_stages import Flow
+from edgemae.pipeline.training_stages import StageContext
 from edgemae.spec.plan_schema import Plan
 
 SHOWN = 6
@@ -32,7 +32,7 @@ def reconstructions(teacher: Teacher, images: ImageSet, plan: Plan) -> bytes:
 
 
 def report_figures(
-    flow: Flow, source: ModelFile | None, predictions: dict[str, Predictions]
+    context: StageContext, source: ModelFile | None, predictions: dict[str, Predictions]
 ) -> list[tuple[str, bytes]]:
     """Return reconstructions by the teacher's decoder and reliability diagrams, where there is what they need."""
     shown: list[tuple[str, bytes]] = []
@@ -40,7 +40,7 @@ def report_figures(
         teacher = source.teacher
         if teacher.mae is not None:
             shown.append(
-                ("Original, masked, reconstructed", reconstructions(teacher, flow.inputs.evaluation, flow.plan))
+                ("Original, masked, reconstructed", reconstructions(teacher, context.inputs.evaluation, context.plan))
             )
     panels = [
         (name, found.logits, found.labels)

@@ -29,16 +29,15 @@ from edgemae.pipeline.qat_stage import qat_stage
 from edgemae.pipeline.scoring import score_candidates, torch_predictions
 from edgemae.pipeline.stage_files import ModelFile, graph_digest
 from edgemae.pipeline.training_stages import (
-    Flow,
+    StageContext,
     distill_stages,
     finetune_stage,
-    open_flow,
+    open_stage_context,
     pretrain_stage,
     prune_stage,
 )
 from edgemae.quantize.range_search import QAT
-from edgemae.quantize.schemes import STATIC_SCHEMES
-from edgemae.quantize.schemes import candidates as schemes_for
+from edgemae.quantize.schemes import STATIC_SCHEMES, schemes_for
 from edgemae.spec.atomic_file import write_atomic
 from edgemae.spec.errors import InputError
 from edgemae.spec.plan_schema import Plan
@@ -52,9 +51,9 @@ def pretrain(plan: Plan, start: Path | None, **at: Any) -> Path:
     teacher = blank_teacher(plan) if file is None else file.teacher
     if file is not None:
         log_import(teacher)
-    flow = open_flow(plan, together=True, labels=False, reads=teacher.vit.shape, **at)
-    check_batches(plan, flow.inputs, "pretrain")
-    return pretrain_stage(flow, file).path
+    context = open_stage_context(plan, together=True, labels=False, reads=teacher.vit.shape, **at)
+    check_batches(plan, context.inputs, "pretrain")
+    return pretrain_stage(context, file).path
 
 
 def finetune(plan: Plan, teacher: Path, **at: Any) -> Path:
@@ -62,9 +61,9 @@ def finetune(plan: Plan, teacher: Path, **at: Any) -> Path:
     check_plan(plan)
     file = ModelFile.of(teacher, plan)
     log_import(file.teacher)
-    flow = open_flow(plan, together=True, reads=file.teacher.vit.shape, **at)
-    check_batches(plan, flow.inputs, "finetune")
-    return finetune_stage(flow, file).path
+    context = open_stage_context(plan, together=True, reads=file.teacher.vit.shape, **at)
+    check_batches(plan, context.inputs, "finetune")
+    return finetune_stage(context, file).path
 
 
 def distill(plan: Plan, teacher: Path, finetuned: Path | None, **at: Any) -> Path:
@@ -75,18 +74,18 @@ def distill(plan: Plan, teacher: Path, finetuned: Path | None, **at: Any) -> Pat
     own = check_finetuned(tuned, student_pixel(begin.pixel, plan)) if tuned else None
     check_recipe(plan, begin, own)
     log_import(begin)
-    flow = open_flow(plan, together=True, **at)
-    check_elastic(plan, flow.inputs)
+    context = open_stage_context(plan, together=True, **at)
+    check_elastic(plan, context.inputs)
     if own is not None:
-        check_labels(own, flow.inputs)
+        check_labels(own, context.inputs)
         if choose_recipe(plan.distill, begin, own)[1] is not own:
-            check_guided(flow.inputs, "stage 2")
-    has_head = begin.vit.head is not None and begin.labels == flow.inputs.classes
-    labels = ["distill.finetune"] + ([] if tuned or has_head else ["finetune"]) if flow.inputs.labelled else []
-    check_batches(plan, flow.inputs, "distill", *labels)
-    if tuned is None and flow.inputs.labelled is not None:
-        tuned = source if has_head else finetune_stage(flow, source)
-    return distill_stages(flow, source, tuned).path
+            check_guided(context.inputs, "stage 2")
+    has_head = begin.vit.head is not None and begin.labels == context.inputs.classes
+    labels = ["distill.finetune"] + ([] if tuned or has_head else ["finetune"]) if context.inputs.labelled else []
+    check_batches(plan, context.inputs, "distill", *labels)
+    if tuned is None and context.inputs.labelled is not None:
+        tuned = source if has_head else finetune_stage(context, source)
+    return distill_stages(context, source, tuned).path
 
 
 def extract(source: Path, wanted: dict[str, int | None], output: Path) -> dict[str, Any]:
@@ -102,8 +101,8 @@ def extract(source: Path, wanted: dict[str, int | None], output: Path) -> dict[s
 def prune(plan: Plan, student: Path, finetuned: Path | None, width_multiple: int, **at: Any) -> Path:
     """Prune a student and heal it; return its file."""
     check_plan(plan)
-    flow, file, teacher = _with_student(plan, student, finetuned, "prune.heal", **at)
-    return prune_stage(flow, file, teacher, width_multiple).path
+    context, file, teacher = _with_student(plan, student, finetuned, "prune.heal", **at)
+    return prune_stage(context, file, teacher, width_multiple).path
 
 
 def quantize(plan: Plan, student: Path, finetuned: Path | None, target: Target, **at: Any) -> dict[str, Any]:
@@ -119,38 +118,38 @@ def quantize(plan: Plan, student: Path, finetuned: Path | None, target: Target, 
             expected=f"one of {', '.join(STATIC_SCHEMES)}",
             fix="leave --scheme or --qat out",
         )
-    flow, file, teacher = _with_student(plan, student, finetuned, "quantize.qat", **at)
-    graph = float_graphs(flow, file)["explicit"]
+    context, file, teacher = _with_student(plan, student, finetuned, "quantize.qat", **at)
+    graph = float_graphs(context, file)["explicit"]
     float_candidates = [Candidate(e, graph, "explicit", graph_digest(graph)) for e in target.engines]
-    made = int8_candidates(flow, file, schemes)
-    reference = torch_predictions(flow, "student", file, file.student)
-    scores, _ = score_candidates(flow, target, file.student, [*float_candidates, *made], reference)
-    _, trained = qat_stage(flow, target, file, teacher, [*float_candidates, *made], scores)
-    scores |= score_candidates(flow, target, file.student, trained, reference)[0]
+    made = int8_candidates(context, file, schemes)
+    reference = torch_predictions(context, "student", file, file.student)
+    scores, _ = score_candidates(context, target, file.student, [*float_candidates, *made], reference)
+    _, trained = qat_stage(context, target, file, teacher, [*float_candidates, *made], scores)
+    scores |= score_candidates(context, target, file.student, trained, reference)[0]
     rows: dict[str, Any] = {}
     for c in (*made, *trained):
         scheme = c.graph.history[-1].plan["scheme"] + (QAT if c.is_qat else "")
         files = {f"{scheme}{Path(name).suffix}": data for name, data in c.graph.files.items()}
         for name, data in files.items():
-            write_atomic(flow.work.folder / name, data)
+            write_atomic(context.work.folder / name, data)
         rows[scheme] = {"files": sorted(files), "settings": c.graph.scheme, **msgspec.to_builtins(scores[c.name])}
     return rows
 
 
 def _with_student(
     plan: Plan, student: Path, finetuned: Path | None, table: str, **at: Any
-) -> tuple[Flow, ModelFile, ModelFile | None]:
-    """Return the flow of a verb that trains a student on by one table of the plan, with the files of its models.
+) -> tuple[StageContext, ModelFile, ModelFile | None]:
+    """Return the context of a verb that trains a student on by one table of the plan, with the files of its models.
 
     What cannot work is refused.
     """
     file, tuned = ModelFile.of(student, plan), None if finetuned is None else ModelFile.of(finetuned, plan)
     teacher = check_finetuned(tuned, file.student.pixel) if tuned else None
-    flow = open_flow(plan, reads=file.student.vit.shape, **at)
+    context = open_stage_context(plan, reads=file.student.vit.shape, **at)
     if teacher is not None:
-        check_guided(flow.inputs, table)
+        check_guided(context.inputs, table)
     for model in (file.student, teacher):
         if model is not None:
-            check_labels(model, flow.inputs)
-    check_batches(plan, flow.inputs, table)
-    return flow, file, tuned
+            check_labels(model, context.inputs)
+    check_batches(plan, context.inputs, table)
+    return context, file, tuned

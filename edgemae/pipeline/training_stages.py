@@ -42,7 +42,7 @@ TEACHER, STUDENT, ELASTIC_CURVE = "teacher.safetensors", "student.safetensors", 
 
 
 @dataclass(frozen=True)
-class Flow:
+class StageContext:
     """Bundle what every stage needs: the plan, the output folder and the images."""
 
     plan: Plan
@@ -75,10 +75,10 @@ class Flow:
             write_atomic(path.parent / "curves.json", json.dumps(curves, indent=1).encode())
 
 
-def open_flow(
+def open_stage_context(
     plan: Plan, output: Path, *, overwrite: bool = False, resume: bool = False, together: bool = False,
     labels: bool = True, reads: ViTShape | None = None,
-) -> Flow:  # fmt: skip
+) -> StageContext:  # fmt: skip
     """Read the images, then open the output folder: a mistyped --data leaves no folder behind.
 
     `together` allows several processes; without `labels` class folders are not looked at; `reads` is the shape of the
@@ -97,12 +97,12 @@ def open_flow(
     require_folder(plan.scale.views_folder)
     work = StageCache(output, overwrite=overwrite, resume=resume)
     work.keep_plan(plan)
-    return Flow(plan, work, inputs)
+    return StageContext(plan, work, inputs)
 
 
-def pretrain_stage(flow: Flow, start: ModelFile | None) -> ModelFile:
+def pretrain_stage(context: StageContext, start: ModelFile | None) -> ModelFile:
     """Pretrain an MAE on all images without labels, from scratch or onwards from `start`."""
-    plan = flow.plan
+    plan = context.plan
     key = {"pretrain": plan_tree(plan.pretrain), "start": start.digest if start else plan_tree(plan.teacher)}
     # What decides the result only sometimes is in the key only then, so that earlier runs stay valid.
     rest: dict[str, Any] = {"heads": plan.teacher_heads, "decoder_heads": plan.teacher_decoder_heads}
@@ -114,56 +114,56 @@ def pretrain_stage(flow: Flow, start: ModelFile | None) -> ModelFile:
     def make(folder: Path) -> None:
         teacher = start.teacher if start else None
         pixel = teacher.pixel if teacher else teacher_pixel(plan)
-        trained, curve = pretrain(plan, flow.inputs.unlabelled, pixel, teacher, folder / "train.ckpt")
-        flow.keep(folder / TEACHER, trained, {"pretrain": curve})
+        trained, curve = pretrain(plan, context.inputs.unlabelled, pixel, teacher, folder / "train.ckpt")
+        context.keep(folder / TEACHER, trained, {"pretrain": curve})
 
-    return flow.model_stage("pretrain", flow.key(**key), make, TEACHER)
+    return context.model_stage("pretrain", context.key(**key), make, TEACHER)
 
 
-def finetune_stage(flow: Flow, source: ModelFile) -> ModelFile:
+def finetune_stage(context: StageContext, source: ModelFile) -> ModelFile:
     """Train a classification head and the whole teacher on labels."""
 
     def make(folder: Path) -> None:
-        finetuned, curve = finetune(source.teacher, flow.plan, flow.images, folder / "train.ckpt")
-        flow.keep(folder / TEACHER, finetuned, {"finetune": curve})
+        finetuned, curve = finetune(source.teacher, context.plan, context.images, folder / "train.ckpt")
+        context.keep(folder / TEACHER, finetuned, {"finetune": curve})
 
-    key = {"finetune": plan_tree(flow.plan.finetune), "from": source.digest, "heads": flow.plan.teacher_heads}
-    return flow.model_stage("finetune", flow.key_with_labels(**key), make, TEACHER)
+    key = {"finetune": plan_tree(context.plan.finetune), "from": source.digest, "heads": context.plan.teacher_heads}
+    return context.model_stage("finetune", context.key_with_labels(**key), make, TEACHER)
 
 
-def distill_stages(flow: Flow, source: ModelFile, finetuned: ModelFile | None) -> ModelFile:
+def distill_stages(context: StageContext, source: ModelFile, finetuned: ModelFile | None) -> ModelFile:
     """Distill a student from the teacher, then train it with labels and the logits of the fine-tuned teacher."""
-    plan, labelled = flow.plan, flow.inputs.labelled is not None
-    first = _stage_one(flow, source, finetuned, "stage-1" if labelled else "student")
+    plan, labelled = context.plan, context.inputs.labelled is not None
+    first = _stage_one(context, source, finetuned, "stage-1" if labelled else "student")
     if not labelled:
         return first
 
     def make(folder: Path) -> None:
         teacher = finetuned.teacher if finetuned else None
-        student, curve = supervise(first.student, plan, flow.images, teacher, folder / "train.ckpt")
-        flow.keep(folder / STUDENT, student, read_curves(first) | {student.history[-1].stage: curve})
-        if plan.elastic.on and flow.work.processes.first:
-            rows = elastic_curve(student, flow.inputs.evaluation, plan.workers)
+        student, curve = supervise(first.student, plan, context.images, teacher, folder / "train.ckpt")
+        context.keep(folder / STUDENT, student, read_curves(first) | {student.history[-1].stage: curve})
+        if plan.elastic.on and context.work.processes.first:
+            rows = elastic_curve(student, context.inputs.evaluation, plan.workers)
             write_atomic(folder / ELASTIC_CURVE, json.dumps(rows, indent=1).encode())
 
     key = {"finetune": plan_tree(plan.distill.finetune), "from": first.digest,
            "finetuned": finetuned.digest if finetuned else "", "heads": plan.teacher_heads}  # fmt: skip
     if plan.elastic.on:
         key["elastic"] = plan_tree(msgspec.structs.replace(plan.elastic, shape=()))
-    return flow.model_stage("student", flow.key_with_labels(**key), make, STUDENT)
+    return context.model_stage("student", context.key_with_labels(**key), make, STUDENT)
 
 
-def _stage_one(flow: Flow, source: ModelFile, finetuned: ModelFile | None, name: str) -> ModelFile:
+def _stage_one(context: StageContext, source: ModelFile, finetuned: ModelFile | None, name: str) -> ModelFile:
     """Distill a student by the plan's recipe, without labels."""
-    plan, teacher = flow.plan, source.teacher
+    plan, teacher = context.plan, source.teacher
     with_head = finetuned.teacher if finetuned else (teacher if teacher.vit.head is not None else None)
     recipe, chosen = choose_recipe(plan.distill, teacher, with_head)
 
     def make(folder: Path) -> None:
-        images = replace(flow.images, labelled=None)
+        images = replace(context.images, labelled=None)
         own = finetuned.teacher if finetuned else None
         student, curves = distill(teacher, plan, images, folder / "train.ckpt", own)
-        flow.keep(folder / STUDENT, student, curves)
+        context.keep(folder / STUDENT, student, curves)
 
     settings = plan_tree(plan.distill)
     temperature = settings.pop("finetune")["teacher_temperature"]
@@ -175,24 +175,26 @@ def _stage_one(flow: Flow, source: ModelFile, finetuned: ModelFile | None, name:
     if plan.elastic.on:
         sizes = ("depths", "heads", "mlp_ratios", "image_pxs", "samples")
         key["elastic"] = {name: plan_tree(plan.elastic)[name] for name in sizes}
-    return flow.model_stage(name, flow.key(**key), make, STUDENT)
+    return context.model_stage(name, context.key(**key), make, STUDENT)
 
 
-def extract_stage(flow: Flow, source: ModelFile) -> ModelFile:
+def extract_stage(context: StageContext, source: ModelFile) -> ModelFile:
     """Return the sub-network of an elastic student that the plan names, or the student itself."""
-    shape = flow.plan.elastic.shape
-    if not flow.plan.elastic.on or not shape:
+    shape = context.plan.elastic.shape
+    if not context.plan.elastic.on or not shape:
         return source
 
     def make(folder: Path) -> None:
         extract(source.student, shape).save(folder / STUDENT)
 
-    return flow.model_stage("extract", {"from": source.digest, "shape": shape}, make, STUDENT)
+    return context.model_stage("extract", {"from": source.digest, "shape": shape}, make, STUDENT)
 
 
-def prune_stage(flow: Flow, source: ModelFile, finetuned: ModelFile | None, width_multiple: int) -> ModelFile:
+def prune_stage(
+    context: StageContext, source: ModelFile, finetuned: ModelFile | None, width_multiple: int
+) -> ModelFile:
     """Prune heads and MLP units, healing by distillation after each cut."""
-    plan = flow.plan
+    plan = context.plan
     if plan.prune.keep_macs >= 1:
         return source
 
@@ -200,14 +202,16 @@ def prune_stage(flow: Flow, source: ModelFile, finetuned: ModelFile | None, widt
         student = source.student
         teacher = finetuned.teacher if finetuned else None
         curves: dict[str, Curve] = {}
-        images = flow.inputs.labelled or flow.inputs.unlabelled
+        images = context.inputs.labelled or context.inputs.unlabelled
 
         def heal(cut: Student, step: int) -> Student:
             checkpoint = folder / f"heal-{step}.ckpt"
-            if flow.inputs.labelled is None:
-                healed, curve = heal_embedding(cut, student, plan.prune.heal, plan, flow.inputs.unlabelled, checkpoint)
+            if context.inputs.labelled is None:
+                healed, curve = heal_embedding(
+                    cut, student, plan.prune.heal, plan, context.inputs.unlabelled, checkpoint
+                )
             else:
-                healed, curve = train_further(cut, plan.prune.heal, plan, flow.images, teacher, checkpoint, "heal")
+                healed, curve = train_further(cut, plan.prune.heal, plan, context.images, teacher, checkpoint, "heal")
             curves[f"heal {step}"] = curve
             return healed
 
@@ -215,11 +219,11 @@ def prune_stage(flow: Flow, source: ModelFile, finetuned: ModelFile | None, widt
             student, plan.prune, width_multiple=width_multiple, batches=lambda: pruning_batches(images, student, plan),
             loss=pruning_loss(student, teacher), heal=heal if plan.prune.heal.epochs else None,
         )  # fmt: skip
-        flow.keep(folder / STUDENT, small, curves)
+        context.keep(folder / STUDENT, small, curves)
 
     key = {"heads": plan.teacher_heads, "prune": plan_tree(plan.prune), "from": source.digest,
            "multiple": width_multiple, "finetuned": finetuned.digest if finetuned else ""}  # fmt: skip
-    return flow.model_stage("pruned", flow.key_with_labels(**key), make, STUDENT)
+    return context.model_stage("pruned", context.key_with_labels(**key), make, STUDENT)
 
 
 def teacher_pixel(plan: Plan) -> PixelContract:

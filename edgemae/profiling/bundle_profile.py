@@ -14,7 +14,7 @@ from edgemae.profiling.output.html_report import page
 from edgemae.profiling.records import Profile, store
 from edgemae.spec.bundle import amend_bundle, open_bundle
 from edgemae.spec.errors import StorageError
-from edgemae.spec.report import Profiled
+from edgemae.spec.report import ProfileSummary
 
 REPORT = "report.html"
 PLACE = ("<!-- profiles -->", "<!-- /profiles -->")  # in the report, for the table of profiles
@@ -34,7 +34,7 @@ def keep(path: Path, record: Profile) -> str:
     """
     name = f"profiles/{_machine(record)}" + ("" if record.scenario == "single" else f"-{record.scenario}")
     parts = {".json": msgspec.json.format(msgspec.json.encode(record)), ".html": page(record).encode()}
-    row = Profiled(
+    row = ProfileSummary(
         file=f"{name}.json", device=str(record.machine.get("gpu") or record.machine.get("cpu") or "unknown"),
         engine=record.engine, precision=record.precision, scenario=record.scenario, verdict=record.verdict,
         p50_ms=record.steady.p50_ms, p90_ms=record.steady.p90_ms, p99_ms=record.steady.p99_ms, n=record.steady.n,
@@ -62,7 +62,7 @@ def keep(path: Path, record: Profile) -> str:
     return f"{name}.html"
 
 
-def linked(report: str, rows: list[Profiled]) -> str:
+def linked(report: str, rows: list[ProfileSummary]) -> str:
     """Return the bundle's report with a table of its profiles, each a link to its page; one without a place for it
     stays as it is."""
     head, mark, rest = report.partition(PLACE[0])

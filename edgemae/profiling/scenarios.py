@@ -24,7 +24,7 @@ from edgemae.profiling.simulated_camera import SimulatedCamera
 from edgemae.profiling.stats.bootstrap import FEWEST, mean_interval
 from edgemae.profiling.stats.percentiles import summarise
 from edgemae.profiling.timing.interference import Window
-from edgemae.profiling.timing.timer import CAPACITY, Recorder, Samples, Until, measure, warm
+from edgemae.profiling.timing.timer import CAPACITY, Recorder, Samples, StopCondition, measure, warm
 
 if TYPE_CHECKING:
     from edgemae.device.model import Model, Result
@@ -128,7 +128,7 @@ def camera(model: Model, options: ScenarioOptions) -> ScenarioResult:
         results.note(done, seen[-3:])
 
     recorder = Recorder(room, note)
-    window, until = Window(), Until(options.runs, options.seconds)
+    window, until = Window(), StopCondition(options.runs, options.seconds)
     with SimulatedCamera(options.fps) as simulated:
         while not recorder.full and until.more(recorder.n):
             window.sample()

@@ -98,7 +98,7 @@ ENGINE_SCHEMES: dict[str, tuple[str, ...]] = {
 }
 
 
-def candidates(target: Target, plan: QuantizePlan) -> tuple[str, ...]:
+def schemes_for(target: Target, plan: QuantizePlan) -> tuple[str, ...]:
     """Return the schemes worth trying for a target: the plan's, or those of its engines, in order of preference.
 
     Raises PlanError for an unknown scheme and for one that no engine of the target runs.

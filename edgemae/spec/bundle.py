@@ -23,7 +23,7 @@ from edgemae.spec.container import (
 )
 from edgemae.spec.errors import BundleError, BundleSchemaError, InternalError, StorageError
 from edgemae.spec.graph import IoContract, PixelContract, Step
-from edgemae.spec.report import EngineLatency, GateVerdict, Profiled
+from edgemae.spec.report import EngineLatency, GateVerdict, ProfileSummary
 from edgemae.spec.target import Target
 
 SCHEMA = "edgemae.bundle/2"
@@ -94,7 +94,7 @@ class Manifest(Entry, frozen=True):
     gates: tuple[GateVerdict, ...] = ()
     latency: tuple[EngineLatency, ...] = ()
     machine: dict[str, Any] = {}
-    profiles: tuple[Profiled, ...] = ()  # taken on devices, the newest last
+    profiles: tuple[ProfileSummary, ...] = ()  # taken on devices, the newest last
     licence: str = ""
     baseline_stats: dict[str, Any] = {}
     previous: str | None = None  # sha256 of the manifest this one replaces

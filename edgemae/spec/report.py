@@ -56,7 +56,7 @@ class EngineLatency(Record, frozen=True):
     reason: str = ""
 
 
-class Profiled(Record, frozen=True):
+class ProfileSummary(Record, frozen=True):
     """One profile that a bundle carries: where it lies, what it was measured on, and its main figures."""
 
     file: str  # profiles/<machine>.json, with a page of the same name beside it

@@ -27,7 +27,7 @@ from edgemae.pipeline.datasets import Inputs
 from edgemae.pipeline.preflight import check_recipe
 from edgemae.pipeline.stage_cache import StageCache
 from edgemae.pipeline.stage_files import ModelFile
-from edgemae.pipeline.training_stages import Flow, distill_stages, extract_stage
+from edgemae.pipeline.training_stages import StageContext, distill_stages, extract_stage
 from edgemae.spec.errors import CheckpointError, PlanError
 from edgemae.spec.graph import PixelContract
 from edgemae.spec.plan_schema import ElasticPlan, Plan
@@ -333,8 +333,8 @@ def test_a_first_stage_serves_only_the_sub_networks_that_it_trained(
 
     def folder(**elastic: Any) -> Path:
         plan = plan_with(**{f"elastic__{name}": value for name, value in elastic.items()})
-        flow = Flow(plan, StageCache(tmp_path / "out"), Inputs(flat, None, pictures, pictures))
-        return distill_stages(flow, ModelFile(source), None).path
+        context = StageContext(plan, StageCache(tmp_path / "out"), Inputs(flat, None, pictures, pictures))
+        return distill_stages(context, ModelFile(source), None).path
 
     made = [folder(), folder(on=True), folder(on=True, heads=(1,)), folder(on=True, samples=1)]
     assert len(set(made)) == 4
@@ -346,8 +346,8 @@ def test_a_plan_names_what_is_compiled(tiny_vit: MakeViT, plan_with: MakePlan, t
     trained(vit, space_of(SIZES, vit.shape)).save(source)
     work, inputs = StageCache(tmp_path / "out"), cast(Inputs, None)
     file = ModelFile(source)
-    assert extract_stage(Flow(plan_with(elastic__on=True), work, inputs), file) is file
-    small = extract_stage(Flow(plan_with(elastic__on=True, elastic__shape=(1, 2, 64, 16)), work, inputs), file)
+    assert extract_stage(StageContext(plan_with(elastic__on=True), work, inputs), file) is file
+    small = extract_stage(StageContext(plan_with(elastic__on=True, elastic__shape=(1, 2, 64, 16)), work, inputs), file)
     assert elastic.sizes_of(small.student.vit.shape) == (1, 2, 64, 16)
 
 

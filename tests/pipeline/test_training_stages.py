@@ -16,7 +16,7 @@ from edgemae.model.teacher import Teacher
 from edgemae.pipeline.compile import dry_run
 from edgemae.pipeline.datasets import gather
 from edgemae.pipeline.stage_cache import StageCache
-from edgemae.pipeline.training_stages import Flow, open_flow, pretrain_stage, teacher_pixel
+from edgemae.pipeline.training_stages import StageContext, open_stage_context, pretrain_stage, teacher_pixel
 from edgemae.spec.errors import PlanError
 from edgemae.spec.graph import PixelContract
 from edgemae.spec.plan_loading import load_plan
@@ -100,20 +100,20 @@ def test_what_decides_a_stage_is_in_its_key(job: Job, tmp_path: Path) -> None:
     for i, settings in enumerate(((), ("seed=1",), ("data.resize=stretch",), ("data.mean=[0.1]", "data.std=[0.2]"))):
         flags = {"data.train": str(job.train), "data.eval": str(job.val)}
         plan = load_plan(job.plan, ("teacher.channels=1", "pretrain.epochs=1", *settings), flags)
-        flow = Flow(plan, StageCache(tmp_path / "out"), gather(plan))
-        made.append(pretrain_stage(flow, None).path.parent.name)
+        context = StageContext(plan, StageCache(tmp_path / "out"), gather(plan))
+        made.append(pretrain_stage(context, None).path.parent.name)
         assert len(set(made)) == i + 1
     assert len(list((tmp_path / "out" / "stages").glob("pretrain-*"))) == 4
 
 
 def test_what_only_judges_does_not_decide_pretraining_and_stage_1(job: Job, tmp_path: Path) -> None:
     plan = load_plan(job.plan, (), {"data.train": str(job.train), "data.eval": str(job.val)})
-    flow = Flow(plan, StageCache(tmp_path / "out"), gather(plan))
-    inputs = replace(flow.inputs, evaluation=flow.inputs.calibration)
-    other = replace(flow, inputs=inputs)
-    assert flow.key() == other.key()
-    assert flow.key_with_labels() != other.key_with_labels()
-    assert replace(flow, inputs=replace(inputs, labelled=None)).key() == flow.key()
+    context = StageContext(plan, StageCache(tmp_path / "out"), gather(plan))
+    inputs = replace(context.inputs, evaluation=context.inputs.calibration)
+    other = replace(context, inputs=inputs)
+    assert context.key() == other.key()
+    assert context.key_with_labels() != other.key_with_labels()
+    assert replace(context, inputs=replace(inputs, labelled=None)).key() == context.key()
 
 
 @pytest.mark.parametrize(
@@ -146,7 +146,7 @@ def test_a_batch_that_does_not_divide_is_found_ahead(
 def test_a_mistyped_folder_leaves_no_output_behind(job: Job, tmp_path: Path) -> None:
     plan = load_plan(job.plan, flags={"data.train": str(tmp_path / "missing")})
     with pytest.raises(Exception, match="does not exist"):
-        open_flow(plan, tmp_path / "out")
+        open_stage_context(plan, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 

@@ -15,7 +15,7 @@ from edgemae.quantize.calibrate import Calibration, session
 from edgemae.quantize.fp16 import to_fp16
 from edgemae.quantize.openvino_int8 import openvino_session
 from edgemae.quantize.qdq_linear import find_linears
-from edgemae.quantize.schemes import ENGINE_SCHEMES, SCHEMES, candidates
+from edgemae.quantize.schemes import ENGINE_SCHEMES, SCHEMES, schemes_for
 from edgemae.spec.errors import DataError, InputError, PlanError
 from edgemae.spec.graph import Graph
 from edgemae.spec.plan_schema import QuantizePlan
@@ -156,10 +156,10 @@ def test_candidates() -> None:
     assert set(ENGINE_SCHEMES) == set(ENGINE_NAMES)
     assert {name for names in ENGINE_SCHEMES.values() for name in names} == set(SCHEMES)
     both = target("openvino", "onnxruntime")
-    assert candidates(both, QuantizePlan()) == ("openvino-static", "ort-static", "ort-dynamic")
-    assert candidates(both, QuantizePlan(schemes=("ort-static",))) == ("ort-static",)
-    assert candidates(target("onnxruntime", precisions=("fp32",)), QuantizePlan()) == ()
+    assert schemes_for(both, QuantizePlan()) == ("openvino-static", "ort-static", "ort-dynamic")
+    assert schemes_for(both, QuantizePlan(schemes=("ort-static",))) == ("ort-static",)
+    assert schemes_for(target("onnxruntime", precisions=("fp32",)), QuantizePlan()) == ()
     with pytest.raises(PlanError, match="'ort-static'"):
-        candidates(both, QuantizePlan(schemes=("ort-statik",)))
+        schemes_for(both, QuantizePlan(schemes=("ort-statik",)))
     with pytest.raises(PlanError, match="'tensorrt-qdq'"):
-        candidates(both, QuantizePlan(schemes=("tensorrt-qdq",)))
+        schemes_for(both, QuantizePlan(schemes=("tensorrt-qdq",)))

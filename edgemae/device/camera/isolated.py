@@ -31,7 +31,7 @@ OPEN_GRACE_S, READ_GRACE_S = 1.5, 0.5  # the child's own time-outs, and its ques
 LEAVE_S = 0.2
 
 
-class Isolated:
+class IsolatedSource:
     """Read a source of OpenCV's through a child process."""
 
     def __init__(self, source: str, kind: str, timeouts_ms: tuple[int, int], again: bool) -> None:

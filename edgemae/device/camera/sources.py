@@ -16,7 +16,7 @@ from edgemae.device.camera import csi
 from edgemae.device.camera.address import redact, split
 from edgemae.device.camera.frame_source import CapturedFrame, Source
 from edgemae.device.camera.image_header import IMAGE_SUFFIXES, declared_px
-from edgemae.device.camera.isolated import Isolated
+from edgemae.device.camera.isolated import IsolatedSource
 from edgemae.device.camera.opencv import Video
 from edgemae.device.preprocess import as_bgr, decode
 from edgemae.spec.errors import CameraError, InputError
@@ -89,7 +89,7 @@ def make_source(
     if kind == "images":
         return Images(text, pixel)
     if isolated:
-        return Isolated(text, kind, timeouts_ms, again)
+        return IsolatedSource(text, kind, timeouts_ms, again)
     return Video(text, kind, timeouts_ms, again)
 
 

@@ -95,7 +95,7 @@ def canary_ns() -> int:
     return time.perf_counter_ns() - start
 
 
-class Observed(NamedTuple):
+class WindowReading(NamedTuple):
     """What the machine did during a window."""
 
     seconds: float
@@ -126,14 +126,14 @@ class Window:
         if time.monotonic() >= self._next_s:
             self._monitor.take(self._sample())
 
-    def close(self) -> Observed:
+    def close(self) -> WindowReading:
         """Return what was observed; the shares of processors are None for a window shorter than 0.5 s."""
         seen = self._monitor
         seen.take(self._sample())
         first, last = seen.first, seen.last
         seconds = last.at_s - first.at_s
         others, steal = seen.shares(first, last) if seconds >= SHORTEST_WINDOW_S else (None, None)
-        return Observed(
+        return WindowReading(
             seconds, others, steal, first.counters, last.counters, seen.clock_drift(), seen.fell, seen.hottest_c,
             seen.slowed_by_heat, seen.timeline(),
         )  # fmt: skip
@@ -247,7 +247,7 @@ def _fast(canaries: NDArray[np.int64]) -> float:
     return float(np.quantile(canaries, 0.1)) * CANARY_SLACK
 
 
-def _absent(seen: Observed) -> tuple[str, ...]:
+def _absent(seen: WindowReading) -> tuple[str, ...]:
     found = [] if sys.platform != "win32" else ["involuntary context switches"]
     if seen.others_share is None:
         short = seen.seconds < SHORTEST_WINDOW_S
@@ -256,7 +256,7 @@ def _absent(seen: Observed) -> tuple[str, ...]:
     return (*found, *seen.after.absent, *(name for name, value in clocks if value is None))
 
 
-def _drop(seen: Observed) -> float | None:
+def _drop(seen: WindowReading) -> float | None:
     before, after = seen.before.frequency_mhz, seen.after.frequency_mhz
     return None if not before or after is None else max(0.0, 1 - after / before, seen.frequency_fell)
 

@@ -119,7 +119,7 @@ def samples_of(measurements: Mapping[str, NDArray[np.int64]], window: Window, ev
     return Samples(measurements["ns"], measurements["blocks"], measurements["at_ns"], clean, evidence, every)
 
 
-class Until:
+class StopCondition:
     """Say whether a measurement goes on: until both its runs and its seconds are reached. Long ones are logged."""
 
     def __init__(self, min_runs: int, min_seconds: float) -> None:
@@ -151,7 +151,7 @@ def measure(
     every = max(1, math.ceil(2 * min_seconds / typical_s / room))
     count = max(1, math.ceil(STRETCH_NS / 1e9 / typical_s)) if back_to_back else 1
     recorder = Recorder(room, note)
-    window, until = Window(), Until(min_runs, min_seconds)
+    window, until = Window(), StopCondition(min_runs, min_seconds)
     while not recorder.full and until.more(recorder.n):
         window.sample()
         for _ in range((every - 1) * count):

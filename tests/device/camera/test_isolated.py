@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from edgemae.device.camera.camera import Camera
-from edgemae.device.camera.isolated import Isolated
+from edgemae.device.camera.isolated import IsolatedSource
 from edgemae.spec.errors import CameraError
 from tests.support.frame_stamps import age_ms
 from tests.support.stream_servers import RtspServer
@@ -83,8 +83,8 @@ def test_a_child_ends_with_its_parent(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "clip.mp4")
     code = (
         "import sys, time, threading\n"
-        "from edgemae.device.camera.isolated import Isolated\n"
-        f"source = Isolated({str(tmp_path / 'clip.mp4')!r}, 'video', (60000, 60000), False)\n"
+        "from edgemae.device.camera.isolated import IsolatedSource\n"
+        f"source = IsolatedSource({str(tmp_path / 'clip.mp4')!r}, 'video', (60000, 60000), False)\n"
         "threading.Thread(target=source.open, daemon=True).start()\n"
         "while source._child is None: time.sleep(0.01)\n"
         "print(source._child.pid, flush=True)\n"
@@ -111,7 +111,7 @@ def _runs(process: int) -> bool:
 
 def test_a_frame_that_grows_gets_more_memory(tmp_path: Path) -> None:
     for hw in ((24, 32), (480, 640)):
-        source = Isolated(str(write_video(tmp_path / "clip.avi", hw)), "video", (30_000, 30_000), False)
+        source = IsolatedSource(str(write_video(tmp_path / "clip.avi", hw)), "video", (30_000, 30_000), False)
         try:
             source.open()
             assert source.fps == 25.0

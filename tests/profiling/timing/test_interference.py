@@ -14,7 +14,13 @@ import pytest
 from edgemae.device.hardware import fingerprint as fingerprint_module
 from edgemae.profiling.timing import interference
 from edgemae.profiling.timing.clock_check import ClockDrift
-from edgemae.profiling.timing.interference import Observed, Window, assess_interference, canary_ns, combined_verdict
+from edgemae.profiling.timing.interference import (
+    Window,
+    WindowReading,
+    assess_interference,
+    canary_ns,
+    combined_verdict,
+)
 from edgemae.profiling.timing.system_counters import SystemCounters
 from edgemae.profiling.timing.timer import measure
 from tests.support.timing import IDLE, spin
@@ -32,9 +38,9 @@ class Quiet(Window):
         after: SystemCounters = IDLE,
         clock_drift: ClockDrift = FIRM,
     ) -> None:
-        self._known = Observed(2.0, others, steal, IDLE, after, clock_drift)
+        self._known = WindowReading(2.0, others, steal, IDLE, after, clock_drift)
 
-    def close(self) -> Observed:
+    def close(self) -> WindowReading:
         return self._known
 
 
