@@ -8,7 +8,7 @@ repository, which has seen no label); each runs as a bundle does, through ONNX R
 Retrieval: top-1 and the vote of 10 neighbours for val photos in a gallery of train photos. Anomalies: each class is
 normal once, against val photos of the others (AUROC), and against its own val photos with a patch of another photo
 pasted in (AUROC, and how often the map's peak lies in the patch). Tokens: latency of the graph with them over without,
-taken in turns.
+taken interleaved.
 """
 
 from __future__ import annotations
@@ -219,7 +219,7 @@ def auroc(normal: list[Anomaly], unusual: list[Anomaly]) -> float:
 
 
 def tokens_cost(teacher: Teacher, target: Target) -> Row:
-    """Return latency with the output `tokens` over latency without, on each engine, in turns."""
+    """Return latency with the output `tokens` over latency without, on each engine, interleaved."""
     rng, found = np.random.default_rng(0), {}
     shape = to_onnx(teacher.vit, teacher.pixel).io.inputs[0].shape
     pixels = rng.standard_normal(shape).astype(np.float32)

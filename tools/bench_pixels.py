@@ -1,4 +1,4 @@
-"""Resize kernels of the pixel contract: time in turns with INTER_AREA, distance from it, and top-1 of a real model.
+"""Resize kernels of the pixel contract: time interleaved with INTER_AREA, distance from it, and top-1 of a real model.
 
     python tools/bench_pixels.py --quick
     python tools/bench_pixels.py --data clothing10/val --bundle clothing10.edgemae --clips video --json pixels.json

@@ -46,7 +46,7 @@ LATE_MS = 100.0  # see soak_stream
 SPEEDS = (1, 5, 12, 25, 60)
 CLIPS = {"car-detection.mp4": 377, "bottle-detection.mp4": 1189, "asl-bird.mkv": 63}
 ROBOFLOW = "inference==0.15.2"  # pip searched 40 minutes for a set of versions that suits the newest one
-PATIENCE_S = 45.0  # for a contender to come back
+PATIENCE_S = 45.0  # for a program to come back
 SIZE = [640, 384]
 
 
@@ -84,12 +84,12 @@ def main() -> int:
 
 
 class Consumer:
-    """Run a contender; `rows` grows with what it says."""
+    """Run a program; `rows` grows with what it says."""
 
     def __init__(self, python: str, name: str, url: str, work_s: float, policy: str = "") -> None:
         environment = os.environ | {"OPENCV_LOG_LEVEL": "OFF", "OPENCV_FFMPEG_LOGLEVEL": "-8"}
         self._process = subprocess.Popen(
-            [python, str(ROOT / "tools/support/stream_contender.py"), name, url, str(work_s), policy],
+            [python, str(ROOT / "tools/support/stream_program.py"), name, url, str(work_s), policy],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment,
         )  # fmt: skip
         self.rows: list[list[Any]] = []
@@ -155,7 +155,7 @@ def ages(programs: dict[str, str], quick: bool) -> list[dict[str, Any]]:
 
 
 def faults(programs: dict[str, str], quick: bool) -> list[dict[str, Any]]:
-    """Return how each contender takes silences and ends."""
+    """Return how each program takes silences and ends."""
     freezes = (0.5, 2.0, 6.0) if quick else (0.5, 2.0, 6.0, 10.0, 30.0)
     plan: list[tuple[str, list[Any], float, list[Any]]] = [("freeze", ["freeze"], s, ["release"]) for s in freezes]
     plan += [("hold", ["hold"], s, ["release"]) for s in (1.0, 4.0)]
@@ -332,7 +332,7 @@ def find_roboflow(folder: Path, python: str) -> tuple[str | None, str]:
 
 
 def version_of(name: str, python: str) -> str:
-    """Return the version of what a contender reads frames with."""
+    """Return the version of what a program reads frames with."""
     code = {
         "edgemae": "import edgemae; print(edgemae.__version__)",
         "opencv": "import cv2; print(cv2.__version__)",

@@ -7,7 +7,7 @@
 Both compute the same loss (checked first, with the same weights and masks) with the same batch, precision and AdamW, in
 turns. A ratio above 1 is faster than the reference. Those of bare steps and MFU are of processor time, which other work
 on the machine hardly moves; wall time is beside them. Those from files are of wall time, of a fresh process for each
-contender and turn, whose peak of memory is its own. transformers attends in bf16 the way that is faster on a processor,
+candidate and turn, whose peak of memory is its own. transformers attends in bf16 the way that is faster on a processor,
 eagerly: torch's fused kernel, its default, is slow there.
 transformers starts its positions at zero and frozen, which no speed depends on; the check sets them.
 """
@@ -41,8 +41,8 @@ from support.train_baselines import (
     TEACHER,
     THEIRS,
     TINY,
+    Candidate,
     Case,
-    Contender,
     gemm_peak,
     memory_batch,
     parity,
@@ -70,13 +70,13 @@ SCHEMA = "edgemae.bench-train/2"
 
 @dataclass(frozen=True)
 class Effort:
-    """State what a run takes in: (case, contenders), the reference last, of bare steps and of steps from files."""
+    """State what a run takes in: (case, candidates), the reference last, of bare steps and of steps from files."""
 
     bare: tuple[tuple[Case, tuple[str, ...]], ...]
     files: tuple[tuple[Case, tuple[str, ...]], ...]
     steps: int
     pictures: int
-    rounds: int = 1  # turns that the contenders from files take
+    rounds: int = 1  # turns that the candidates from files take
 
 
 MAE_PAIR, RELATION_PAIR = (OURS, THEIRS), ("relation", OURS)
@@ -166,7 +166,7 @@ def usual(args: argparse.Namespace, effort: Effort) -> Any:
 
 
 def over_turns(turns: list[dict[str, dict[str, Any]]], name: str, reference: str) -> dict[str, Any]:
-    """Return one contender's figures from files over all turns: medians, its highest peak, and how it compares."""
+    """Return one candidate's figures from files over all turns: medians, its highest peak, and how it compares."""
     mine = [turn[name] for turn in turns]
     ratios = [turn[name]["images_s"] / turn[reference]["images_s"] for turn in turns]
     medians = {key: float(np.median([run[key] for run in mine])) for key in ("images_s", "wait_share", "first_batch_s")}
@@ -180,7 +180,7 @@ def over_turns(turns: list[dict[str, dict[str, Any]]], name: str, reference: str
 
 
 def spawn(args: argparse.Namespace, *words: str) -> dict[str, Any]:
-    """Run one contender in a process of its own, whose peak of memory is its alone."""
+    """Run one candidate in a process of its own, whose peak of memory is its alone."""
     command = [sys.executable, __file__, "--threads", str(args.threads), "--child", *words]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     done = subprocess.run(command, stdout=subprocess.PIPE, env=environment, check=True, text=True)
@@ -203,7 +203,7 @@ def one_large_step(name: str) -> dict[str, Any]:
     """Take one step of a recipe at the product's named shapes."""
     torch.manual_seed(0)
     module = recipe(name, LARGE)
-    step = Step(Contender(module, module.step, 0), memory_batch(LARGE))
+    step = Step(Candidate(module, module.step, 0), memory_batch(LARGE))
     before = {key: value.detach().clone() for key, value in module.student.named_parameters()}
     began = time.perf_counter()
     step()
@@ -224,10 +224,10 @@ def peak_mib() -> float:
 class Step:
     """Take a training step on a batch that lies in memory: loss, gradients, clipping as `fit` does it, AdamW."""
 
-    def __init__(self, contender: Contender, batch: Batch, kind: torch.dtype = torch.float32) -> None:
-        self.contender, self.batch, self.bf16 = contender, batch, kind == torch.bfloat16
-        contender.module.train()
-        self.optimizer = torch.optim.AdamW(param_groups(contender.module, 0.05), lr=1e-5, betas=(0.9, 0.95), fused=True)
+    def __init__(self, candidate: Candidate, batch: Batch, kind: torch.dtype = torch.float32) -> None:
+        self.candidate, self.batch, self.bf16 = candidate, batch, kind == torch.bfloat16
+        candidate.module.train()
+        self.optimizer = torch.optim.AdamW(param_groups(candidate.module, 0.05), lr=1e-5, betas=(0.9, 0.95), fused=True)
         self.generator = torch.Generator().manual_seed(0)
         self.cpu_ns: list[int] = []
 
@@ -235,7 +235,7 @@ class Step:
         began = time.process_time_ns()
         context = whole(len(self.batch.pixels), self.generator)
         with torch.autocast("cpu", torch.bfloat16, enabled=self.bf16):
-            terms = self.contender.loss(self.batch, context)
+            terms = self.candidate.loss(self.batch, context)
         self.optimizer.zero_grad(set_to_none=True)
         torch.stack([term.float() for term in terms.values()]).sum().backward()
         nn.utils.clip_grad_norm_([p for group in self.optimizer.param_groups for p in group["params"]], 3.0)
@@ -251,13 +251,13 @@ class Step:
 
 
 def bare(case: Case, names: tuple[str, ...], peak: float, kind: torch.dtype) -> dict[str, Any]:
-    """Compare bare steps taken in turns; the last name is the reference, `peak` is in MACs a second of that kind."""
+    """Compare bare steps taken interleaved; the last name is the reference, `peak` is in MACs a second of that kind."""
     torch.manual_seed(0)
     batch = memory_batch(case)
     steps = {name: Step(MAKERS[name](case, kind), batch, kind) for name in names}
     taken = interleave(steps, case.rounds, block_ms=1, warmup=2)
     rows = [row(name, taken, steps, case.batch, peak) for name in names]
-    macs = [steps[name].contender.macs for name in names]
+    macs = [steps[name].candidate.macs for name in names]
     return {
         "title": f"{case.name}, batch {case.batch}, {SHORT[kind]}", "reference": names[-1],
         "case": asdict(case), "rows": rows,
@@ -273,8 +273,8 @@ def row(name: str, taken: dict[str, Samples], steps: dict[str, Step], batch: int
     gain = ratio(steps[reference].blocks(taken[reference]), cpu)
     busy_s = float(np.median(cpu.ns)) / 1e9 / torch.get_num_threads()
     return {
-        "name": name, "gmacs_a_step": step.contender.macs * batch / 1e9, "busy_ms": 1e3 * busy_s,
-        "images_s": batch / busy_s, "mfu": step.contender.macs * batch / busy_s / peak, "ratio": gain.median,
+        "name": name, "gmacs_a_step": step.candidate.macs * batch / 1e9, "busy_ms": 1e3 * busy_s,
+        "images_s": batch / busy_s, "mfu": step.candidate.macs * batch / busy_s / peak, "ratio": gain.median,
         "ratio_low": gain.low, "ratio_high": gain.high, "rounds": gain.rounds,
         "wall": msgspec.to_builtins(summarise(samples.ns)),
         "wall_ratio": msgspec.to_builtins(ratio(taken[reference], samples)),

@@ -58,11 +58,11 @@ LARGE = replace(TINY, name="ViT-Large/16 to ViT-Tiny/16, 224 px", batch=8)
 CASES = {case.name: case for case in (SMALL, TEACHER, TINY, LARGE)}
 
 
-# ---------------------------------------------------------------- contenders
+# ---------------------------------------------------------------- candidates
 
 
 @dataclass(frozen=True)
-class Contender:
+class Candidate:
     """Hold what a step trains. `loss(batch)` returns a scalar; `macs` are of one image, forward and backward."""
 
     module: nn.Module
@@ -70,21 +70,21 @@ class Contender:
     macs: int
 
 
-def ours(case: Case, kind: torch.dtype = torch.float32) -> Contender:
+def ours(case: Case, kind: torch.dtype = torch.float32) -> Candidate:
     mae = MAE(case.vit(case.student), decoder(), loss_kind="norm-pixel", mean=case.pixel.mean, std=case.pixel.std)
 
     def loss(batch: Batch, context: StepContext) -> dict[str, Tensor]:
         return {"pixel": mae.loss(batch.pixels, context.keep(mae.encoder.shape.grid, RATIO, "random"))}
 
-    return Contender(mae, loss, 3 * mae_macs(mae.encoder.shape, mae.decoder.shape))
+    return Candidate(mae, loss, 3 * mae_macs(mae.encoder.shape, mae.decoder.shape))
 
 
-def relation(case: Case, kind: torch.dtype = torch.float32) -> Contender:
+def relation(case: Case, kind: torch.dtype = torch.float32) -> Candidate:
     module = recipe("relation", case, bf16=kind == torch.bfloat16)  # of the teacher's weights
-    return Contender(module, module.step, 3 * mae_macs(module.student.shape, decoder()) + relation_macs(module))
+    return Candidate(module, module.step, 3 * mae_macs(module.student.shape, decoder()) + relation_macs(module))
 
 
-def theirs(case: Case, kind: torch.dtype = torch.float32) -> Contender:
+def theirs(case: Case, kind: torch.dtype = torch.float32) -> Candidate:
     from transformers import ViTMAEConfig, ViTMAEForPreTraining
 
     width, depth, heads = case.student
@@ -104,10 +104,10 @@ def theirs(case: Case, kind: torch.dtype = torch.float32) -> Contender:
         return {"pixel": model(batch.pixels).loss}
 
     shape = case.vit(case.student).shape
-    return Contender(model, loss, 3 * mae_macs(shape, dec))
+    return Candidate(model, loss, 3 * mae_macs(shape, dec))
 
 
-MAKERS: dict[str, Callable[[Case, torch.dtype], Contender]] = {OURS: ours, THEIRS: theirs, "relation": relation}
+MAKERS: dict[str, Callable[[Case, torch.dtype], Candidate]] = {OURS: ours, THEIRS: theirs, "relation": relation}
 
 
 def decoder() -> DecoderShape:

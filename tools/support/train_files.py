@@ -11,7 +11,7 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
-from support.train_baselines import MAKERS, SHORT, THEIRS, Case, Contender
+from support.train_baselines import MAKERS, SHORT, THEIRS, Candidate, Case
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -75,16 +75,16 @@ def from_files(name: str, case: Case, folder: Path, steps: int) -> dict[str, Any
     images = scan(folder)
     torch.manual_seed(0)
     kind = torch.bfloat16 if bf16_is_fast(torch.device("cpu")) else torch.float32
-    contender, clock = MAKERS[name](case, kind), Clock()
+    candidate, clock = MAKERS[name](case, kind), Clock()
     loader = Watched(
         images, case.pixel, case.batch, Augment(crop_min=0.2, flip=True), workers=WORKERS, clock=clock
     )  # fmt: skip
     epochs = -(-(steps + LEAD_STEPS) // loader.steps)
     if name == THEIRS:
-        plain_loop(contender, clock.watch(plain_batches(images, case, epochs)), kind)
+        plain_loop(candidate, clock.watch(plain_batches(images, case, epochs)), kind)
     else:
         fit(Job(
-            name=name, module=contender.module, groups=param_groups(contender.module, 0.05), loss=contender.loss,
+            name=name, module=candidate.module, groups=param_groups(candidate.module, 0.05), loss=candidate.loss,
             loader=loader, epochs=epochs, lr=1e-5, warmup_fraction=0.1, seed=0, all_used=False,
         ))  # fmt: skip
     return clock.result(case.batch) | {"precision": SHORT[kind]}
@@ -125,16 +125,16 @@ def plain_batches(images: ImageSet, case: Case, epochs: int) -> Generator[Batch,
             yield Batch(pixels, labels, labels)
 
 
-def plain_loop(contender: Contender, batches: Generator[Batch, None, None], kind: torch.dtype) -> None:
-    contender.module.train()
-    optimizer = torch.optim.AdamW(param_groups(contender.module, 0.05), lr=1e-5, betas=(0.9, 0.95), fused=True)
+def plain_loop(candidate: Candidate, batches: Generator[Batch, None, None], kind: torch.dtype) -> None:
+    candidate.module.train()
+    optimizer = torch.optim.AdamW(param_groups(candidate.module, 0.05), lr=1e-5, betas=(0.9, 0.95), fused=True)
     generator = torch.Generator()
     for batch in batches:
         with torch.autocast("cpu", torch.bfloat16, enabled=kind == torch.bfloat16):
-            loss = contender.loss(batch, whole(len(batch.pixels), generator))["pixel"]
+            loss = candidate.loss(batch, whole(len(batch.pixels), generator))["pixel"]
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(contender.module.parameters(), 3.0)
+        torch.nn.utils.clip_grad_norm_(candidate.module.parameters(), 3.0)
         optimizer.step()
 
 

@@ -36,7 +36,7 @@ def label(row: dict[str, Any]) -> str:
 
 
 def times(row: dict[str, Any]) -> str:
-    """Return how many times as fast as its reference a contender is, with the range over the turns."""
+    """Return how many times as fast as its reference a candidate is, with the range over the turns."""
     if row["name"] == row["reference"]:
         return "1.00"
     return f"{row['ratio']:.2f} ({row['ratio_least']:.2f} to {row['ratio_most']:.2f})"

@@ -1,6 +1,6 @@
 """One consumer of a stream in a process of its own, for bench_stream: it says on standard output what it got and when.
 
-    python tools/support/stream_contender.py edgemae URL 0.04 staleness:200ms
+    python tools/support/stream_program.py edgemae URL 0.04 staleness:200ms
 
 Lines are JSON: ["frame", got_ns, stamp_ns, done_ns, believed_age_ms] and ["state", t_ns, state]. The work on a frame is
 a sleep. It ends with its standard input.
@@ -82,12 +82,12 @@ def roboflow(url: str, work_s: float, policy: str) -> None:
     pipeline.join()
 
 
-CONTENDERS = {"edgemae": edgemae, "opencv": opencv, "roboflow": roboflow}
+PROGRAMS = {"edgemae": edgemae, "opencv": opencv, "roboflow": roboflow}
 
 
 def main() -> None:
     name, url, work_s, policy = (*sys.argv[1:], "")[:4]
-    threading.Thread(target=CONTENDERS[name], args=(url, float(work_s), policy), daemon=True).start()
+    threading.Thread(target=PROGRAMS[name], args=(url, float(work_s), policy), daemon=True).start()
     report("ready", time.monotonic_ns())
     sys.stdin.read()
     sys.stdout.flush()
