@@ -269,7 +269,7 @@ def test_a_guide_that_reads_other_colours_is_refused_before_stage_one(
     swapped = teacher_with(labels=("blue", "red"), pixel=PixelContract(image_px=32, color="BGR"))
     with pytest.raises(PlanError, match=r"reads 3 channels \(BGR\), the student 3 \(RGB\)") as caught:
         distill(teacher_with(), plan_with(), images, tmp_path / "train.ckpt", swapped)
-    assert "a teacher that reads RGB" in caught.value.fix
+    assert "that reads RGB" in caught.value.fix
     assert not list(tmp_path.iterdir())
 
 
@@ -456,7 +456,7 @@ def test_fixed_views_that_would_not_repeat_are_refused(
 @pytest.mark.parametrize(
     ("recipe", "learn_from", "head"),
     [
-        ("relation", "auto", False), ("relation", "tuned", True), ("feature", "auto", True),
+        ("relation", "auto", False), ("relation", "finetuned", True), ("feature", "auto", True),
         ("feature", "pretrained", False), ("logit", "auto", True),
     ],
 )  # fmt: skip

@@ -37,7 +37,7 @@ def test_here_everything_is_found() -> None:
     assert found["machine"]["cores"] >= 1
     assert found["state"] in ("green", "yellow")
     areas = list(dict.fromkeys(finding.area for finding in found["findings"]))
-    assert areas == ["machine", "engines", "pictures", "cameras", "cache", "compiling"]
+    assert areas == ["machine", "engines", "images", "cameras", "cache", "compiling"]
 
 
 def test_a_fault_always_says_its_fix() -> None:
@@ -163,10 +163,10 @@ main()
     assert not any(found["build"].values())
     rows = {(row["area"], row["name"]): row for row in found["findings"]}
     red = {key for key, row in rows.items() if row["state"] == "red"}
-    assert red == {("engines", "any"), ("pictures", "OpenCV"), ("source", "rtsp://***@camera/live")}
+    assert red == {("engines", "any"), ("images", "OpenCV"), ("source", "rtsp://***@camera/live")}
     assert all(rows[key]["fix"] for key in red)
     assert all(rows["engines", name]["found"] == "not installed" for name in ENGINES)
-    assert "edgemae[camera]" in rows["pictures", "OpenCV"]["fix"]
+    assert "edgemae[camera]" in rows["images", "OpenCV"]["fix"]
 
 
 def test_the_verb(tmp_path: Path) -> None:

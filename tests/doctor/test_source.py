@@ -92,7 +92,7 @@ def test_a_camera_without_permission(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def test_the_second_node_of_a_webcam(tmp_path: Path, answers: dict[str, int]) -> None:
     answers.update(video0=1, video10=METADATA)
-    red(examine_source("10", webcam(tmp_path), never), "hands over no pictures", "here are /dev/video0")
+    red(examine_source("10", webcam(tmp_path), never), "hands over no images", "here are /dev/video0")
 
 
 def test_a_busy_camera_names_who_has_it(tmp_path: Path) -> None:

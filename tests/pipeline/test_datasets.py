@@ -133,9 +133,9 @@ def test_a_part_of_millions_of_pictures_is_not_held_out(
     train: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("edgemae.pipeline.datasets.HELD_OUT_FROM_MOST", 39)
-    with pytest.raises(DataError, match="40 pictures in shards, too many") as caught:
+    with pytest.raises(DataError) as caught:
         gather(plan(train=packed(train, tmp_path / "shards")))
-    assert "--eval-data" in caught.value.fix
+    assert "40 images in shards" in caught.value.what and "--eval-data" in caught.value.fix
 
 
 def test_pictures_that_would_be_blown_up_are_refused(train: Path) -> None:

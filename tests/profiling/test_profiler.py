@@ -174,8 +174,8 @@ def test_a_stored_profile_of_this_machine_is_compared_and_of_another_refused(
     assert found.baseline.name == "quick"
     assert found.baseline.ratio_high < 1  # the slow one is not as fast
     assert found.baseline.different is None  # two sessions of one machine differ for reasons of their own
-    assert "whether they differ cannot be told (not interleaved: stored profile)" in "\n".join(describe(found))
-    assert "whether they differ cannot be told" in page(found)
+    assert "whether they differ cannot be decided (not interleaved: stored profile)" in "\n".join(describe(found))
+    assert "whether they differ cannot be decided" in page(found)
     for asked, what in (({"scenario": "offline"}, "taken in scenario 'single', this profile in scenario 'offline'"),
                         ({"scenario": "camera"}, "this profile behind a camera of 25 frames")):  # fmt: skip
         with pytest.raises(InputError, match=what):

@@ -26,7 +26,7 @@ def engine_of(other: BaselineComparison) -> str:
 def difference_message(other: BaselineComparison) -> str:
     """Return in words whether two sides differ."""
     if other.different is None:
-        return "whether they differ stays open"
+        return "whether they differ cannot be decided"
     return "different" if other.different else "no difference shown"
 
 
