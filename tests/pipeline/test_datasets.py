@@ -135,7 +135,8 @@ def test_a_part_of_millions_of_pictures_is_not_held_out(
     monkeypatch.setattr("edgemae.pipeline.datasets.HELD_OUT_FROM_MOST", 39)
     with pytest.raises(DataError) as caught:
         gather(plan(train=packed(train, tmp_path / "shards")))
-    assert "40 images in shards" in caught.value.what and "--eval-data" in caught.value.fix
+    assert "40 images in shards" in caught.value.what
+    assert "--eval-data" in caught.value.fix
 
 
 def test_pictures_that_would_be_blown_up_are_refused(train: Path) -> None:
