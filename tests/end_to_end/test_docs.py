@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import io
+import itertools
 import re
 import runpy
 import shutil
@@ -21,7 +23,9 @@ import typer
 from edgemae.cli import app
 from edgemae.distill.recipes import RECIPES
 from edgemae.pipeline.plan_rules import check_plan
+from edgemae.profiling import records
 from edgemae.retrieval.feature_file import SCHEMAS
+from edgemae.spec import bundle
 from edgemae.spec.plan_loading import load_plan
 from edgemae.spec.plan_schema import Section
 from edgemae.spec.report import Report
@@ -102,6 +106,41 @@ def test_the_architecture_names_every_room() -> None:
     text = (ROOT / "docs" / "architecture.md").read_text("utf-8")
     rooms = {path.parent.name for path in (ROOT / "edgemae").glob("*/__init__.py")}
     assert {room for room in rooms if f"| `{room}/` |" not in text} == set()
+
+
+WALK = re.compile(r"^\| `([\w/]+\.py):([\w.]+)` \| (.+?) \|$", flags=re.MULTILINE)
+
+
+def walks() -> list[list[tuple[str, str, str]]]:
+    """Return the rows (file, function, text) of each walk of the page on architecture."""
+    text = (ROOT / "docs" / "architecture.md").read_text("utf-8")
+    parts = text.split("## Four walks")[1].split("\n## ")[0].split("\n### ")[1:]
+    return [WALK.findall(part) for part in parts]
+
+
+def test_walks_name_functions_that_exist() -> None:
+    found = walks()
+    assert len(found) == 4
+    for file, name, _ in itertools.chain(*found):
+        body: Any = ast.parse((ROOT / "edgemae" / file).read_text("utf-8")).body
+        for part in name.split("."):
+            (node,) = [one for one in body if getattr(one, "name", "") == part]
+            body = node.body
+
+
+def test_walks_enter_a_file_twice_only_with_a_reason() -> None:
+    for rows in walks():
+        entered: list[str] = []
+        for file, _, text in rows:
+            if entered[-1:] != [file]:
+                assert (file in entered) == text.startswith("again: "), file
+                entered.append(file)
+
+
+def test_pages_name_the_schemas_of_this_version() -> None:
+    known = {bundle.SCHEMA, records.SCHEMA, *SCHEMAS}
+    for page in PAGES:
+        assert set(re.findall(r"edgemae\.\w+/\d+", page.read_text("utf-8"))) <= known, page.name
 
 
 def test_the_format_page_names_the_files_beside_a_bundle() -> None:
