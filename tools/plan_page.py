@@ -71,6 +71,11 @@ def toml(value: Any) -> str:
     return json.dumps(value)
 
 
+def default(value: Any) -> str:
+    """Return the cell of a default; TOML has no word for a field that is off."""
+    return "left out" if value is None else f"`{toml(value)}`"
+
+
 def tables(section: Section, path: str = "") -> Iterator[tuple[str, Section]]:
     """Yield (dotted path, table) of a table and of all tables in it; the path of the whole plan is empty."""
     yield path, section
@@ -95,9 +100,8 @@ def chapters() -> Iterator[str]:
             yield f"{title}\n\n{said}{like(*first[kind], fields)}\n"
             continue
         first[kind] = (path, section)
-        rows = [
-            f"| `{name}` | `{toml(value)}` | {cell(texts[kind.__name__][name])} |" for name, value in fields.items()
-        ]
+        said_of = texts[kind.__name__]
+        rows = [f"| `{name}` | {default(value)} | {cell(said_of[name])} |" for name, value in fields.items()]
         head = "| field | default | meaning |\n| --- | --- | --- |"
         yield "\n".join([title, "", f"{said}{inspect.cleandoc(kind.__doc__ or '')}", "", head, *rows, ""])
 

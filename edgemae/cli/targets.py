@@ -11,16 +11,10 @@ if TYPE_CHECKING:
 
 def find_targets(names: Sequence[str | None] | None = None, precisions: Sequence[str] | None = None) -> list[Target]:
     """Return targets by name or TOML file (none: this machine's), kept to some precisions. Raises TargetError."""
-    from edgemae.spec.errors import TargetError
-    from edgemae.spec.target import find_target
+    from edgemae.spec.target import check_targets, find_target
 
     found = [find_target(name or default_target()) for name in names or [None]]
-    if twice := [t.name for i, t in enumerate(found) if t.name in [other.name for other in found[:i]]]:
-        raise TargetError(
-            f"two targets are named '{twice[0]}'",
-            expected="a name of its own for each: it names the bundle",
-            fix="leave one out, or correct `name` in its TOML file",
-        )
+    check_targets(found)
     return [_kept_to(target, precisions) for target in found] if precisions else found
 
 

@@ -18,7 +18,7 @@ _FLOAT_STAGES = ("pruned", "student")
 def evaluate_gates(
     gates: GatePlan, stages: Sequence[StageScore], engines: Sequence[EngineLatency], bundle_size: int
 ) -> tuple[GateVerdict, ...]:
-    """Return one verdict for each limit that is set (> 0).
+    """Return one verdict for each limit that is set: 0 is one, None is off.
 
     Accuracy limits are tested on the stage of every chosen engine (the last stage when none is chosen) and pass only
     when the end of the interval at `gates.confidence` is within the limit. Latency is tested on every chosen engine.
@@ -26,20 +26,19 @@ def evaluate_gates(
     """
     shipped = shipped_stages(stages, engines)
     verdicts = []
-    if gates.max_drop_pts > 0:
-        verdicts.append(_combined([_drop(gates, stage) for stage in shipped], "max_drop_pts", gates.max_drop_pts))
-    if gates.min_agreement > 0:
-        verdicts.append(
-            _combined([_agreement(gates, stage) for stage in shipped], "min_agreement", gates.min_agreement)
-        )
-    if gates.p90_ms > 0:
+    sure = gates.confidence
+    if (limit := gates.max_drop_pts) is not None:
+        verdicts.append(_combined([_drop(limit, sure, stage) for stage in shipped], "max_drop_pts", limit))
+    if (limit := gates.min_agreement) is not None:
+        verdicts.append(_combined([_agreement(limit, sure, stage) for stage in shipped], "min_agreement", limit))
+    if (limit := gates.p90_ms) is not None:
         chosen = [engine for engine in engines if engine.chosen]
-        verdicts.append(_combined([_latency(gates.p90_ms, engine) for engine in chosen], "p90_ms", gates.p90_ms))
-    if gates.size_mib > 0:
+        verdicts.append(_combined([_latency(limit, engine) for engine in chosen], "p90_ms", limit))
+    if (limit := gates.size_mib) is not None:
         mib = bundle_size / 2**20
-        passed = mib <= gates.size_mib
+        passed = mib <= limit
         note = "graphs and golden frames, without the report"
-        verdicts.append(GateVerdict(gate="size_mib", limit=gates.size_mib, value=mib, passed=passed, note=note))
+        verdicts.append(GateVerdict(gate="size_mib", limit=limit, value=mib, passed=passed, note=note))
     return tuple(verdicts)
 
 
@@ -71,8 +70,8 @@ def _combined(verdicts: list[GateVerdict], gate: str, limit: float) -> GateVerdi
     return next((verdict for verdict in verdicts if not verdict.passed), verdicts[-1])
 
 
-def _drop(gates: GatePlan, stage: StageScore) -> GateVerdict:
-    limit, percent = gates.max_drop_pts, f"{gates.confidence * 100:g} %"
+def _drop(limit: float, confidence: float, stage: StageScore) -> GateVerdict:
+    percent = f"{confidence * 100:g} %"
 
     def verdict(value: float | None, passed: bool, note: str) -> GateVerdict:
         return GateVerdict(gate="max_drop_pts", limit=limit, value=value, passed=passed, note=f"{stage.stage}: {note}")
@@ -83,16 +82,16 @@ def _drop(gates: GatePlan, stage: StageScore) -> GateVerdict:
         return verdict(
             None, False, "no labels, so no drop can be shown; give labelled --eval-data or use min_agreement"
         )
-    low, high = (100 * end for end in paired_interval(stage.lost, stage.gained, stage.n, gates.confidence))
+    low, high = (100 * end for end in paired_interval(stage.lost, stage.gained, stage.n, confidence))
     evidence = f"{percent} interval {low:+.2f} to {high:+.2f} points on {stage.n} images"
     if high <= limit:
         return verdict(stage.drop_pts, True, evidence)
-    needed = images_for_drop(stage.lost, stage.gained, stage.n, limit / 100, gates.confidence)
+    needed = images_for_drop(stage.lost, stage.gained, stage.n, limit / 100, confidence)
     return verdict(stage.drop_pts, False, f"{evidence}; {_advice(needed, limit, 'points')}")
 
 
-def _agreement(gates: GatePlan, stage: StageScore) -> GateVerdict:
-    limit, percent = gates.min_agreement, f"{gates.confidence * 100:g} %"
+def _agreement(limit: float, confidence: float, stage: StageScore) -> GateVerdict:
+    percent = f"{confidence * 100:g} %"
 
     def verdict(value: float | None, passed: bool, note: str) -> GateVerdict:
         return GateVerdict(gate="min_agreement", limit=limit, value=value, passed=passed, note=f"{stage.stage}: {note}")
@@ -102,11 +101,11 @@ def _agreement(gates: GatePlan, stage: StageScore) -> GateVerdict:
     if stage.agreement is None:
         return verdict(None, False, "the model has no head, so there are no labels to agree on")
     agreed = round(stage.agreement * stage.n)
-    low, high = wilson(agreed, stage.n, gates.confidence)
+    low, high = wilson(agreed, stage.n, confidence)
     evidence = f"{percent} interval {low:.4f} to {high:.4f} on {stage.n} images"
     if low >= limit:
         return verdict(stage.agreement, True, evidence)
-    needed = images_for_share(agreed, stage.n, limit, gates.confidence)
+    needed = images_for_share(agreed, stage.n, limit, confidence)
     return verdict(stage.agreement, False, f"{evidence}; {_advice(needed, limit, 'agreement')}")
 
 

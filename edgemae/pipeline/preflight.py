@@ -26,7 +26,7 @@ from edgemae.quantize.schemes import schemes_for
 from edgemae.spec.errors import CheckpointError, DataError, EngineMissingError, PlanError
 from edgemae.spec.graph import PixelContract
 from edgemae.spec.plan_schema import Plan, ShapePlan
-from edgemae.spec.target import Target
+from edgemae.spec.target import Target, check_targets
 from edgemae.train.distributed import ProcessGroup
 
 log = logging.getLogger("edgemae")
@@ -38,6 +38,7 @@ def check_models(plan: Plan, targets: list[Target], source: ModelFile | None) ->
     Raises PlanError, CheckpointError and EngineMissingError.
     """
     check_plan(plan)
+    check_targets(targets)
     for target in targets:
         _check_engines(plan, target)
     if source is not None and source.is_student:
@@ -109,10 +110,10 @@ def check_images(
     if any("int8" in target.precisions and schemes_for(target, plan.quantize) for target in targets):
         pixel = begin.pixel if isinstance(begin, Student) else student_pixel(begin.pixel, plan)
         check_calibration(calibration_of(inputs.calibration, pixel, plan.workers))
-    if plan.gates.max_drop_pts and inputs.evaluation.labels is None:
+    if plan.gates.max_drop_pts is not None and inputs.evaluation.labels is None:
         log.warning("gate max_drop_pts will be missed: without labels no drop can be shown")
     for target in targets:
-        if plan.gates.p90_ms and (mismatch := benchmark.machine.mismatch(target)):
+        if plan.gates.p90_ms is not None and (mismatch := benchmark.machine.mismatch(target)):
             log.warning("gate p90_ms will be missed for %s: %s", target.name, mismatch)
 
 

@@ -178,13 +178,14 @@ def _state(folder: Path) -> str:
 
 
 def to_toml(plan: Plan) -> bytes:
-    """Return the plan as TOML, every field written out; `load_plan` reads it back."""
+    """Return the plan as TOML, every field written out that is not off (None); `load_plan` reads it back."""
     lines: list[str] = []
 
     def table(tree: dict[str, Any], path: str) -> None:
         if path:
             lines.append(f"\n[{path}]")
-        lines.extend(f"{key} = {_literal(value)}" for key, value in tree.items() if not isinstance(value, dict))
+        fields = {key: value for key, value in tree.items() if value is not None and not isinstance(value, dict)}
+        lines.extend(f"{key} = {_literal(value)}" for key, value in fields.items())
         for key, value in tree.items():
             if isinstance(value, dict):
                 table(value, f"{path}.{key}" if path else key)

@@ -23,6 +23,7 @@ from edgemae.spec.container import (
 )
 from edgemae.spec.errors import BundleError, BundleSchemaError, InternalError, StorageError
 from edgemae.spec.graph import IoContract, PixelContract, Step
+from edgemae.spec.names import WINDOWS_DEVICES
 from edgemae.spec.report import EngineLatency, GateVerdict, ProfileSummary
 from edgemae.spec.target import Target
 
@@ -30,7 +31,6 @@ SCHEMA = "edgemae.bundle/2"
 WRITERS = {"edgemae.bundle/1": "a development version of edgemae before 0.1.0"}  # of schemas that are read no more
 EXTENSIONS = (".json", ".onnx", ".xml", ".bin", ".npy", ".png", ".md", ".html")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*){0,3}\Z")
-_DEVICES = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\.|$)")  # names that Windows opens as hardware
 
 
 class Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -258,7 +258,7 @@ def _check(manifest: Manifest) -> None:
 def _check_name(name: str) -> None:
     parts = name.casefold().split("/")
     fine = len(name) <= 200 and _NAME.match(name) and name.endswith(EXTENSIONS)
-    if not fine or any(_DEVICES.match(part) or part.endswith(".") for part in parts):
+    if not fine or any(WINDOWS_DEVICES.match(part) or part.endswith(".") for part in parts):
         raise corrupt(
             f"the manifest lists the name {name!r}",
             f"at most four parts of letters, digits, '.', '_', '-', ending in one of {' '.join(EXTENSIONS)}",

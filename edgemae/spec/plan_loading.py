@@ -12,6 +12,7 @@ import msgspec
 from edgemae.spec.errors import PlanError, check_named, nearest
 from edgemae.spec.plan_schema import Plan
 from edgemae.spec.presets import NAMES, preset, preset_for
+from edgemae.spec.toml_file import check_tree, decode_toml, read_toml
 
 log = logging.getLogger("edgemae")
 RENAMED = {"quantize.aware_when": "quantize.qat_when", "quantize.aware": "quantize.qat"}  # before 0.1.0: today
@@ -30,20 +31,7 @@ def load_plan(
     """
     tree: dict[str, Any] = {}
     if path is not None:
-        try:
-            tree = msgspec.toml.decode(Path(path).read_bytes())
-        except OSError as error:
-            raise PlanError(
-                f"plan file '{path}' cannot be read: {error.strerror}",
-                expected="a TOML file",
-                fix="check the path of --plan",
-            ) from error
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            raise PlanError(
-                f"plan file '{path}' is not valid TOML: {error}",
-                expected="TOML tables such as [distill] and [gates]",
-                fix="see examples/plan.toml",
-            ) from error
+        tree = read_toml(Path(path), "plan file", PlanError)
     for key, value in (flags or {}).items():
         if value is not None:
             _put(tree, key, value)
@@ -88,6 +76,7 @@ def _merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
 
 def plan_from(tree: dict[str, Any]) -> Plan:
     """Return a plan from nested dictionaries, its fields and types checked. Raises PlanError."""
+    check_tree(tree, "the plan", PlanError)
     _refuse_renamed(tree)
     try:
         plan = msgspec.convert(tree, Plan)
@@ -109,8 +98,8 @@ def plan_tree(value: msgspec.Struct) -> dict[str, Any]:
 def _value(raw: str) -> Any:
     """Return a TOML value; a bare word is a string."""
     try:
-        return msgspec.toml.decode(f"value = {raw}")["value"]
-    except msgspec.DecodeError:
+        return decode_toml(f"value = {raw}")["value"]
+    except ValueError:
         return raw
 
 

@@ -144,13 +144,13 @@ class QuantizePlan(Section, frozen=True):
 
 
 class GatePlan(Section, frozen=True):
-    """Limits that a bundle must be shown to meet. Zero switches a limit off."""
+    """Limits that a bundle must be shown to meet. One that is left out is off; 0 is the strictest that can be asked."""
 
-    max_drop_pts: float = 0.0  # points of top-1 that the shipped graph may lose to the float student
+    max_drop_pts: float | None = None  # points of top-1 that the shipped graph may lose to the float student
     confidence: float = 0.95  # confidence of the intervals that decide the gates
-    p90_ms: float = 0.0  # 90th percentile of one inference, in milliseconds
-    size_mib: float = 0.0  # size of the bundle, in MiB
-    min_agreement: float = 0.0  # share of evaluation images on which the shipped graph and the float student agree
+    p90_ms: float | None = None  # 90th percentile of one inference, in milliseconds
+    size_mib: float | None = None  # size of the bundle, in MiB
+    min_agreement: float | None = None  # share of evaluation images on which shipped graph and float student agree
 
 
 class ScalePlan(Section, frozen=True):

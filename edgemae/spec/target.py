@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
 
 from edgemae.spec.errors import TargetError, nearest
+from edgemae.spec.names import MOST_LETTERS, require_file_name
+from edgemae.spec.toml_file import read_toml
 
 ENGINE_NAMES = ("tensorrt", "openvino", "onnxruntime")
 PRECISIONS = ("int8", "fp16", "fp32")
+STAGES = "stages"  # the folder of a compile's stages, beside those of its targets
+MOST = {"threads": 1024, "width_multiple": 65536, "memory_mib": 1 << 30}  # of the numbers of a target; the least is 1
 
 
 class Target(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -49,7 +55,7 @@ def find_target(name_or_path: str | Path) -> Target:
     text = str(name_or_path)
     if text.endswith(".toml"):
         path = Path(text)
-        if not path.is_file():
+        if not os.path.exists(text):
             raise TargetError(
                 f"target file '{path}' does not exist",
                 expected="a TOML file such as those in targets/",
@@ -69,13 +75,20 @@ def find_target(name_or_path: str | Path) -> Target:
 
 def _read(path: Path) -> Target:
     try:
-        target = msgspec.toml.decode(path.read_bytes(), type=Target)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        target = msgspec.convert(read_toml(path, "target file", TargetError), Target)
+    except msgspec.ValidationError as error:
         raise TargetError(
             f"target file '{path}' cannot be read: {_with_hint(str(error))}",
             expected=f"the keys {', '.join(Target.__struct_fields__)}",
             fix="compare it with one of the files in targets/",
         ) from error
+    check_target(target, f"target file '{path}'")
+    return target
+
+
+def check_target(target: Target, where: str) -> None:
+    """Raise TargetError, which begins with `where`, for values that no device has or that no file can be named by."""
+    require_file_name(f"{where}: name", target.name, TargetError)
     for key, values, allowed in (
         ("engines", target.engines, ENGINE_NAMES),
         ("precisions", target.precisions, PRECISIONS),
@@ -83,17 +96,38 @@ def _read(path: Path) -> Target:
         for value in values:
             if value not in allowed:
                 raise TargetError(
-                    f"target file '{path}': {key} holds '{value}'.{nearest(value, list(allowed))}",
+                    f"{where}: {key} holds '{value}'.{nearest(value, list(allowed))}",
                     expected=f"values among {', '.join(allowed)}",
                     fix=f"correct `{key}` in that file",
                 )
-    if not target.engines or not target.precisions or target.threads < 1 or target.width_multiple < 1:
-        raise TargetError(
-            f"target file '{path}' has an empty list or a number below 1",
-            expected="at least one engine and one precision, threads >= 1, width_multiple >= 1",
-            fix="correct those values in that file",
-        )
-    return target
+        if not values or len(set(values)) < len(values):
+            raise TargetError(
+                f"{where}: {key} is an empty list, or holds a value twice",
+                expected=f"at least one of {', '.join(allowed)}, each once",
+                fix=f"correct `{key}` in that file",
+            )
+    for key, most in MOST.items():
+        number = getattr(target, key)
+        if not 1 <= number <= most:
+            raise TargetError(
+                f"{where}: {key} is {number}", expected=f"1 to {most}", fix=f"correct `{key}` in that file"
+            )
+
+
+def check_targets(targets: Sequence[Target]) -> None:
+    """Raise TargetError unless every target is sound and has a name of its own: it names a bundle and a folder."""
+    taken = {STAGES}
+    for target in targets:
+        check_target(target, f"target '{target.name[:MOST_LETTERS]}'")
+        if target.name.casefold() in taken:
+            twice = target.name.casefold() != STAGES
+            raise TargetError(
+                f"two targets are named '{target.name}'" if twice else f"a target is named '{STAGES}'",
+                expected="a name of its own for each, whatever the case: it names the bundle and its folder"
+                + ("" if twice else f", in which '{STAGES}' holds the stages"),
+                fix="leave one out, or correct `name` in its TOML file",
+            )
+        taken.add(target.name.casefold())
 
 
 def _with_hint(message: str) -> str:

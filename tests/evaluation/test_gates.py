@@ -63,6 +63,13 @@ TABLE = [
     ({"p90_ms": 2.0}, [STUDENT], [engine(p90_ms=1.0), engine("fp32", p90_ms=3.0)], 1, False, "fp32"),
     ({"size_mib": 2.0}, [STUDENT], [], 2 * 2**20, True, "without the report"),
     ({"size_mib": 2.0}, [STUDENT], [], 2 * 2**20 + 1, False, "without the report"),
+    # 0 is the strictest limit: met where the float student itself ships, or where int8 is proved to be better.
+    ({"max_drop_pts": 0.0}, [STUDENT, moved(0, 0, 1000)], [], 1, False, "would not help"),
+    ({"max_drop_pts": 0.0}, [STUDENT, moved(1, 5, 1000)], [], 1, False, "at these rates 1441 would"),
+    ({"max_drop_pts": 0.0}, [STUDENT, moved(1, 50, 1000)], [], 1, True, "interval"),
+    ({"max_drop_pts": 0.0}, [STUDENT, moved(9, 0, 900)], [engine("fp32")], 1, True, "float student itself"),
+    ({"p90_ms": 0.0}, [STUDENT], [engine(p90_ms=0.1)], 1, False, "p90 of 500 runs"),
+    ({"size_mib": 0.0}, [STUDENT], [], 1, False, "without the report"),
 ]  # fmt: skip
 
 

@@ -160,10 +160,10 @@ def test_checking_an_output_creates_nothing(tmp_path: Path) -> None:
 
 
 @given(
-    name=st.text(max_size=20),
+    name=st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=20),
     lr=st.floats(min_value=1e-12, max_value=1e9),
     mean=st.lists(st.floats(min_value=0, max_value=1), max_size=3),
-    schemes=st.lists(st.text(max_size=5), max_size=2),
+    schemes=st.lists(st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=5), max_size=2),
 )
 def test_the_plan_in_toml_is_the_same_plan(name: str, lr: float, mean: list[float], schemes: list[str]) -> None:
     plan = plan_from({"name": name, "pretrain": {"lr": lr}, "data": {"mean": mean}, "quantize": {"schemes": schemes}})
