@@ -268,7 +268,7 @@ def _no_variant_error(bundle: Bundle, failures: list[tuple[Variant, EdgemaeError
     fixes = list(dict.fromkeys(error.fix for _, error in failures))
     kind = EngineMissingError if all(isinstance(e, EngineMissingError) for _, e in failures) else EngineRuntimeError
     return kind(
-        f"no engine can run '{bundle.path}' here: {reasons or 'it has no variants'}",
+        f"no engine can run '{bundle.path}' here: {reasons}",
         expected="one of its engines that is installed and works",
-        fix=" or ".join(fixes) or "compile the bundle again",
+        fix=" or ".join(fixes),
     )

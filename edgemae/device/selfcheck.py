@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -12,6 +13,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from edgemae.device.camera.image_header import declared_px
 from edgemae.device.preprocess import ImageBGR, as_bgr, decode, preprocess
 from edgemae.device.session import Session
 from edgemae.spec.bundle import Bundle, Golden, Variant
@@ -19,6 +21,9 @@ from edgemae.spec.errors import BundleCorruptError, InternalError, SelfCheckErro
 from edgemae.spec.graph import PixelContract
 
 TOKENS = "-tokens"
+PNG = b"\x89PNG\r\n\x1a\n"
+MAX_FRAME_PX = 2**24  # of a golden frame: 48 MiB as BGR; edgemae writes at most twice the input's sides
+MAX_HEADER = 1024  # bytes; NumPy writes 118
 GOLDEN_TOKENS = 8  # patches of each golden frame that are kept: 24 KB a variant at 8 frames of 96 wide
 
 
@@ -78,30 +83,42 @@ def golden_files(
 
 
 def check(session: Session, bundle: Bundle, variant: Variant) -> Check:
-    """Run the golden frames through pixels and engine. Raises SelfCheckError with the figures when either moved."""
+    """Run the golden frames through pixels and engine. Raises SelfCheckError with the figures when either moved, and
+    BundleCorruptError for golden files that are not what the manifest says."""
     manifest = bundle.manifest
-    names = {spec.name for spec in manifest.io.outputs}
-    output = "logits" if "logits" in names else "embedding"
+    shapes = {spec.name: spec.shape[1:] for spec in manifest.io.outputs}
+    output = "logits" if "logits" in shapes else "embedding"
+    count = len(manifest.golden.frames)
+    reference = _array(bundle, variant.golden, (count, *shapes[output]), "float32").astype(np.float64)
     rows, patches, took_ns = [], [], []
     for frame_name, tensor_name in zip(manifest.golden.frames, manifest.golden.tensors, strict=True):
         tensor = _golden_tensor(bundle, frame_name, tensor_name)
         start = time.perf_counter_ns()
-        outputs_of_frame = session(tensor)
+        outputs = session(tensor)
         took_ns.append(time.perf_counter_ns() - start)
-        rows.append(outputs_of_frame[output].reshape(-1).astype(np.float64))
-        if "tokens" in names:
-            patches.append(some_tokens(outputs_of_frame["tokens"]))
+        _require_outputs(outputs, shapes, variant)
+        rows.append(outputs[output].reshape(-1).astype(np.float64))
+        if "tokens" in shapes:
+            patches.append(some_tokens(outputs["tokens"]))
     if patches:
-        _compare_tokens(np.stack(patches), _array(bundle, golden_name(variant.id, TOKENS)), variant)
-    reference = _array(bundle, variant.golden).astype(np.float64)
-    found = np.stack(rows) if rows else np.zeros((0, 0))
-    if not rows or reference.shape != found.shape:
-        raise SelfCheckError(
-            f"{variant.id} gave outputs of shape {found.shape}",
-            expected=f"{reference.shape}, and at least one golden frame",
-            fix="compile the bundle again",
-        )
-    return replace(_compare(found, reference, variant, output), first_ms=took_ns[0] / 1e6)
+        name = golden_name(variant.id, TOKENS)
+        _compare_tokens(np.stack(patches), _array(bundle, name, (count, patches[0].size), "float32"), variant)
+    return replace(_compare(np.stack(rows), reference, variant, output), first_ms=took_ns[0] / 1e6)
+
+
+def _require_outputs(
+    outputs: Mapping[str, NDArray[Any]], shapes: Mapping[str, tuple[int, ...]], variant: Variant
+) -> None:
+    """Refuse a graph that does not give what the manifest's `io` lists."""
+    for name, shape in shapes.items():
+        found = outputs.get(name)
+        if found is None or found.dtype != np.float32 or found.shape != (1, *shape):
+            gave = "no such output" if found is None else f"{found.dtype} {found.shape}"
+            raise SelfCheckError(
+                f"{variant.id} gave {gave} for '{name}'",
+                expected=f"float32 {(1, *shape)}, as the manifest lists it",
+                fix="compile the bundle again",
+            )
 
 
 def _compare(found: NDArray[np.float64], reference: NDArray[np.float64], variant: Variant, output: str) -> Check:
@@ -152,14 +169,18 @@ def _compare_tokens(found: NDArray[np.float64], reference: NDArray[Any], variant
 
 def _golden_tensor(bundle: Bundle, frame_name: str, tensor_name: str) -> NDArray[Any]:
     """Return the tensor of a golden frame, after showing that this machine makes the very same one."""
-    pixel = bundle.manifest.pixel
-    frame = decode(bundle.read(frame_name), pixel)
+    io, pixel, png = bundle.manifest.io, bundle.manifest.pixel, bundle.read(frame_name)
+    golden = _array(bundle, tensor_name, (1, *io.inputs[0].shape[1:]), io.dtype)
+    frame = decode(png, pixel) if png.startswith(PNG) and 0 < declared_px(png) <= MAX_FRAME_PX else None
     if frame is None:
-        raise BundleCorruptError(f"'{frame_name}' is no image", expected="a PNG", fix="compile the bundle again")
-    tensor = preprocess(as_bgr(frame, bundle.manifest.golden.color), pixel, bundle.manifest.io.dtype)
-    golden = _array(bundle, tensor_name)
-    if (tensor.shape, tensor.dtype) != (golden.shape, golden.dtype) or not np.array_equal(tensor, golden):
-        moved = int((tensor != golden).sum()) if tensor.shape == golden.shape else tensor.size
+        raise BundleCorruptError(
+            f"'{frame_name}' is no golden frame",
+            expected=f"a PNG of at most {MAX_FRAME_PX} px",
+            fix="compile the bundle again",
+        )
+    tensor = preprocess(as_bgr(frame, bundle.manifest.golden.color), pixel, io.dtype)
+    if not np.array_equal(tensor, golden):
+        moved = int((tensor != golden).sum())
         raise SelfCheckError(
             f"preprocessing differs on this machine: {moved} of {tensor.size} values of '{frame_name}', "
             f"OpenCV {cv2.__version__}",
@@ -169,14 +190,32 @@ def _golden_tensor(bundle: Bundle, frame_name: str, tensor_name: str) -> NDArray
     return tensor
 
 
-def _array(bundle: Bundle, name: str) -> NDArray[Any]:
+def _array(bundle: Bundle, name: str, shape: tuple[int, ...], dtype: str) -> NDArray[Any]:
+    """Return an array of the bundle that has this shape and type. They are compared before memory is taken."""
+    data = bundle.read(name)
+    wanted = f"{dtype} {shape}"
     try:
-        array: NDArray[Any] = np.load(io.BytesIO(bundle.read(name)), allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
+        file = io.BytesIO(data)
+        version = np.lib.format.read_magic(file)
+        if version != (1, 0):
+            raise ValueError(f"it has format {version}")
+        found = np.lib.format.read_array_header_1_0(file, max_header_size=MAX_HEADER)
+    except (ValueError, EOFError, OSError, SyntaxError, TypeError, RecursionError, MemoryError) as error:
         raise BundleCorruptError(
-            f"'{name}' is not an array: {error}", expected="a .npy file of numbers", fix="compile the bundle again"
+            f"'{name}' is not an array: {str(error)[:200]}",
+            expected=f"a .npy of {wanted}",
+            fix="compile the bundle again",
         ) from error
-    return array
+    if (
+        found != (shape, False, np.dtype(dtype))
+        or len(data) - file.tell() != math.prod(shape) * np.dtype(dtype).itemsize
+    ):
+        raise BundleCorruptError(
+            f"'{name}' is an array of {str(found[2])[:40]} {str(found[0])[:80]} in {len(data)} bytes",
+            expected=f"a .npy of {wanted}, row by row",
+            fix="compile the bundle again",
+        )
+    return np.frombuffer(data, dtype, offset=file.tell()).reshape(shape)
 
 
 def _dump(array: NDArray[Any]) -> bytes:

@@ -23,6 +23,7 @@ from edgemae.spec.container import (
 )
 from edgemae.spec.errors import BundleError, BundleSchemaError, InternalError, StorageError
 from edgemae.spec.graph import IoContract, PixelContract, Step
+from edgemae.spec.manifest_rules import wrong_in_manifest
 from edgemae.spec.names import WINDOWS_DEVICES
 from edgemae.spec.report import EngineLatency, GateVerdict, ProfileSummary
 from edgemae.spec.target import Target
@@ -253,6 +254,12 @@ def _check(manifest: Manifest) -> None:
             raise corrupt(f"the manifest uses '{name}' and does not list it")
     if len(manifest.golden.frames) != len(manifest.golden.tensors):
         raise corrupt("the golden set has not one tensor for each frame")
+    if (wrong := next(wrong_in_manifest(manifest), None)) is not None:
+        raise BundleSchemaError(
+            f"the manifest cannot be used: {wrong}",
+            expected="values that have a meaning on a device, as docs/bundle-format.md lists them",
+            fix="compile the bundle again, or ask whoever wrote it",
+        )
 
 
 def _check_name(name: str) -> None:

@@ -44,12 +44,12 @@ def test_a_right_engine_passes_with_figures(make_bundle: Callable[..., Path], bo
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda out: {"logits": out["logits"] + 0.01}, r" 0\.01,"),
-        (lambda out: {"logits": -out["logits"]}, r" -1\.0"),
-        (lambda out: {"logits": out["logits"] * 0}, r" 0\.0"),
-        (lambda out: {"logits": out["logits"] * np.nan}, " nan, 0 "),
-        (lambda out: {"logits": out["logits"][:, ::-1]}, r">= 0\.9999"),
-        (lambda out: {"logits": out["logits"][:, :4]}, r"\(3, 4\)"),
+        (lambda out: out | {"logits": out["logits"] + np.float32(0.01)}, r" 0\.01,"),
+        (lambda out: out | {"logits": -out["logits"]}, r" -1\.0"),
+        (lambda out: out | {"logits": out["logits"] * 0}, r" 0\.0"),
+        (lambda out: out | {"logits": out["logits"] * np.nan}, " nan, 0 "),
+        (lambda out: out | {"logits": out["logits"][:, ::-1]}, r">= 0\.9999"),
+        (lambda out: out | {"logits": out["logits"][:, :4]}, r"\(1, 4\)"),
     ],
     ids=["shifted", "negated", "zero", "nan", "reversed", "cut"],
 )
@@ -69,11 +69,11 @@ def test_a_changed_label_is_refused_within_the_other_tolerances(make_bundle: Cal
     def swap(out: Outputs) -> Outputs:
         logits = out["logits"].copy()
         order = np.argsort(logits[0])
-        logits[0, order[[-1, -2]]] = logits[0, order[[-2, -1]]]
-        return {"logits": logits}
+        logits[0, order[[-1, -2]]] = logits[0, order[[-1, -2]]].mean() + np.array([-1e-3, 1e-3], np.float32)
+        return out | {"logits": logits}
 
     def edit(manifest: Manifest, files: dict[str, bytes]) -> Manifest:
-        wide = Tolerance(cosine_min=-1.0, max_abs=1e9)
+        wide = Tolerance(cosine_min=0.95, max_abs=1e4)
         loose = msgspec.structs.replace(wide, top1=False)
         first, second = manifest.variants
         variants = (msgspec.structs.replace(first, tolerance=wide), msgspec.structs.replace(second, tolerance=loose))
@@ -91,7 +91,7 @@ def test_a_changed_label_is_refused_within_the_other_tolerances(make_bundle: Cal
     [
         ({"kernel": "linear"}, r"golden/frame-00\.png"),
         ({"color": "BGR"}, r"OpenCV \d"),
-        ({"image_px": 16}, r"768 of 768 values of 'golden/frame-00\.png'"),
+        ({"mean": (0.1, 0.2, 0.3)}, r"3072 of 3072 values of 'golden/frame-00\.png'"),
     ],
 )
 def test_pixels_that_differ_in_one_bit_are_refused(
@@ -137,19 +137,7 @@ def test_pickled_arrays_are_refused(make_bundle: Callable[..., Path], box: Targe
         return manifest
 
     bundle = open_bundle(make_bundle(edit=edit))
-    with moved(bundle, box, lambda out: out) as session, pytest.raises(BundleCorruptError, match="allow_pickle=False"):
-        check(session, bundle, bundle.manifest.variants[0])
-
-
-def test_a_bundle_without_golden_frames_proves_nothing(make_bundle: Callable[..., Path], box: Target) -> None:
-    def edit(manifest: Manifest, files: dict[str, bytes]) -> Manifest:
-        return msgspec.structs.replace(manifest, golden=msgspec.structs.replace(manifest.golden, frames=(), tensors=()))
-
-    bundle = open_bundle(make_bundle(edit=edit))
-    with (
-        moved(bundle, box, lambda out: out) as session,
-        pytest.raises(SelfCheckError, match="at least one golden frame"),
-    ):
+    with moved(bundle, box, lambda out: out) as session, pytest.raises(BundleCorruptError, match="array of object"):
         check(session, bundle, bundle.manifest.variants[0])
 
 
@@ -159,7 +147,7 @@ def test_a_bundle_without_golden_frames_proves_nothing(make_bundle: Callable[...
         (lambda tokens: tokens * 1.2, r"tokens .* 1\.0"),
         (lambda tokens: tokens[:, ::-1], r"tokens .* 0\."),
         (lambda tokens: tokens * np.nan, "tokens .* nan"),
-        (lambda tokens: tokens[:, :, :16], r"tokens .*\(8, 128\)"),
+        (lambda tokens: tokens[:, :, :16], r"\(1, \d+, 16\) for 'tokens'"),
     ],
     ids=["scaled", "reversed", "nan", "cut"],
 )

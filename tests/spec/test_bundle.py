@@ -23,6 +23,7 @@ from edgemae.spec import bundle as room
 from edgemae.spec import container
 from edgemae.spec.bundle import (
     EXTENSIONS,
+    FileEntry,
     Golden,
     Manifest,
     Tolerance,
@@ -69,7 +70,7 @@ def manifest(**changes: Any) -> Manifest:
         "target": TARGET,
         "io": IoContract(
             inputs=(TensorSpec(name="pixels", dtype="float32", shape=(1, 3, 32, 32)),),
-            outputs=(TensorSpec(name="logits", dtype="float32", shape=(1, 10)),),
+            outputs=(TensorSpec(name="logits", dtype="float32", shape=(1, 2)),),
         ),
         "pixel": PixelContract(image_px=32),
         "labels": ("null", "één"),
@@ -191,17 +192,30 @@ def test_the_container_is_the_zip_that_every_tool_reads(tmp_path: Path) -> None:
 
 def test_the_manifest_has_these_bytes() -> None:
     """Golden bytes: if this fails, bundles in the field may stop opening. Never update it without a new schema."""
-    small = manifest(labels=(), variants=(), golden=Golden(frames=(), tensors=()), history=(), gates=(), latency=())
+    listed = FileEntry(sha256="0" * 64, size=1)
+    variant = Variant(engine="onnxruntime", files=("g.onnx",), precision="fp32", golden="a.npy",
+                      tolerance=Tolerance(cosine_min=0.999, max_abs=0.5))  # fmt: skip
+    small = manifest(
+        labels=("a", "b"), variants=(variant,), golden=Golden(frames=("f.png",), tensors=("f.npy",)), history=(),
+        gates=(), latency=(), files=dict.fromkeys(("a.npy", "f.npy", "f.png", "g.onnx"), listed),
+    )  # fmt: skip
+    entry = b'{"sha256":"' + b"0" * 64 + b'","size":1}'
+    files = b",".join(b'"%s":%s' % (name, entry) for name in (b"a.npy", b"f.npy", b"f.png", b"g.onnx"))
     assert encode_manifest(small) == (
-        b'{"baseline_stats":{},"created":"2025-01-02T03:04:05Z","files":{},"gates":[],"golden":{"color":"BGR","frames":[]'
-        b',"tensors":[]},"history":[],"io":{"inputs":[{"dtype":"float32","name":"pixels","shape":[1,3,32,32]}],"outputs":'
-        b'[{"dtype":"float32","name":"logits","shape":[1,10]}]},"labels":[],"latency":[],"licence":'
+        b'{"baseline_stats":{},"created":"2025-01-02T03:04:05Z","files":{'
+        + files
+        + b'},"gates":[],"golden":{"color":"BGR",'
+        b'"frames":["f.png"],"tensors":["f.npy"]},"history":[],"io":{"inputs":[{"dtype":"float32","name":"pixels","shape":[1,3,32,32]}],"outputs":'
+        b'[{"dtype":"float32","name":"logits","shape":[1,2]}]},"labels":["a","b"],"latency":[],"licence":'
         b'"Apache-2.0","machine":{"cores":2,"cpu":"x"},"name":"digits","pixel":{"channels":3,"color":"RGB",'
         b'"crop_fraction":1.0,"exif":"apply","image_px":32,"kernel":"area-linear","mean":[0.485,0.456,0.406],'
         b'"resize":"short-side","rotation_deg":0,"std":[0.229,0.224,0.225]},"previous":null,"profiles":[],"schema":"edgemae.bundle/2",'
         b'"status":"passed","target":{"arch":"x86_64","compute_capability":"","engines":["openvino","onnxruntime"],'
         b'"isa":"avx2_vnni","max_isa":"","memory_mib":1024,"name":"box","notes":"","precisions":["int8","fp32"],"source":'
-        b'"made up","threads":2,"title":"a box","width_multiple":16},"variants":[],"version":3}\n'
+        b'"made up","threads":2,"title":"a box","width_multiple":16},"variants":[{"engine":"onnxruntime","files":'
+        b'["g.onnx"],"golden":"a.npy","precision":"fp32","reason":"","scheme":"","tolerance":{"cosine_min":0.999,"max_abs":0.5,'
+        b'"top1":true}}],'
+        b'"version":3}\n'
     )
 
 
@@ -326,8 +340,8 @@ def test_every_single_bit_flip_is_refused_and_the_manifest_not_parsed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """All bits of all headers, of the digest and of the directory; 1,000 bits of manifest and files."""
-    files = {name: FILES[name] for name in ("graph/fp32.onnx", "golden/a.npy")}
-    small = manifest(variants=manifest().variants[1:], golden=Golden(frames=(), tensors=()))
+    files = {name: data for name, data in FILES.items() if not name.startswith("openvino/")}
+    small = manifest(variants=manifest().variants[1:])
     path = write_bundle(tmp_path / "a.edgemae", small, files)
     blob = path.read_bytes()
     with zipfile.ZipFile(path) as archive:

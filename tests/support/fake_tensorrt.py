@@ -197,7 +197,7 @@ def jetson(gpu: Target, monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleNames
     fc = {"Name": "fc", "LayerType": "gemm", "Inputs": [port], "Outputs": [port],
           "Metadata": "[ONNX Layer: blocks.0.mlp.fc1]\x1e[ONNX Layer: gelu.23]"}  # fmt: skip
     fake.layers = {"json": {"Layers": [fc, "a bare name"]}}
-    parser = SimpleNamespace(parse=lambda data: fake.parses, num_errors=0)
+    parser = SimpleNamespace(parse=lambda data, path: fake.parses, num_errors=0)
     module = SimpleNamespace(
         __name__="tensorrt",
         __version__="10.3.0",

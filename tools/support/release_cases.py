@@ -213,7 +213,7 @@ MANIFESTS = [
     ("pixel.image_px", 0), ("pixel.image_px", -32), ("pixel.image_px", 10**9), ("pixel.channels", 7),
     ("pixel.color", "CMYK"), ("pixel.resize", "liquid"), ("pixel.kernel", "lanczos9"), ("pixel.crop_fraction", 0.0),
     ("pixel.crop_fraction", 1e300), ("pixel.mean", []), ("pixel.std", [0.0]), ("pixel.exif", "maybe"),
-    ("pixel.rotation_deg", 45), ("labels", ["0"]), ("labels", []), ("target.threads", 10**6), ("target.threads", 0),
+    ("pixel.rotation_deg", 45), ("labels", ["0"]), ("labels", ["0"] * 10), ("target.threads", 10**6), ("target.threads", 0),
     ("target.engines", []), ("target.name", "../../etc"), ("name", "../../etc"), ("name", ""),
     ("variants", []), ("variants.0.engine", "abacus"), ("variants.0.precision", "int3"), ("variants.0.files", []),
     ("variants.0.tolerance.cosine_min", -2.0), ("variants.0.tolerance.max_abs", 1e300),

@@ -11,7 +11,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from edgemae.device.engines._external_data import refuse_external_data
+from edgemae.device.engines._external_data import private_folder, refuse_external_data
 from edgemae.device.hardware.cpu_features import u8s8_saturates
 from edgemae.device.operators import PRECISION, VALUE_BYTES, Operator, Shape, bytes_of, macs_of
 from edgemae.device.session import (
@@ -28,6 +28,7 @@ from edgemae.spec.target import Target
 
 NAME = "onnxruntime"
 MODULES = ("onnxruntime",)
+_PATHS_BELOW = "session.model_external_initializers_file_folder_path"
 NEEDS = "pip install 'edgemae[onnxruntime]'"
 
 
@@ -50,8 +51,7 @@ def build(files: Mapping[str, bytes], target: Target) -> bytes:
 def load(blob: bytes, target: Target) -> Session:
     """Return a session on `target.threads` threads."""
     runtime = library(NAME, MODULES, NEEDS)
-    with engine_errors(NAME, "load the graph"):
-        session = runtime.InferenceSession(blob, _options(runtime, target), providers=["CPUExecutionProvider"])
+    session = _session(runtime, blob, _options(runtime, target))
     pixels = session.get_inputs()[0].name
     outputs = [output.name for output in session.get_outputs()]
 
@@ -61,11 +61,17 @@ def load(blob: bytes, target: Target) -> Session:
     return Session(NAME, run, _nothing)
 
 
+def _session(runtime: Any, graph: bytes, options: Any) -> Any:
+    """Return a session of a graph whose paths, if it had any, would lead into an empty folder."""
+    with private_folder() as folder, engine_errors(NAME, "load the graph"):
+        options.add_session_config_entry(_PATHS_BELOW, str(folder))
+        return runtime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+
+
 def input_dtype(graph: bytes) -> str:
     """Return the type of a graph's input, as numpy names it. Raises EngineRuntimeError."""
     runtime = library(NAME, MODULES, NEEDS)
-    with engine_errors(NAME, "read the graph"):
-        kind = str(runtime.InferenceSession(graph, providers=["CPUExecutionProvider"]).get_inputs()[0].type)
+    kind = str(_session(runtime, graph, runtime.SessionOptions()).get_inputs()[0].type)
     return {"tensor(float)": "float32", "tensor(uint8)": "uint8"}.get(kind, kind)
 
 
@@ -77,8 +83,7 @@ def instrument(files: Mapping[str, bytes], target: Target) -> Instrumented:
     options = _options(runtime, target)
     options.enable_profiling = True
     options.profile_file_prefix = str(Path(folder.name) / "trace")
-    with engine_errors(NAME, "load the graph"):
-        session = runtime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+    session = _session(runtime, graph, options)
     pixels = session.get_inputs()[0].name
 
     def finish() -> list[Operator]:

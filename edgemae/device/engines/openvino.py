@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgemae.device.engines._external_data import refuse_external_data
+from edgemae.device.engines._external_data import private_folder, refuse_external_data
 from edgemae.device.operators import PRECISION, Operator, Shape, bytes_of, macs_of
 from edgemae.device.session import (
     Engine,
@@ -82,8 +82,11 @@ def _read(core: Any, files: Mapping[str, bytes]) -> Any:
             return core.read_model(network, weights)
     graph = only_file(NAME, files, ".onnx")
     refuse_external_data(graph)
-    with engine_errors(NAME, "read the graph"):
-        return core.read_model(graph)
+    # Of a graph in memory OpenVINO reads any path, below the working folder or absolute; of one in a file it refuses
+    # those that lead out of the file's folder.
+    with private_folder() as folder, engine_errors(NAME, "read the graph"):
+        (folder / "graph.onnx").write_bytes(graph)
+        return core.read_model(folder / "graph.onnx")
 
 
 def load(blob: bytes, target: Target) -> Session:

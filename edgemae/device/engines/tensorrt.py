@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from edgemae.device.engine_cache import compiled
 from edgemae.device.engines._cuda import Cuda, driver
-from edgemae.device.engines._external_data import refuse_external_data
+from edgemae.device.engines._external_data import private_folder, refuse_external_data
 from edgemae.device.engines._tensorrt_layers import Watch, products_of
 from edgemae.device.operators import Operator
 from edgemae.device.session import Engine, Instrumented, Session, Tensors, engine_errors, library, only_file
@@ -72,7 +72,9 @@ def _read(trt: Any, builder: Any, graph: bytes, logger: Any) -> Any:
     """Return the network of an ONNX file. Raises EngineRuntimeError with the parser's own words."""
     network = builder.create_network(_network_flags(trt))
     parser = trt.OnnxParser(network, logger)
-    if not parser.parse(graph):
+    with private_folder() as folder:
+        parsed = parser.parse(graph, str(folder / "graph.onnx"))
+    if not parsed:
         raise _failure("read the graph", [_quote(parser.get_error(i)) for i in range(parser.num_errors)])
     return network
 
