@@ -69,7 +69,7 @@ MOST_VALUES = 64  # of a list
 def _ranges(plan: Plan) -> Iterator[Rule]:
     """Yield the rules of single numbers, of lists and of whole shapes."""
     for path, (least, most) in RANGES.items():
-        value: Any = functools.reduce(getattr, path.split("."), plan)  # type: ignore[arg-type]
+        value: Any = functools.reduce(getattr, path.split("."), plan)
         yield path, value, value is None or least <= value <= most, f"{least:g} to {most:g}"
     agreed = plan.gates.min_agreement
     yield "gates.min_agreement", agreed, agreed is None or 0 < agreed <= 1, "above 0 and at most 1: 0 demands nothing"
