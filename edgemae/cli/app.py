@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import typer
-
 from edgemae.cli.exit_codes import (
     Verbs,
 )
 from edgemae.cli.options import (
     Version,
 )
+from edgemae.cli.path_options import App
 
-app = typer.Typer(
+app = App(
     name="edgemae", cls=Verbs, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
     rich_markup_mode=None,
     # --max_drop is read as --max-drop: both spellings are in people's fingers.

@@ -38,7 +38,7 @@ from edgemae.cli.output import (
 from edgemae.cli.targets import (
     find_targets,
 )
-from edgemae.cli.training_result import print_training_result, require_apart
+from edgemae.cli.training_result import print_training_result
 from edgemae.cli.typer_records import (
     unfold,
 )
@@ -86,7 +86,6 @@ def pretrain(
 ) -> None:  # fmt: skip
     """Train a masked autoencoder on images without labels, from scratch or onwards."""
     start_logging(flags.verbose)
-    require_apart(output / "teacher.safetensors", start)
     plan = flags.resolve(data__unlabelled=unlabelled)
     from edgemae.pipeline import single_stage
 
@@ -99,7 +98,6 @@ def pretrain(
 def finetune(flags: TeacherFlags, teacher: TeacherPath, output: Output = Path("runs/finetune")) -> None:
     """Train a teacher's classification head, and the teacher with it, on labels."""
     start_logging(flags.verbose)
-    require_apart(output / "teacher.safetensors", teacher)
     plan = flags.resolve()
     from edgemae.pipeline import single_stage
 
@@ -119,7 +117,6 @@ def distill(
 ) -> None:  # fmt: skip
     """Train a small student to do what the teacher does."""
     start_logging(flags.verbose)
-    require_apart(output / "student.safetensors", teacher, finetuned)
     plan = flags.resolve(data__unlabelled=unlabelled, distill__recipe=recipe, elastic__on=elastic)
     from edgemae.pipeline import single_stage
 
@@ -136,7 +133,6 @@ def extract(
 ) -> None:  # fmt: skip
     """Take one sub-network out of an elastic student; a size that is not given is the full one."""
     start_logging(False)
-    require_apart(output, student)
     from edgemae.pipeline import single_stage
 
     wanted = {"depth": depth, "heads": heads, "mlp": mlp, "image_px": px}
@@ -155,7 +151,6 @@ def prune(
     """Take whole heads and MLP units out of a student, and heal it by distillation."""
     start_logging(flags.verbose)
     (device,) = find_targets([target])
-    require_apart(output / "student.safetensors", student, finetuned)
     plan = flags.resolve(prune__keep_macs=keep_macs)
     from edgemae.pipeline import single_stage
 

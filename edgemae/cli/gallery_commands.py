@@ -23,11 +23,12 @@ from edgemae.cli.output import (
     print_rows,
     start_logging,
 )
+from edgemae.cli.path_options import App
 from edgemae.cli.typer_records import (
     unfold,
 )
 
-group = typer.Typer(
+group = App(
     name="gallery", cls=Verbs, no_args_is_help=True, help="Search images by their embeddings, and find anomalies."
 )
 app.add_typer(group)

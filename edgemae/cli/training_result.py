@@ -8,17 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from edgemae.cli.output import write_json
-from edgemae.spec.errors import InputError
-
-
-def require_apart(final: Path, *sources: Path | None) -> None:
-    """Raise InputError where a verb would write what it makes over a file that it reads."""
-    if final.resolve() in (source.resolve() for source in sources if source is not None):
-        raise InputError(
-            f"'{final}' is read here, and the result would be written over it",
-            expected="another place for --output",
-            fix="pass one, or move the file",
-        )
 
 
 def print_training_result(kind: str, model: Path, output: Path, following: str, *, json: bool) -> None:

@@ -22,6 +22,7 @@ from edgemae.model.known_models import check_config, known_heads, labels_of, lic
 from edgemae.model.mae import DecoderShape
 from edgemae.model.model_file import FORMAT, corrupt
 from edgemae.model.name_mapping import refuse_relatives, translate
+from edgemae.model.stated_config import StatedConfig, stated_config
 from edgemae.model.teacher import Teacher, teacher_from
 from edgemae.model.vit import LAYER_NORM_EPS, ViTShape, sincos_position
 from edgemae.model.weight_files import WeightFile, read_weights
@@ -41,6 +42,7 @@ class _Import:
     file: WeightFile
     tensors: dict[str, Tensor]
     notes: dict[str, Any]
+    stated: StatedConfig
     assumed: list[str] = field(default_factory=list)
 
     def error(self, what: str, *, expected: str, fix: str) -> CheckpointError:
@@ -83,7 +85,7 @@ def load_teacher(
     check_config(file, path)
     tensors, ignored = translate(file.tensors, path)
     notes = {"file": path.resolve().name, "sha256": file.sha256(), "ignored": [*file.ignored, *ignored]}
-    job = _Import(path, file, tensors, notes)
+    job = _Import(path, file, tensors, notes, stated_config(file, path))
     shape = _shape(job, heads)
     decoder = _decoder(job, shape, decoder_heads)
     pixel = pixel_of(file, shape, pixel, path, job.assumed)
@@ -151,7 +153,6 @@ def _shape(job: _Import, heads: int) -> ViTShape:
         )
     cls_token = "encoder.cls" in job.tensors
     grid = _positions(job, "encoder", cls_token)
-    _check_image_px(job, grid * patch_px)
     fc_norm = _final_norm(job)
     heads = _heads(job, inner, width, heads)
     classes = job.size("encoder.head.weight", 2)[0] if "encoder.head.weight" in job.tensors else 0
@@ -159,22 +160,15 @@ def _shape(job: _Import, heads: int) -> ViTShape:
     shape = ViTShape(
         image_px=grid * patch_px, patch_px=patch_px, width=width, heads=(heads,) * depth, head_dim=inner // heads,
         mlp=tuple(job.size(f"encoder.blocks.{i}.mlp.fc1.weight", 2)[0] for i in range(depth)), channels=channels,
-        classes=classes, cls_token=cls_token, pool=_pool(job.file, cls_token, bool(classes), fc_norm),
+        classes=classes, cls_token=cls_token, pool=_pool(job, cls_token, bool(classes), fc_norm),
         norm_after_pool=fc_norm, learned_pos=not sincos,
     )  # fmt: skip
-    if job.file.config.get("layer_norm_eps", LAYER_NORM_EPS) != LAYER_NORM_EPS:
-        job.notes["layer_norm_eps"] = f"{job.file.config['layer_norm_eps']} written as {LAYER_NORM_EPS}"
+    job.stated.check(shape)
+    if not sincos and job.stated("image_px") is None:
+        job.assumed.append(f"square images of {shape.image_px} px: {grid} x {grid} patches (the file does not say)")
+    if job.stated("eps") not in (None, LAYER_NORM_EPS):
+        job.notes["layer_norm_eps"] = f"{job.stated('eps')} written as {LAYER_NORM_EPS}"
     return shape
-
-
-def _check_image_px(job: _Import, image_px: int) -> None:
-    size = job.file.config.get("image_size")
-    if size not in (None, image_px, [image_px, image_px]):
-        raise job.error(
-            f"says image_size {size} in config.json, its positions are for {image_px} px",
-            expected="square images, of one size in both",
-            fix="use the config.json that belongs to these weights",
-        )
 
 
 def _positions(job: _Import, stack: str, cls_token: bool) -> int:
@@ -226,21 +220,32 @@ def _final_norm(job: _Import) -> bool:
     return True
 
 
-def _pool(file: WeightFile, cls_token: bool, has_head: bool, fc_norm: bool) -> str:
-    """Return how tokens become one embedding: a head was trained on it, an MAE's tokens are averaged."""
-    if fc_norm or not cls_token or file.config.get("model_type") == "vit_mae":
+def _pool(job: _Import, cls_token: bool, has_head: bool, fc_norm: bool) -> str:
+    """Return how tokens become one embedding: as the file says, else as a head was trained, or an MAE is used."""
+    stated, kind = job.stated("pool"), job.file.config.get("model_type")
+    if stated == "cls" and not cls_token:
+        raise job.error(
+            f"says that its embedding is the class token ({job.stated.where('pool')}), and has none",
+            expected="a class token, or the mean of the patches",
+            fix="use the configuration that was saved with these weights",
+        )
+    if stated is not None:
+        return str(stated)
+    if fc_norm or not cls_token or kind == "vit_mae":
         return "mean"
-    if has_head:
-        return "mean" if file.config.get("global_pool") == "avg" else "cls"
-    return "cls" if file.config.get("model_type") == "vit" else "mean"
+    pool = "cls" if has_head or kind == "vit" else "mean"
+    if kind is None:
+        what = "the class token" if pool == "cls" else "the mean of the patches"
+        job.assumed.append(f"embedding: {what} (the file does not say)")
+    return pool
 
 
 def _heads(job: _Import, inner: int, width: int, given: int) -> int:
     """Return the number of heads. They are in no tensor's shape: 3, 6 and 12 heads of a ViT-Tiny look the same."""
-    config = job.file.config.get("num_attention_heads")
+    config = job.stated("heads")
     if given and config and given != config:
         raise job.error(
-            f"says in config.json that it has {config} heads, not {given}",
+            f"says in {job.stated.where('heads')} that it has {config} heads, not {given}",
             expected="one truth",
             fix="leave --teacher-heads out",
         )
@@ -254,7 +259,7 @@ def _heads(job: _Import, inner: int, width: int, given: int) -> int:
             fix="look it up where the weights come from (ViT-B has 12, ViT-L and ViT-H 16)"
             + ("" if job.file.config else ", or pass the folder that holds config.json"),
         )
-    job.notes["heads"] = "given" if given else "config.json" if config else f"model name '{name}'"
+    job.notes["heads"] = "given" if given else job.stated.where("heads") if config else f"model name '{name}'"
     return heads
 
 
@@ -264,7 +269,7 @@ def _decoder(job: _Import, shape: ViTShape, given: int) -> DecoderShape | None:
     if not names:
         return None
     width, depth = job.size("decoder.embed.weight", 2)[0], job.blocks("decoder")
-    stated = job.file.config.get("decoder_num_attention_heads") or known_heads(job.file, shape.width)[1]
+    stated = job.stated("decoder_heads") or known_heads(job.file, shape.width)[1]
     heads = given or stated
     if not heads:
         job.tensors = {k: v for k, v in job.tensors.items() if not k.startswith("decoder.")}
@@ -278,6 +283,8 @@ def _decoder(job: _Import, shape: ViTShape, given: int) -> DecoderShape | None:
             expected="a width that divides by the heads and by 4, blocks alike, an encoder that ends in 'norm'",
             fix="pass other decoder_heads, or remove the decoder's tensors: a teacher needs only its encoder",
         )
+    if job.file.config.get("model_type") == "vit_mae":
+        job.stated.compare({"decoder_width": width, "decoder_depth": depth, "decoder_mlp": hidden[0]})
     _positions(job, "decoder", shape.cls_token)
     return DecoderShape(width, depth, heads, hidden[0] / width)
 

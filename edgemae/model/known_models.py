@@ -16,6 +16,7 @@ KNOWN_HEADS = {
     "mae_vit_base_patch": (768, 12, 16),
     "mae_vit_large_patch": (1024, 16, 16),
     "mae_vit_huge_patch": (1280, 16, 16),
+    "vit_base_patch16_gap_": (768, 16, 0),
     "vit_tiny_patch16_": (192, 3, 0),
     "vit_small_patch16_": (384, 6, 0),
     "vit_base_patch": (768, 12, 0),
@@ -63,12 +64,6 @@ def check_config(file: WeightFile, path: Path) -> None:
             f"'{path}' is a '{config['model_type']}'",
             expected="model_type vit or vit_mae",
             fix="use a ViT or ViTMAE folder",
-        )
-    if config.get("hidden_act", "gelu") != "gelu":
-        raise CheckpointError(
-            f"'{path}' uses the activation '{config['hidden_act']}'",
-            expected="gelu (the exact one)",
-            fix="use another teacher",
         )
 
 
@@ -128,12 +123,15 @@ def pixel_of(
     if file.processor:
         return _contract(shape, path, **_from_processor(file.processor, shape, path))
     timm = file.config.get("pretrained_cfg") or {}
-    if "mean" in timm and "std" in timm:
-        return _contract(
-            shape, path, mean=timm["mean"], std=timm["std"], crop_fraction=timm.get("crop_pct") or 1.0,
-            resize="stretch" if timm.get("crop_mode") == "squash" else "short-side",
-        )  # fmt: skip
-    return _contract(shape, path, **_usual(file, shape, assumed))
+    timm = {**timm, **{key: file.args[key] for key in ("mean", "std", "crop_pct") if file.args.get(key) is not None}}
+    usual: dict[str, Any] = {} if {"mean", "std"} <= set(timm) else _usual(file, shape, assumed)
+    if {"mean", "std"} & set(timm):
+        usual.pop("crop_fraction", None)
+        usual["resize"] = "stretch" if timm.get("crop_mode") == "squash" else "short-side"
+    usual |= {name: timm[name] for name in ("mean", "std") if name in timm}
+    if timm.get("crop_pct"):
+        usual["crop_fraction"] = timm["crop_pct"]
+    return _contract(shape, path, **usual)
 
 
 def _usual(file: WeightFile, shape: ViTShape, assumed: list[str]) -> dict[str, Any]:

@@ -72,7 +72,12 @@ def read_weights(path: Path, hashes: Mapping[Path, str] | None = None) -> Weight
             expected="a .pth, .safetensors or .bin file, or a Hugging Face folder",
             fix="check the path",
         )
-    found = _read_folder(path) if path.is_dir() else _read_file(path)
+    if path.is_dir():
+        found = _read_folder(path, next((n for n in WEIGHT_FILES if (path / n).is_file()), None))
+    elif path.name in WEIGHT_FILES and (path.parent / "config.json").is_file():  # what it says counts for the file too
+        found = _read_folder(path.parent, path.name)
+    else:
+        found = _read_file(path)
     return replace(found, hashes=hashes or {})
 
 
@@ -164,7 +169,7 @@ def _is_state(value: Any) -> bool:
     return isinstance(value, dict) and any(isinstance(v, Tensor) for v in value.values())
 
 
-def _read_folder(folder: Path) -> WeightFile:
+def _read_folder(folder: Path, name: str | None) -> WeightFile:
     """Open a Hugging Face model folder: config.json, weights (perhaps in shards), preprocessor and model card."""
     if not (folder / "config.json").is_file():
         inside = sorted(p.name for p in folder.iterdir() if p.suffix in (".pth", ".pt", ".bin", ".safetensors"))
@@ -174,7 +179,6 @@ def _read_folder(folder: Path) -> WeightFile:
             fix=f"pass the file itself, such as '{folder / inside[0]}'" if inside else "check the path of the teacher",
         )
     config = _json(folder / "config.json")
-    name = next((n for n in WEIGHT_FILES if (folder / n).is_file()), None)
     if name is None:
         raise CheckpointError(
             f"'{folder}' has config.json but no weights",

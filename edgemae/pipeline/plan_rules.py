@@ -69,7 +69,7 @@ MOST_VALUES = 64  # of a list
 def _ranges(plan: Plan) -> Iterator[Rule]:
     """Yield the rules of single numbers, of lists and of whole shapes."""
     for path, (least, most) in RANGES.items():
-        value = functools.reduce(getattr, path.split("."), plan)
+        value: Any = functools.reduce(getattr, path.split("."), plan)
         yield path, value, value is None or least <= value <= most, f"{least:g} to {most:g}"
     agreed = plan.gates.min_agreement
     yield "gates.min_agreement", agreed, agreed is None or 0 < agreed <= 1, "above 0 and at most 1: 0 demands nothing"
@@ -148,9 +148,9 @@ def _trainings(plan: Plan) -> Iterator[Rule]:
         for name in ("decoder_width", "decoder_heads", "decoder_depth"):
             size, step = getattr(t, name, None), 4 if name == "decoder_width" else 1
             if size is not None:
-                most = 64 if name == "decoder_depth" else 8192
-                fits = 1 <= size <= most and size % step == 0
-                yield f"{table}.{name}", size, fits, f"a multiple of {step}, above 0 and at most {most}"
+                top = 64 if name == "decoder_depth" else 8192
+                fits = 1 <= size <= top and size % step == 0
+                yield f"{table}.{name}", size, fits, f"a multiple of {step}, above 0 and at most {top}"
         if hasattr(t, "decoder_heads"):
             fits = t.decoder_width % t.decoder_heads == 0
             yield f"{table}.decoder_heads", t.decoder_heads, fits, f"a divisor of decoder_width, {t.decoder_width}"

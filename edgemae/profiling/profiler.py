@@ -39,6 +39,7 @@ from edgemae.profiling.stats.percentiles import summarise
 from edgemae.profiling.timing.interference import Interference, Window, combined_verdict, disturbances
 from edgemae.profiling.timing.timer import wait_until_idle
 from edgemae.spec.errors import EdgemaeError, EngineRuntimeError, StorageError
+from edgemae.spec.user_paths import require_apart
 
 if TYPE_CHECKING:
     from edgemae.device.model import Model
@@ -107,6 +108,7 @@ def _prepare(request: ProfileRequest, owned: ExitStack) -> _Prepared:
     limits = tuple(parse_slo(text) for text in request.slo)
     options = scenario_options(request, limits)
     if request.trace is not None:
+        require_apart([request.trace], [x for x in (request.source, request.baseline) if isinstance(x, str | Path)])
         writable(request.trace)
     model = _load(request.source, request.engine, request.target, owned)
     machine = {**fingerprint(), "threads": model.target.threads}

@@ -24,7 +24,8 @@ from edgemae.device.preprocess import ImageBGR
 from edgemae.retrieval.anomaly import AnomalyDetector
 from edgemae.retrieval.gallery import Gallery
 from edgemae.retrieval.heatmap import overlay
-from edgemae.spec.errors import StorageError
+from edgemae.spec.atomic_file import write_atomic
+from edgemae.spec.user_paths import require_apart, require_outside
 from edgemae.terminal.progress import progress
 
 
@@ -38,6 +39,7 @@ def build(
     `settings` are those of `AnomalyDetector.fit`. Raises DataError, BundleError, StorageError, and GalleryError when a
     reference set is wanted of a bundle without tokens.
     """
+    require_apart([output], [bundle, folder, *([held_out] if held_out else [])])
     images = images_at(folder, checked=True)
     others = None if held_out is None else images_at(held_out, checked=True)
     with load(bundle, **load_options) as model:
@@ -83,8 +85,11 @@ def score(
 ) -> dict[str, Any]:
     """Return the anomaly score of one image or of a folder's, the most unusual first.
 
-    With `save` each is written there with its heat map drawn over it, `a/b.jpg` as `a/b.jpg.png`.
+    With `save` each is written there with its heat map drawn over it, `a/b.jpg` as `a/b.jpg.png`. Raises InputError for
+    a `save` among the images: the maps would be scored the next time.
     """
+    if save is not None:
+        require_outside(save, source)
     with load(bundle, **load_options) as model:
         detector = AnomalyDetector.load(reference, model)
         if source.lower().endswith(IMAGE_SUFFIXES) and not Path(source).is_dir():
@@ -118,7 +123,6 @@ def _name(images: ImageSet, i: int) -> str:
 
 
 def _draw(path: Path, image_bgr: ImageBGR) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if not cv2.imwrite(str(path), image_bgr):
-        raise StorageError(f"'{path}' cannot be written", expected="a writable folder", fix="choose another --save")
+    """Write a PNG in one step, over a link rather than through it."""
+    write_atomic(path, cv2.imencode(".png", image_bgr)[1].tobytes())
     return path

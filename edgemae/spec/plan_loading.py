@@ -13,7 +13,9 @@ from edgemae.spec.errors import PlanError, check_named, nearest
 from edgemae.spec.plan_schema import Plan
 from edgemae.spec.presets import NAMES, preset, preset_for
 from edgemae.spec.toml_file import check_tree, decode_toml, read_toml
+from edgemae.spec.user_paths import expand_home
 
+PATHS = (("data", "train"), ("data", "unlabelled"), ("data", "eval"), ("data", "calib"), ("scale", "views_folder"))
 log = logging.getLogger("edgemae")
 RENAMED = {"quantize.aware_when": "quantize.qat_when", "quantize.aware": "quantize.qat"}  # before 0.1.0: today
 
@@ -42,6 +44,10 @@ def load_plan(
                 f"override '{text}' has no '='", expected="--set table.field=value", fix="e.g. --set distill.epochs=50"
             )
         _put(tree, key.strip().replace("-", "_"), _value(raw))
+    for table, field in PATHS:
+        node = tree.get(table)
+        if isinstance(node, dict) and isinstance(path := node.get(field), str):
+            node[field] = expand_home(path)
     return plan_from(_with_preset(tree, count))
 
 

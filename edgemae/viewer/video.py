@@ -13,6 +13,7 @@ from edgemae.device.camera.camera import Camera, Frame
 from edgemae.device.model import Result
 from edgemae.device.stream_result import StreamResult
 from edgemae.spec.errors import InputError, MachineError, StorageError
+from edgemae.spec.user_paths import require_apart
 from edgemae.viewer import overlay
 from edgemae.viewer.live_stats import StatsCollector
 
@@ -34,10 +35,7 @@ class Video:
                 expected="a folder that exists",
                 fix="make it, or choose another --save",
             )
-        if Path(camera.source).exists() and path.exists() and path.samefile(camera.source):
-            raise InputError(
-                f"'{path}' is the source itself", expected="another file for --save", fix="choose another name"
-            )
+        require_apart([path], [camera.source])
         self._writer: cv2.VideoWriter | None = None
         self._size_hw, self._fps = (0, 0), 0.0
         self._start_ns, self.written = 0, 0

@@ -86,11 +86,18 @@ def test_a_config_that_contradicts_the_weights(hf, tmp_path) -> None:
     hf.classifier().save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     cases = {
-        "image_size 64": {"image_size": 64},
+        "image_px 64": {"image_size": 64},
+        "is for image_px": {"image_size": [32, 128]},
+        "patch_px 16": {"patch_size": 16},
+        "width 64": {"hidden_size": 64},
+        "depth 3": {"num_hidden_layers": 3},
+        "mlp 128": {"intermediate_size": 128},
+        "channels 1": {"num_channels": 1},
+        "epsilon 0.1": {"layer_norm_eps": 0.1},
         "activation 'relu'": {"hidden_act": "relu"},
         "is a 'swin'": {"model_type": "swin"},
         "names 2 classes": {"id2label": {"0": "a", "1": "b"}},
-        "cannot have many heads": {"num_attention_heads": "many"},
+        "heads 'many'": {"num_attention_heads": "many"},
     }
     for message, change in cases.items():
         (tmp_path / "config.json").write_text(json.dumps(config | change))

@@ -10,7 +10,7 @@ import pytest
 
 from edgemae.spec.errors import PlanError
 from edgemae.spec.graph import Graph, IoContract, PixelContract, Step
-from edgemae.spec.plan_loading import load_plan, plan_from, plan_tree
+from edgemae.spec.plan_loading import PATHS, load_plan, plan_from, plan_tree
 from edgemae.spec.plan_schema import DistillPlan, Plan
 from edgemae.spec.report import Report, StageScore
 
@@ -27,6 +27,13 @@ def test_the_command_line_beats_the_file_which_beats_the_default(tmp_path: Path)
     assert (plan.name, plan.seed, plan.distill.epochs, plan.distill.finetune.epochs) == ("shirts", 3, 11, 2)
     assert (plan.gates.p90_ms, plan.data.train) == (4.5, "photos")
     assert plan.distill.lr == DistillPlan().lr
+
+
+def test_the_home_folder_is_found_in_every_path_of_a_plan(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    texts = tuple(f"{table}.{field}=~/x" for table, field in PATHS)
+    plan = load_plan(overrides=texts)
+    assert {getattr(getattr(plan, table), field) for table, field in PATHS} == {"/home/me/x"}
 
 
 @pytest.mark.parametrize(

@@ -106,7 +106,7 @@ def test_what_cannot_be_written_is_said_at_once(source: Path, tmp_path: Path, mo
             Video(Path("seen.gif"), results.camera, stats)
         with pytest.raises(StorageError, match=r"/none'"):
             Video(tmp_path / "none" / "seen.mp4", results.camera, stats)
-        with pytest.raises(InputError, match="is the source itself"):
+        with pytest.raises(InputError, match="is read here"):
             Video(source, results.camera, stats)
     monkeypatch.setitem(CODECS, ".mp4", "zzzz")
     with pytest.raises(MachineError, match=r"seen\.mp4' \(480 x 360, zzzz\)"):
