@@ -70,6 +70,7 @@ TESTED_ELSEWHERE: dict[str, tuple[str, str]] = {
         "tests/profiling/test_profiler.py",
         "one table of what is refused before the runs",
     ),
+    "edgemae/spec/manifest.py": ("tests/spec/test_bundle.py", "types alone: they are written and read as a bundle"),
     "edgemae/spec/container.py": ("tests/spec/test_bundle.py", "a container is only ever read as a bundle"),
     "edgemae/spec/graph.py": ("tests/device/test_preprocess.py", "records that preprocessing gives their meaning"),
     "edgemae/spec/plan_schema.py": ("tests/spec/test_plan_loading.py", "records without functions"),

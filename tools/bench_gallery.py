@@ -47,9 +47,10 @@ from edgemae.quantize.calibrate import Calibration
 from edgemae.quantize.schemes import SCHEMES
 from edgemae.retrieval.anomaly import Anomaly, AnomalyDetector
 from edgemae.retrieval.gallery import Gallery
-from edgemae.spec.bundle import Manifest, write_bundle
+from edgemae.spec.bundle import write_bundle
 from edgemae.spec.errors import EdgemaeError
 from edgemae.spec.graph import PixelContract
+from edgemae.spec.manifest import Manifest
 from edgemae.spec.plan_schema import QuantizePlan
 from edgemae.spec.target import Target, find_target
 from edgemae.terminal.progress import progress

@@ -32,7 +32,8 @@ from edgemae.device.preprocess import preprocess
 from edgemae.device.selfcheck import golden_files, golden_name
 from edgemae.export.to_onnx import to_onnx
 from edgemae.model.vit import ViT
-from edgemae.spec.bundle import Manifest, Tolerance, Variant, write_bundle
+from edgemae.spec.bundle import write_bundle
+from edgemae.spec.manifest import Manifest, Tolerance, Variant
 from edgemae.spec.target import find_target
 
 ROOT = Path(__file__).resolve().parent.parent

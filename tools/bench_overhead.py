@@ -38,8 +38,9 @@ from edgemae.device.selfcheck import golden_files, golden_name
 from edgemae.export.to_onnx import to_onnx
 from edgemae.export.uint8_input import take_uint8
 from edgemae.model.vit import ViT
-from edgemae.spec.bundle import Manifest, Tolerance, Variant, write_bundle
+from edgemae.spec.bundle import write_bundle
 from edgemae.spec.graph import Graph, PixelContract
+from edgemae.spec.manifest import Manifest, Tolerance, Variant
 from edgemae.spec.target import Target, find_target
 
 ENGINES = ("onnxruntime", "openvino")

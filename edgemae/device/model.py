@@ -23,8 +23,9 @@ from edgemae.device.preprocess import as_bgr, preprocess
 from edgemae.device.selfcheck import Check, check
 from edgemae.device.session import Session
 from edgemae.device.stream_result import MAX_FAILURES, StreamResult
-from edgemae.spec.bundle import Bundle, Variant, open_bundle
+from edgemae.spec.bundle import Bundle, open_bundle
 from edgemae.spec.errors import EdgemaeError, EngineMissingError, EngineRuntimeError, InputError, nearest
+from edgemae.spec.manifest import Variant
 from edgemae.spec.provenance import Provenance, provenance_of
 from edgemae.spec.target import Target, find_target
 

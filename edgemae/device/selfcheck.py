@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 from edgemae.device.camera.image_header import declared_px
 from edgemae.device.preprocess import ImageBGR, as_bgr, decode, preprocess
 from edgemae.device.session import Session
-from edgemae.spec.bundle import Bundle, Golden, Variant
+from edgemae.spec.bundle import Bundle
 from edgemae.spec.errors import BundleCorruptError, InternalError, SelfCheckError
 from edgemae.spec.graph import PixelContract
+from edgemae.spec.manifest import Golden, Variant
 
 TOKENS = "-tokens"
 PNG = b"\x89PNG\r\n\x1a\n"

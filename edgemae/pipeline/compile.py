@@ -36,7 +36,8 @@ from edgemae.pipeline.training_stages import (
     prune_stage,
     read_curves,
 )
-from edgemae.spec.bundle import Manifest, write_bundle
+from edgemae.spec.bundle import write_bundle
+from edgemae.spec.manifest import Manifest
 from edgemae.spec.plan_loading import plan_tree
 from edgemae.spec.plan_schema import Plan
 from edgemae.spec.report import GateVerdict, Report, StageScore

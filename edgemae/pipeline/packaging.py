@@ -20,8 +20,8 @@ from edgemae.evaluation.parity import COSINE_MIN, tolerance_for
 from edgemae.pipeline.benchmark import LOCAL
 from edgemae.pipeline.candidate_graphs import Candidate
 from edgemae.pipeline.selection import Choice
-from edgemae.spec.bundle import Golden, Manifest, Tolerance, Variant
 from edgemae.spec.graph import PixelContract
+from edgemae.spec.manifest import Golden, Manifest, Tolerance, Variant
 from edgemae.spec.target import Target
 
 GOLDEN_FRAMES = 8

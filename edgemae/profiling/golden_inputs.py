@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from edgemae.device.preprocess import ImageBGR, as_bgr, decode
-from edgemae.spec.bundle import Bundle, Manifest, open_bundle
+from edgemae.spec.bundle import Bundle, open_bundle
 from edgemae.spec.errors import BundleError
+from edgemae.spec.manifest import Manifest
 
 if TYPE_CHECKING:
     from edgemae.device.model import Model

@@ -10,15 +10,12 @@ import math
 import re
 from collections.abc import Collection, Iterator
 from datetime import datetime
-from typing import TYPE_CHECKING
 
 from edgemae.spec.errors import TargetError
 from edgemae.spec.graph import KERNELS, IoContract, PixelContract, TensorSpec
+from edgemae.spec.manifest import Manifest, Variant
 from edgemae.spec.names import FORM, is_file_name
 from edgemae.spec.target import PRECISIONS, Target, check_target
-
-if TYPE_CHECKING:
-    from edgemae.spec.bundle import Manifest, Variant
 
 IMAGE_PX = (1, 4096)
 VERSION = (0, 2**53)  # what every JSON reader holds exactly

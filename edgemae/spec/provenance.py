@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from edgemae.spec.bundle import Manifest, Variant
+from edgemae.spec.manifest import Manifest, Variant
 
 
 class Provenance(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

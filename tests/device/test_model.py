@@ -22,7 +22,6 @@ from edgemae.device import engines, model
 from edgemae.device.model import Model, Result, load
 from edgemae.device.preprocess import preprocess
 from edgemae.device.session import Session
-from edgemae.spec.bundle import Manifest, Tolerance
 from edgemae.spec.errors import (
     BundleCorruptError,
     BundleError,
@@ -32,6 +31,7 @@ from edgemae.spec.errors import (
     SelfCheckError,
     TargetError,
 )
+from edgemae.spec.manifest import Manifest, Tolerance
 from edgemae.spec.report import GateVerdict
 from edgemae.spec.target import Target
 

@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 from edgemae.device.engines import open_session
 from edgemae.device.selfcheck import check, golden_files, golden_name
 from edgemae.device.session import Session
-from edgemae.spec.bundle import Bundle, Manifest, Tolerance, open_bundle
+from edgemae.spec.bundle import Bundle, open_bundle
 from edgemae.spec.errors import BundleCorruptError, InternalError, SelfCheckError
 from edgemae.spec.graph import PixelContract
+from edgemae.spec.manifest import Manifest, Tolerance
 from edgemae.spec.target import Target
 
 Outputs = dict[str, NDArray[Any]]

@@ -25,7 +25,7 @@ from edgemae.distill.recipes import RECIPES
 from edgemae.pipeline.plan_rules import check_plan
 from edgemae.profiling import records
 from edgemae.retrieval.feature_file import SCHEMAS
-from edgemae.spec import bundle
+from edgemae.spec import manifest
 from edgemae.spec.plan_loading import load_plan
 from edgemae.spec.plan_schema import Section
 from edgemae.spec.report import Report
@@ -138,7 +138,7 @@ def test_walks_enter_a_file_twice_only_with_a_reason() -> None:
 
 
 def test_pages_name_the_schemas_of_this_version() -> None:
-    known = {bundle.SCHEMA, records.SCHEMA, *SCHEMAS}
+    known = {manifest.SCHEMA, records.SCHEMA, *SCHEMAS}
     for page in PAGES:
         assert set(re.findall(r"edgemae\.\w+/\d+", page.read_text("utf-8"))) <= known, page.name
 

@@ -17,8 +17,9 @@ from edgemae.device.engines import open_session
 from edgemae.device.hardware.heap import trim_heap
 from edgemae.device.preprocess import preprocess
 from edgemae.device.selfcheck import golden_files, golden_name
-from edgemae.spec.bundle import Manifest, Tolerance, Variant, write_bundle
+from edgemae.spec.bundle import write_bundle
 from edgemae.spec.graph import IoContract, PixelContract, TensorSpec
+from edgemae.spec.manifest import Manifest, Tolerance, Variant
 from edgemae.spec.target import Target
 
 NEVER = ("torch", "onnx", "pandas", "scipy", "nncf", "safetensors", "sklearn", "matplotlib", "PIL")

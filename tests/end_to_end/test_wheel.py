@@ -26,8 +26,9 @@ from packaging.utils import canonicalize_name
 
 from edgemae.device.preprocess import preprocess
 from edgemae.device.selfcheck import golden_files, golden_name
-from edgemae.spec.bundle import Manifest, Tolerance, Variant, write_bundle
+from edgemae.spec.bundle import write_bundle
 from edgemae.spec.graph import IoContract, PixelContract, TensorSpec
+from edgemae.spec.manifest import Manifest, Tolerance, Variant
 from edgemae.spec.target import find_target, list_targets
 from edgemae.version import __version__
 

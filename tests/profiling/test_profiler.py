@@ -42,9 +42,10 @@ from edgemae.profiling.records import Profile, SloVerdict, read_profile
 from edgemae.profiling.scenarios import single
 from edgemae.profiling.slo import exit_code
 from edgemae.profiling.timing import interference
-from edgemae.spec.bundle import Manifest, Tolerance, Variant, open_bundle, write_bundle
+from edgemae.spec.bundle import open_bundle, write_bundle
 from edgemae.spec.errors import EngineMissingError, EngineRuntimeError, InputError, StorageError
 from edgemae.spec.graph import IoContract, PixelContract, TensorSpec
+from edgemae.spec.manifest import Manifest, Tolerance, Variant
 from edgemae.spec.target import Target
 from tests.support.profiles import full_profile
 

@@ -21,19 +21,10 @@ import pytest
 
 from edgemae.spec import bundle as room
 from edgemae.spec import container
-from edgemae.spec.bundle import (
-    EXTENSIONS,
-    FileEntry,
-    Golden,
-    Manifest,
-    Tolerance,
-    Variant,
-    encode_manifest,
-    open_bundle,
-    write_bundle,
-)
+from edgemae.spec.bundle import EXTENSIONS, encode_manifest, open_bundle, write_bundle
 from edgemae.spec.errors import BundleCorruptError, BundleError, BundleSchemaError, InternalError, StorageError
 from edgemae.spec.graph import IoContract, PixelContract, Step, TensorSpec
+from edgemae.spec.manifest import SCHEMA, FileEntry, Golden, Manifest, Tolerance, Variant
 from edgemae.spec.report import EngineLatency, GateVerdict
 from edgemae.spec.target import Target
 
@@ -758,7 +749,7 @@ def test_the_format_page_names_every_rule() -> None:
     for word in (
         *EXTENSIONS,
         *Manifest.__struct_fields__,
-        room.SCHEMA,
+        SCHEMA,
         "manifest.sha256",
         "MUST",
         "2 GiB",

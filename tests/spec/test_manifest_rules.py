@@ -12,8 +12,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from edgemae.spec.bundle import Manifest, Tolerance, Variant
 from edgemae.spec.graph import IoContract, TensorSpec
+from edgemae.spec.manifest import Manifest, Tolerance, Variant
 from edgemae.spec.manifest_rules import wrong_in_manifest
 from edgemae.spec.report import GateVerdict
 from tests.spec.test_bundle import manifest

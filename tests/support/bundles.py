@@ -15,8 +15,9 @@ from onnx import TensorProto, helper, numpy_helper
 from edgemae.device.engines import open_session
 from edgemae.device.preprocess import preprocess
 from edgemae.device.selfcheck import golden_files, golden_name
-from edgemae.spec.bundle import Manifest, Tolerance, Variant, write_bundle
+from edgemae.spec.bundle import write_bundle
 from edgemae.spec.graph import IoContract, PixelContract, TensorSpec
+from edgemae.spec.manifest import Manifest, Tolerance, Variant
 from edgemae.spec.target import Target
 
 WIDTH, PATCH_PX, IMAGE_PX, CLASSES = 16, 8, 32, 5

@@ -221,8 +221,9 @@ def write_bundle_of(path: Path, vit: ViT, folder: Path, *, tokens: bool = True, 
     from edgemae.pipeline.stage_files import graph_digest
     from edgemae.quantize.calibrate import Calibration
     from edgemae.quantize.schemes import SCHEMES
-    from edgemae.spec.bundle import Manifest, write_bundle
+    from edgemae.spec.bundle import write_bundle
     from edgemae.spec.graph import PixelContract
+    from edgemae.spec.manifest import Manifest
     from edgemae.spec.plan_schema import QuantizePlan
     from edgemae.spec.target import find_target
 
