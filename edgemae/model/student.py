@@ -11,6 +11,7 @@ import msgspec
 import torch
 from torch import Tensor
 
+from edgemae.model.file_checks import require_regular
 from edgemae.model.model_file import FORMAT, corrupt, load_exactly, read_model, write_model
 from edgemae.model.vit import ViT, ViTShape
 from edgemae.spec.errors import CheckpointError
@@ -40,6 +41,7 @@ class Student:
 
 def load_student(path: Path) -> Student:
     """Read a student file. Raises CheckpointError for anything else."""
+    require_regular(path)
     bundle = path.is_dir() or is_zipfile(path)
     read = None if bundle else read_model(path)
     if read is None or read[1].get("kind") != "student":
