@@ -34,7 +34,8 @@ def check_safetensors(path: Path) -> None:
         size = int.from_bytes(file.read(8), "little")
         raw = file.read(min(size, MAX_HEADER_BYTES + 1))
     if size > MAX_HEADER_BYTES:
-        raise _error(path, f"has a safetensors header of {size} bytes", f"at most {MAX_HEADER_BYTES}", "use another")
+        raise _error(path, f"has a safetensors header of {size} bytes", f"at most {MAX_HEADER_BYTES}",
+                     "use the weights of one plain ViT")  # fmt: skip
     try:
         header = json.loads(raw)
         entries = {name: entry["dtype"] for name, entry in header.items() if name != "__metadata__"}
