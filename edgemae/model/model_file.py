@@ -96,7 +96,7 @@ def _header(raw: str, path: Path) -> dict[str, Any]:
                 expected=f"format {FORMAT}",
                 fix="use the version of edgemae that wrote it, or newer",
             )
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise corrupt(path, error) from error
     return header
 

@@ -221,8 +221,8 @@ def _shards(folder: Path, index: str) -> tuple[Path, ...]:
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        value = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(
             f"'{path}' is not valid JSON: {error}", expected="a JSON object", fix="download the folder again"
         ) from error
