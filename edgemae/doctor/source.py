@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from edgemae.device.camera.address import redact
+from edgemae.device.camera.address import is_camera_number, redact
 from edgemae.device.camera.image_header import IMAGE_SUFFIXES
 from edgemae.doctor.board import is_jetson
 from edgemae.doctor.cameras import GROUP_FIX, SHARE_FIX, devices
@@ -41,7 +41,7 @@ def _is_csi(source: str) -> bool:
 
 
 def _is_device(source: str) -> bool:
-    return source.isdecimal() or source.startswith("/dev/")
+    return is_camera_number(source) or source.startswith("/dev/")
 
 
 def _bad(source: str, found: str, fix: str) -> Finding:

@@ -21,6 +21,13 @@ class DecoderShape:
     heads: int
     mlp_ratio: float = 4.0
 
+    def __post_init__(self) -> None:
+        sizes = (self.width, self.depth, self.heads)
+        if any(type(size) is not int or size < 1 for size in sizes) or self.width % 4 or self.width % self.heads:
+            raise ValueError(f"a decoder of width {self.width}, {self.depth} blocks and {self.heads} heads")
+        if not 0 < self.mlp_ratio <= 64:
+            raise ValueError(f"a decoder's mlp_ratio is {self.mlp_ratio}")
+
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
 

@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from edgemae.model.file_checks import FLOATS, check_safetensors
 from edgemae.spec.atomic_file import write_atomic
 from edgemae.spec.errors import CheckpointError
 
@@ -48,6 +49,7 @@ def _in_order(data: bytes) -> tuple[bytes, memoryview]:
 def read_model(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
     """Return (fp32 tensors, header) of an edgemae model file, or None when the file is another kind of safetensors."""
     try:
+        check_safetensors(path)
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             raw = metadata.get(HEADER_KEY)
@@ -68,6 +70,7 @@ def read_model(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
 def read_header(path: Path) -> dict[str, Any] | None:
     """Return the header of an edgemae model file without its tensors, None for another kind of safetensors."""
     try:
+        check_safetensors(path)
         with safe_open(path, framework="pt") as file:
             raw = (file.metadata() or {}).get(HEADER_KEY)
     except (SafetensorError, OSError) as error:
@@ -93,7 +96,7 @@ def _header(raw: str, path: Path) -> dict[str, Any]:
                 expected=f"format {FORMAT}",
                 fix="use the version of edgemae that wrote it, or newer",
             )
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise corrupt(path, error) from error
     return header
 
@@ -122,8 +125,11 @@ def load_exactly(module: nn.Module, tensors: dict[str, Tensor], what: str) -> No
     wrong = [f"{k} is missing" for k in wanted if k not in given]
     wrong += [f"{k} is not expected" for k in given if k not in wanted]
     wrong += [f"{k} is {given[k]}, not {wanted[k]}" for k in wanted if k in given and given[k] != wanted[k]]
-    wrong += [f"{k} is stored as {v.dtype}" for k, v in tensors.items() if not v.is_floating_point()]
-    wrong += [f"{k} has NaN or infinite values" for k, v in tensors.items() if not torch.isfinite(v).all()]
+    stored = {k: v.dtype for k, v in tensors.items() if v.dtype not in FLOATS}
+    wrong += [f"{k} is stored as {dtype}" for k, dtype in stored.items()]
+    wrong += [
+        f"{k} has NaN or infinite values" for k, v in tensors.items() if k not in stored and not torch.isfinite(v).all()
+    ]
     if wrong:
         more = f" and {len(wrong) - 6} more" if len(wrong) > 6 else ""
         raise CheckpointError(

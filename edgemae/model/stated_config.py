@@ -85,7 +85,8 @@ class StatedConfig:
             if value is not None and value != real:
                 raise _error(
                     self.path, f"says {name} {value} in {self.where(name)}, its weights have {real}",
-                    "a configuration that belongs to the weights", "use the one that was saved with these weights",
+                    "a configuration that belongs to the weights",
+                    "use the one that was saved with these weights, or save the weights alone",
                 )  # fmt: skip
 
     def check(self, shape: ViTShape) -> None:
@@ -117,7 +118,7 @@ def stated_config(file: WeightFile, path: Path) -> StatedConfig:
     name = str(args.get("model") or config.get("architecture") or "")
     for part, why in OTHER_NETWORKS.items():
         if part in name:
-            raise _error(path, f"is a '{name}': {why}", "a plain ViT: norms before the branches, gelu", "use another")
+            raise _error(path, f"is a '{name}': {why}", "a plain ViT: pre-norm blocks, gelu", "use another teacher")
     facts: list[tuple[str, Any, str]] = []
 
     def add(table: Mapping[str, str], values: Any, where: str, *, whole: bool = False) -> None:
@@ -166,7 +167,7 @@ def _fact(name: str, value: Any, where: str, path: Path) -> Any:
     if name in ("image_px", "patch_px"):
         sides = list(value)[-2:] if isinstance(value, list | tuple) else [value]
         if len(set(sides)) != 1 or not _is_count(sides[0]):
-            raise _error(path, f"is for {name} {value} ({where})", "squares, of one side in pixels", "use another")
+            raise _error(path, f"is for {name} {value} ({where})", "squares, of one side", "use another teacher")
         return sides[0]
     fits = isinstance(value, int | float) if name in ("mlp_ratio", "eps") else _is_count(value) or value == 0
     if isinstance(value, bool) or not fits:

@@ -11,6 +11,7 @@ import msgspec
 import torch
 from torch import Tensor
 
+from edgemae.model.file_checks import require_regular
 from edgemae.model.model_file import FORMAT, corrupt, load_exactly, read_model, write_model
 from edgemae.model.vit import ViT, ViTShape
 from edgemae.spec.errors import CheckpointError
@@ -40,6 +41,7 @@ class Student:
 
 def load_student(path: Path) -> Student:
     """Read a student file. Raises CheckpointError for anything else."""
+    require_regular(path)
     bundle = path.is_dir() or is_zipfile(path)
     read = None if bundle else read_model(path)
     if read is None or read[1].get("kind") != "student":
@@ -51,7 +53,8 @@ def load_student(path: Path) -> Student:
     tensors, header = read
     try:
         scales = msgspec.convert(header["scales"], Scales) if "scales" in header else None
-        return Student(vit_from(tensors, header, path), *common_fields(header), scales)
+        vit = vit_from(tensors, header, path)
+        return Student(vit, *common_fields(header, vit.shape), scales)
     except (KeyError, TypeError, ValueError, msgspec.ValidationError) as error:
         raise corrupt(path, error) from error
 
@@ -78,10 +81,14 @@ def header_of(
     }
 
 
-def common_fields(header: dict[str, Any]) -> tuple[PixelContract, tuple[str, ...], tuple[Step, ...]]:
-    """Return (pixel, labels, history) of a header."""
-    return (
-        msgspec.convert(header["pixel"], PixelContract),
-        tuple(header["labels"]),
-        msgspec.convert(header["history"], tuple[Step, ...]),
-    )
+def common_fields(header: dict[str, Any], shape: ViTShape) -> tuple[PixelContract, tuple[str, ...], tuple[Step, ...]]:
+    """Return (pixel, labels, history) of a header. Raises ValueError where they do not fit the network's shape."""
+    pixel = msgspec.convert(header["pixel"], PixelContract)
+    labels = msgspec.convert(header["labels"], tuple[str, ...])
+    if (pixel.image_px, pixel.channels) != (shape.image_px, shape.channels):
+        raise ValueError(f"pixels of {pixel.image_px} px, {pixel.channels} channels for another network")
+    if not len(pixel.mean) == len(pixel.std) == shape.channels or not min(pixel.std) > 0:
+        raise ValueError(f"mean {pixel.mean} and std {pixel.std} for {shape.channels} channels")
+    if len(labels) != shape.classes:
+        raise ValueError(f"{len(labels)} labels for {shape.classes} classes")
+    return pixel, labels, msgspec.convert(header["history"], tuple[Step, ...])

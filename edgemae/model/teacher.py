@@ -44,15 +44,25 @@ def teacher_from(tensors: dict[str, Any], header: dict[str, Any], path: str | Pa
     vit = vit_from(
         {k.removeprefix("encoder."): v for k, v in tensors.items() if not k.startswith("decoder.")}, header, path
     )
-    pixel, labels, history = common_fields(header)
+    pixel, labels, history = common_fields(header, vit.shape)
     mae = None
     if header["decoder"] is not None:
-        mae = MAE(vit, DecoderShape(**header["decoder"]), loss_kind=header["loss"], mean=pixel.mean, std=pixel.std)
+        shape = DecoderShape(**header["decoder"])
+        _check_decoder(tensors, shape)
+        mae = MAE(vit, shape, loss_kind=header["loss"], mean=pixel.mean, std=pixel.std)
         load_exactly(
             mae.decoder, {k[8:]: v for k, v in tensors.items() if k.startswith("decoder.")}, f"the decoder of '{path}'"
         )
         mae.eval()
     return Teacher(vit, pixel, labels, history, mae, header["licence"], header["source"])
+
+
+def _check_decoder(tensors: dict[str, Any], shape: DecoderShape) -> None:
+    """Raise ValueError for a decoder that the tensors are not of, before memory is taken for it."""
+    blocks = {name.split(".")[2] for name in tensors if name.startswith("decoder.blocks.")}
+    embed = tensors.get("decoder.embed.weight")
+    if embed is None or len(embed) != shape.width or len(blocks) != shape.depth:
+        raise ValueError(f"a decoder of width {shape.width} and {shape.depth} blocks, and the weights of another")
 
 
 def import_notes(teacher: Teacher) -> dict[str, list[str]]:

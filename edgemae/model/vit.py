@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 LAYER_NORM_EPS = 1e-6  # 1e-12 (the default of some libraries) underflows to zero in fp16
+MOST_BLOCKS = 1024  # a header of a file may claim any number
 PLAIN_TOKENS = 1024  # up to which attention is taken in plain products, on a processor in bf16
 PLAIN_LOGITS = 1 << 26  # and up to how many of all images and heads: 128 MiB that each block keeps for its gradient
 
@@ -41,6 +42,17 @@ class ViTShape:
         object.__setattr__(self, "mlp", tuple(self.mlp))
         if len(self.heads) != len(self.mlp):
             raise ValueError(f"heads has {len(self.heads)} blocks, mlp has {len(self.mlp)}")
+        sizes = (self.image_px, self.patch_px, self.width, self.head_dim, self.channels, *self.heads, *self.mlp)
+        if any(type(size) is not int or size < 1 for size in sizes) or type(self.classes) is not int:
+            raise ValueError(f"sizes {sizes} and {self.classes} classes are not all numbers above 0")
+        if len(self.heads) > MOST_BLOCKS:
+            raise ValueError(f"{len(self.heads)} blocks, at most {MOST_BLOCKS}")
+        if self.classes < 0 or self.image_px % self.patch_px or not self.heads:
+            raise ValueError(f"{self.classes} classes, patches of {self.patch_px} in {self.image_px} px, or no block")
+        if self.pool not in ("mean", "cls") or not all(
+            type(flag) is bool for flag in (self.cls_token, self.norm_after_pool, self.learned_pos)
+        ):
+            raise ValueError(f"pool is {self.pool!r}, or a flag is neither true nor false")
         if self.pool == "cls" and not self.cls_token:
             raise ValueError("pool='cls' needs cls_token=True")
 

@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from edgemae.model.file_checks import SAVE_WEIGHTS, check_archive, check_tensors, require_regular
 from edgemae.model.model_file import read_model
 from edgemae.model.name_mapping import listing, strip_prefixes
 from edgemae.spec.errors import CheckpointError
@@ -72,12 +73,14 @@ def read_weights(path: Path, hashes: Mapping[Path, str] | None = None) -> Weight
             expected="a .pth, .safetensors or .bin file, or a Hugging Face folder",
             fix="check the path",
         )
+    require_regular(path)
     if path.is_dir():
         found = _read_folder(path, next((n for n in WEIGHT_FILES if (path / n).is_file()), None))
     elif path.name in WEIGHT_FILES and (path.parent / "config.json").is_file():  # what it says counts for the file too
         found = _read_folder(path.parent, path.name)
     else:
         found = _read_file(path)
+    check_tensors(path, found.tensors)
     return replace(found, hashes=hashes or {})
 
 
@@ -94,6 +97,8 @@ def _read_file(path: Path) -> WeightFile:
         if own is not None:
             return WeightFile(own[0], (path,), header=own[1])
         return WeightFile(strip_prefixes(_safetensors(path)), (path,))
+    if start[:2] == b"PK":
+        check_archive(path)
     if start[:2] == b"PK" or start[:1] == b"\x80":
         return _unwrap(_torch(path), path)
     raise CheckpointError(
@@ -116,28 +121,30 @@ def _safetensors(path: Path) -> dict[str, Tensor]:
 
 def _torch(path: Path) -> Any:
     """Return the contents of a torch.save file, restricted to tensors, containers and argparse.Namespace."""
+    zipped = zipfile.is_zipfile(path)
     try:
         with warnings.catch_warnings(), torch.serialization.safe_globals([argparse.Namespace]):
-            warnings.simplefilter("ignore")  # TorchScript archives announce themselves before they are refused
+            warnings.simplefilter("ignore")
             # Mapped, because optimizer states are twice the weights and stay unread; the old format cannot be.
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
     except Exception as error:  # a garbled pickle raises anything: KeyError, EOFError, RuntimeError, ...
-        raise _refusal(path, str(error)) from error
+        raise _refusal(path, error) from error
 
 
-def _refusal(path: Path, message: str) -> CheckpointError:
-    code = re.search(r"Unsupported (?:global|class|operand)[^:]*: (?:GLOBAL )?(\S+)", message)
-    if code is not None or "TorchScript" in message:
-        name = code[1] if code else "a TorchScript archive"
+def _refusal(path: Path, error: Exception) -> CheckpointError:
+    """Return the refusal in our words: torch's own text advises to load without its guard."""
+    code = re.search(r"Unsupported (?:global|class|operand)[^:]*: (?:GLOBAL )?(\S+)", str(error))
+    if code is not None:
         return CheckpointError(
-            f"'{path}' holds Python objects besides weights ({name}): a whole pickled module or settings",
+            f"'{path}' holds Python objects besides weights ({code[1][:100]}): a whole pickled module or settings",
             expected="tensors only; opening anything else would run code from the file",
-            fix="where it was made, save only the weights: torch.save({'model': model.state_dict()}, path)",
+            fix=SAVE_WEIGHTS,
         )
     return CheckpointError(
-        f"'{path}' cannot be read as a torch checkpoint: {(message or 'it ends early').splitlines()[0][:200]}",
-        expected="a complete file written by torch.save",
-        fix="copy or download it again",
+        f"'{path}' cannot be read as a torch checkpoint: it is damaged, ends early or holds other things than weights "
+        f"({type(error).__name__})",
+        expected="a complete file written by torch.save, with tensors in it",
+        fix="copy or download it again, or save the weights again as safetensors",
     )
 
 
@@ -214,8 +221,8 @@ def _shards(folder: Path, index: str) -> tuple[Path, ...]:
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        value = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(
             f"'{path}' is not valid JSON: {error}", expected="a JSON object", fix="download the folder again"
         ) from error

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import logging
+import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,13 +18,14 @@ from edgemae.pipeline import report_data
 from edgemae.pipeline.benchmark import LOCAL, Benchmark, latencies
 from edgemae.pipeline.candidate_graphs import Candidate, all_candidates, build_checks
 from edgemae.pipeline.datasets import gather
+from edgemae.pipeline.finished_bundle import BUNDLE, publish
 from edgemae.pipeline.packaging import baseline_stats, bundle_readme, now, pack, report_files
 from edgemae.pipeline.preflight import check_benchmark, check_images, check_models
 from edgemae.pipeline.qat_stage import ptq_row, qat_stage
 from edgemae.pipeline.report_figures import report_figures
 from edgemae.pipeline.scoring import score_candidates, score_models, with_cosine
 from edgemae.pipeline.selection import choose, latency_table, unmeasured_rows
-from edgemae.pipeline.stage_cache import check_output
+from edgemae.pipeline.stage_cache import check_output, digest_of
 from edgemae.pipeline.stage_files import ModelFile
 from edgemae.pipeline.training_stages import (
     StageContext,
@@ -42,8 +43,6 @@ from edgemae.spec.plan_loading import plan_tree
 from edgemae.spec.plan_schema import Plan
 from edgemae.spec.report import GateVerdict, Report, StageScore
 from edgemae.spec.target import Target
-
-log = logging.getLogger("edgemae")
 
 
 @dataclass(frozen=True)
@@ -140,32 +139,49 @@ def finish(
     engines = latency_table(choices, scores, latency, len(target.engines))
     stages = (*measured.stages, *report_data.int8_row(best, [best, *(measured.trained or candidates)], scores, latency))
     history = models.qat.student.history if models.qat and best.is_qat else student.history
-    packed = pack(choices, target, student.pixel, context.inputs.calibration, plan.seed)
     mismatch = benchmark.machine.mismatch(target)
     rows = (*engines, *unmeasured_rows(choices, latency, len(target.engines)))
-    gates = report_data.gate_verdicts(plan, stages, rows, mismatch, sum(map(len, packed.files.values())))
     name = plan.name if alone else f"{plan.name}-{target.name}"
-    report = Report(
-        name=name, target=target.name, created=now(), stages=stages, engines=engines, gates=gates,
-        machine=benchmark.machine.fingerprint, data=context.inputs.summary(), curves=read_curves(*models.files),
-        history=[msgspec.to_builtins(step) for step in history],
-        attention=report_data.attention_rows(candidates, latency),
-        int8_evidence=report_data.int8_evidence(target, candidates, latency, mismatch) if benchmark is LOCAL else {},
-        notes=report_data.notes(target, benchmark, pruned=models.pruned is not models.student)
-        + build_checks(context, target, candidates),
+
+    def make(folder: Path) -> None:
+        packed = pack(choices, target, student.pixel, context.inputs.calibration, plan.seed)
+        gates = report_data.gate_verdicts(plan, stages, rows, mismatch, sum(map(len, packed.files.values())))
+        report = Report(
+            name=name, target=target.name, created=now(), stages=stages, engines=engines, gates=gates,
+            machine=benchmark.machine.fingerprint, data=context.inputs.summary(), curves=read_curves(*models.files),
+            history=[msgspec.to_builtins(step) for step in history],
+            attention=report_data.attention_rows(candidates, latency),
+            int8_evidence=report_data.int8_evidence(target, candidates, latency, mismatch)
+            if benchmark is LOCAL else {},
+            notes=report_data.notes(target, benchmark, pruned=models.pruned is not models.student)
+            + build_checks(context, target, candidates),
+        )  # fmt: skip
+        shutil.rmtree(folder / "figures", ignore_errors=True)
+        write_report(report, folder, report_figures(context, models.source, measured.predictions))
+        pruned = measured.predictions["pruned"]
+        manifest = Manifest(
+            name=name, version=plan.version, created=report.created, target=target, io=best.graph.io,
+            status="passed" if all(g.passed for g in gates) else "failed", pixel=student.pixel,
+            variants=packed.variants, golden=packed.golden, labels=student.labels, history=history, gates=gates,
+            latency=engines, machine=report.machine, licence=_licence(models),
+            baseline_stats=baseline_stats(pruned.logits, pruned.embedding),
+        )  # fmt: skip
+        files = packed.files | report_files(folder) | {"README.md": bundle_readme(manifest)}
+        write_bundle(folder / BUNDLE, manifest, files, as_zip=True)
+
+    asked = {name: value for name, value in plan_tree(plan).items() if name not in ("data", "workers", "scale")}
+    decided = {
+        "plan": asked, "target": target, "latency": measurements, "stages": stages, "data": context.inputs.summary(),
+        "machines": (benchmark.name, benchmark.machine, LOCAL.machine),
+    }  # fmt: skip
+    key = context.key(
+        name=name, models=[file.digest for file in models.files], graphs=[[c.name, c.digest] for c in candidates],
+        calibration=context.inputs.calibration.fingerprint, evaluation=context.inputs.evaluation.fingerprint,
+        decided=digest_of(msgspec.to_builtins(decided)),
     )  # fmt: skip
-    folder = output if alone else output / target.name
-    write_report(report, folder, report_figures(context, models.source, measured.predictions))
-    pruned = measured.predictions["pruned"]
-    manifest = Manifest(
-        name=name, version=plan.version, created=report.created, target=target, io=best.graph.io,
-        status="passed" if all(g.passed for g in gates) else "failed", pixel=student.pixel, variants=packed.variants,
-        golden=packed.golden, labels=student.labels, history=history, gates=gates, latency=engines,
-        machine=report.machine, licence=_licence(models),
-        baseline_stats=baseline_stats(pruned.logits, pruned.embedding),
-    )  # fmt: skip
-    files = packed.files | report_files(folder) | {"README.md": bundle_readme(manifest)}
-    return CompileResult(write_bundle(folder / f"{name}.edgemae", manifest, files), report, gates)
+    stage = context.work.run(f"bundle-{target.name}", key, make)
+    bundle, report = publish(stage, output if alone else output / target.name, name)
+    return CompileResult(bundle, report, report.gates)
 
 
 def measure_accuracy(context: StageContext, models: Models, target: Target) -> tuple[Models, AccuracyResults]:

@@ -33,7 +33,9 @@ def check_plan(plan: Plan) -> None:
     for name, value, fine, expected in chain(_numbers(plan), _trainings(plan)):
         if not fine:
             raise PlanError(
-                f"{name} is {value!r}", expected=expected, fix=f"correct {name} in the plan file, the flag or in --set"
+                f"{name} is {repr(value)[:200]}",
+                expected=expected,
+                fix=f"correct {name} in the plan file, the flag or in --set",
             )
     masking(plan.pretrain, "pretrain")
     masking(plan.distill, "distill")

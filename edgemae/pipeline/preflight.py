@@ -13,7 +13,7 @@ from edgemae.distill.recipes import choose_recipe
 from edgemae.distill.stages import shape_of, student_pixel
 from edgemae.model.student import Student
 from edgemae.model.teacher import Teacher, import_notes
-from edgemae.model.vit import ViT, ViTShape
+from edgemae.model.vit import ViT, ViTShape, count_macs
 from edgemae.pipeline.benchmark import LOCAL, Benchmark
 from edgemae.pipeline.candidate_graphs import calibration_of
 from edgemae.pipeline.datasets import Inputs
@@ -80,12 +80,27 @@ def check_recipe(plan: Plan, teacher: Teacher, tuned: Teacher | None = None) -> 
     Without a `tuned` one it will be made of `teacher`, so that this stands for both.
     """
     shape = _shape(plan.student, "student")
+    if not plan.elastic.shape:  # what ships then is a part of it
+        _warn_of_larger(shape, teacher.vit.shape)
     if plan.elastic.on:
         space = space_of(plan.elastic, shape)
         space.find(plan.elastic.shape or sizes_of(shape))
     recipe, source = choose_recipe(plan.distill, teacher, tuned or teacher)  # labels are not known of yet
     recipe(ViT(shape), source, student_pixel(teacher.pixel, plan), plan.distill)
     return shape
+
+
+def _warn_of_larger(student: ViTShape, teacher: ViTShape) -> None:
+    """Log a warning where the student takes more work than the teacher that it is to replace."""
+    own, replaced = count_macs(student), count_macs(teacher)
+    if own > replaced:
+        log.warning(
+            "the student takes %.4g M multiply-accumulates an image (%d px, patches of %d, width %d, depth %d), more "
+            "than the teacher's %.4g M (%d px, patches of %d, width %d, depth %d): what ships will be slower than the "
+            "teacher; lower student.image_px, width or depth, or raise student.patch_px",
+            own / 1e6, student.image_px, student.patch_px, student.width, student.depth,
+            replaced / 1e6, teacher.image_px, teacher.patch_px, teacher.width, teacher.depth,
+        )  # fmt: skip
 
 
 def check_images(

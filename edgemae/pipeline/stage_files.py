@@ -13,6 +13,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from edgemae.model.file_checks import require_regular
 from edgemae.model.import_teacher import load_teacher
 from edgemae.model.model_file import read_header
 from edgemae.model.student import Student, load_student
@@ -52,6 +53,7 @@ class ModelFile:
     @cached_property
     def _hashes(self) -> dict[Path, str]:
         """Return the sha256 of the file, or of each file of a folder."""
+        require_regular(self.path)
         files = sorted(p for p in self.path.rglob("*") if p.is_file()) if self.path.is_dir() else [self.path]
         return {path: file_digest(path) for path in files}
 

@@ -12,7 +12,7 @@ import msgspec
 
 from edgemae.profiling.stats.percentiles import Summary
 from edgemae.profiling.timing.interference import Interference
-from edgemae.spec.atomic_file import unwritable, write_atomic
+from edgemae.spec.atomic_file import require_replaceable, unwritable, write_atomic
 from edgemae.spec.errors import InputError
 from edgemae.spec.report import Record
 
@@ -213,6 +213,7 @@ def writable(path: Path) -> None:
     """Raise StorageError now for a file that could not be written when the runs are over."""
     there = path.exists()
     try:
+        require_replaceable(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.open("ab").close()
         if not there:

@@ -27,6 +27,7 @@ from edgemae.spec.errors import GalleryError
 MAX_BYTES = 1 << 30  # all of it is held in memory
 SCHEMAS = {"edgemae.gallery/1": "a labelled gallery", "edgemae.reference/1": "a reference set"}
 OLD_SCHEMAS = ("edgemae.normal/1",)  # of versions before 0.1.0, which nobody was given
+MAGIC = b"edgemae."  # of all schemas
 _DTYPES = {"float32": "<f4", "float16": "<f2"}
 _SIZE = 8
 F = TypeVar("F", bound=msgspec.Struct)
@@ -44,13 +45,29 @@ class _Header(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def write(path: Path, schema: str, facts: msgspec.Struct, arrays: Mapping[str, NDArray[Any]]) -> None:
-    """Write a file that appears whole or not at all; equal values give equal bytes. Raises StorageError."""
+    """Write a file that appears whole or not at all; equal values give equal bytes.
+
+    Raises StorageError, and GalleryError for a file of another kind in its place: a bundle, or an image.
+    """
+    _refuse_other_kind(path)
     listed = tuple(_Array(name, array.dtype.name, array.shape) for name, array in arrays.items())
     header = msgspec.json.encode(_Header(msgspec.Raw(msgspec.json.encode(facts, order="sorted")), listed))
     body = [len(header).to_bytes(_SIZE, "little"), header]
     body += [np.ascontiguousarray(array, _DTYPES[array.dtype.name]).tobytes() for array in arrays.values()]
     first = f"{schema}\n".encode()
     write_atomic(path, first, f"{_digest(first, *body)}\n".encode(), *body)
+
+
+def _refuse_other_kind(path: Path) -> None:
+    if path.is_file() and path.stat().st_size:
+        with path.open("rb") as file:
+            first = file.read(len(MAGIC))
+        if first != MAGIC:
+            raise GalleryError(
+                f"'{path}' is there already, and is no file of edgemae galleries",
+                expected="a new file, or a gallery or reference set that may be replaced",
+                fix="choose another name, or remove that file",
+            )
 
 
 def read(path: Path, schema: str, kind: type[F]) -> tuple[F, dict[str, NDArray[Any]]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import secrets
 import shutil
@@ -31,6 +32,7 @@ def replace_file(path: Path, parts: Iterable[bytes | memoryview], *, private: bo
     """
     draft = _draft(path)
     try:
+        require_replaceable(path)
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700 if private else 0o777)
         with open(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600 if private else 0o666), "wb") as file:
             file.writelines(parts)
@@ -41,6 +43,12 @@ def replace_file(path: Path, parts: Iterable[bytes | memoryview], *, private: bo
         with contextlib.suppress(OSError):  # it may never have been made: the parent can be a file
             draft.unlink()
         raise
+
+
+def require_replaceable(path: Path) -> None:
+    """Raise OSError for a device, a pipe or a socket: a file put in its place would take it away from everyone."""
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise OSError(errno.EINVAL, "it is a device, a pipe or a socket, not a file", str(path))
 
 
 def write_folder_atomic(path: Path, entries: Mapping[str, bytes]) -> None:

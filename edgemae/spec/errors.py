@@ -152,7 +152,7 @@ def check_named(field: str, value: str, known: Iterable[str]) -> None:
     names = list(known)
     if value not in names:
         raise PlanError(
-            f"{field} is '{value}'.{nearest(value, names)}",
+            f"{field} is '{value[:100]}'.{nearest(value, names)}",
             expected=f"one of {', '.join(names)}",
             fix=f"correct {field} in the plan file or in --set",
         )

@@ -14,6 +14,8 @@ import msgspec
 from edgemae.spec.errors import InputError
 
 MAX_BYTES = 256 << 10  # a resolved plan takes 8 KiB
+MAX_TEXT = 4096  # letters of a text: as many as a path has on Linux
+MAX_LETTERS = 200  # of a field's name with those of its tables
 MAX_DOTS = 128  # in a line: parts of a key, or a list of numbers
 MAX_DEPTH = 16  # tables and lists inside each other; a plan has 3
 
@@ -52,7 +54,7 @@ def decode_toml(text: str) -> dict[str, Any]:
 
 
 def check_tree(tree: dict[str, Any], where: str, error: type[InputError]) -> None:
-    """Raise `error` for values that no field can hold: too deep, infinite, no number, above 64 bits, with a NUL."""
+    """Raise `error` for values that no field can hold: too deep, too long, infinite, with a NUL."""
     left: list[tuple[str, Any, int]] = [("", tree, 0)]
     while left:
         path, value, depth = left.pop()
@@ -62,6 +64,10 @@ def check_tree(tree: dict[str, Any], where: str, error: type[InputError]) -> Non
                 f"{where} nests more than {MAX_DEPTH} tables or lists",
                 expected=f"at most {MAX_DEPTH} inside each other",
                 fix="correct the nested field",
+            )
+        if len(path) > MAX_LETTERS:
+            raise error(
+                f"{where} has the name {path[:MAX_LETTERS]!r}...", expected="names of fields", fix="correct that name"
             )
         if isinstance(value, dict):
             left += [(f"{path}.{key}".lstrip("."), below, depth + 1) for key, below in value.items()]
@@ -73,11 +79,14 @@ def check_tree(tree: dict[str, Any], where: str, error: type[InputError]) -> Non
             reason = f"{path} is a number of {value.bit_length()} bits"
         elif isinstance(value, str) and "\0" in value:
             reason = f"{path} holds a NUL character"
+        elif isinstance(value, str) and len(value) > MAX_TEXT:
+            reason = f"{path} holds {len(value)} letters"
         if reason:
             raise error(
-                f"{where}: {reason}", expected="finite numbers of at most 64 bits, text without NUL",
+                f"{where}: {reason}",
+                expected=f"finite numbers of at most 64 bits, texts of at most {MAX_TEXT} letters",
                 fix=f"correct {path}",
-            )  # fmt: skip
+            )
 
 
 def _read(path: Path, what: str, error: type[InputError]) -> bytes:

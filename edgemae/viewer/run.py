@@ -15,6 +15,7 @@ from typing import Any, Protocol
 from edgemae.device.model import Model, Result, load
 from edgemae.device.stream import Stream
 from edgemae.device.stream_result import StreamResult
+from edgemae.spec.errors import InputError
 from edgemae.viewer.line_output import Lines, as_json, as_text
 from edgemae.viewer.live_stats import StatsCollector, counts_of
 
@@ -62,6 +63,10 @@ def run(bundle: Path, source: str, options: ViewerOptions) -> int:
     Returns the exit code: 0, or 128 and the number of the signal that ended it. Raises CameraError, EngineRuntimeError,
     MachineError, StorageError, InputError.
     """
+    if options.limit < 0:
+        raise InputError(
+            f"--limit is {options.limit}", expected="a number of results, or 0 for no limit", fix="correct --limit"
+        )
     if options.window:
         from edgemae.viewer.window import require_windows
 

@@ -71,6 +71,7 @@ LINES = [
     "pretrain --from out/teacher.safetensors -o out", "finetune out/teacher.safetensors -o out",
     "distill out/student.safetensors -o out", "distill x --finetuned-teacher out/student.safetensors -o out",
     "prune out/student.safetensors -o out", "compile x.safetensors --plan out/plan.toml -o out",
+    "compile x.safetensors --data images -o images", "quantize x.safetensors --calib-data images -o images",
     "demo -o . --target b.edgemae --set name=x -o out --target out/plan.toml",
     "compile out/stages/s-1/student.safetensors -o out --overwrite",
 ]  # fmt: skip

@@ -7,8 +7,11 @@ from zipfile import ZipFile
 import pytest
 import torch
 
+from edgemae.model.import_teacher import load_teacher
+from edgemae.model.mae import MAE, DecoderShape
 from edgemae.model.model_file import read_model, write_model
 from edgemae.model.student import Student, load_student
+from edgemae.model.teacher import Teacher
 from edgemae.spec.errors import CheckpointError
 from edgemae.spec.graph import PixelContract, Step
 
@@ -75,3 +78,39 @@ def test_tensors_that_do_not_fit_the_header(tmp_path, student) -> None:
     write_model(tmp_path / "s", tensors, header)
     with pytest.raises(CheckpointError, match=r"norm.bias is missing; blocks.0.mlp.fc1.weight is \(41, 32\)"):
         load_student(tmp_path / "s")
+
+
+# A field of a header that its own digest vouches for, and that no network has. Siblings: every size at 0, below, far
+# above, of another type; labels and pixels of another network; a decoder that would take all memory.
+SENSELESS = [
+    ("shape.patch_px", 0), ("shape.patch_px", -8), ("shape.width", -4), ("shape.width", 0), ("shape.heads", []),
+    ("shape.heads", [0, 0]), ("shape.heads", ["a", "a"]), ("shape.heads", [10**12] * 2), ("shape.mlp", [-1, -1]),
+    ("shape.image_px", 33), ("shape.image_px", 32.5), ("shape.image_px", 10**9), ("shape.head_dim", 0),
+    ("shape.channels", -1), ("shape.classes", -1), ("shape.classes", True), ("shape.pool", "x"), ("shape", None),
+    ("shape.norm_after_pool", "maybe"), ("labels", ["a"]), ("labels", [1, 2]), ("labels", "ab"), ("labels", None),
+    ("history", 3), ("pixel", {}), ("pixel.image_px", 0), ("pixel.mean", []), ("pixel.std", [0, 0, 0]), ("format", 2),
+    ("decoder.width", 0), ("decoder.width", 4 * 10**6), ("decoder.depth", 10**7), ("decoder.heads", 3),
+    ("decoder.mlp_ratio", -1), ("decoder", 5), ("loss", "x"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("field", "value"), SENSELESS, ids=[f"{f}={str(v)[:12]}" for f, v in SENSELESS])
+def test_a_header_that_makes_no_sense_is_a_damaged_file(tmp_path, student, field: str, value: object) -> None:
+    path = tmp_path / "model.safetensors"
+    if field.startswith(("decoder", "loss")):
+        mae = MAE(student.vit, DecoderShape(16, 1, 2), loss_kind="norm-pixel", mean=PIXEL.mean, std=PIXEL.std)
+        Teacher(student.vit, PIXEL, student.labels, mae=mae).save(path)
+    else:
+        student.save(path)
+    tensors, header = read_model(path)
+    node = header
+    *parents, leaf = field.split(".")
+    for parent in parents:
+        node = node[parent]
+    node[leaf] = value
+    write_model(path, tensors, header)
+    with pytest.raises(CheckpointError):
+        load_teacher(path)
+    if header["kind"] == "student":
+        with pytest.raises(CheckpointError):
+            load_student(path)

@@ -18,9 +18,14 @@ from edgemae import load, open_bundle
 from edgemae.device.engines import ENGINES
 from edgemae.model.student import load_student
 from edgemae.model.teacher import Teacher
+from edgemae.model.vit import ViT, ViTShape
+from edgemae.pipeline.preflight import check_recipe
+from edgemae.spec.bundle import amend_bundle
+from edgemae.spec.graph import PixelContract
 from edgemae.spec.plan_loading import load_plan
 from tests.support.tiny_job import CLASSES, Job, Ran, edgemae, meta_pth, stage, write_target
 
+PIXEL = PixelContract(image_px=96)
 FLOAT_ONLY = ("--precision", "fp32", "--set", "prune.keep_macs=1")  # the shortest way to a bundle
 
 
@@ -93,14 +98,42 @@ def test_nothing_of_libraries_reaches_the_terminal(compiled: Ran) -> None:
 
 
 def test_a_second_run_makes_nothing_and_ends_with_the_same(job: Job, compiled: Ran) -> None:
-    before = stages(job.output)
+    before, bytes_before = stages(job.output), job.bundle.read_bytes()
+    files = {path: path.stat().st_mtime_ns for path in job.output.rglob("*.*") if path.is_file()}
     again = edgemae("compile", *job.work, "--target", job.target, "--output", job.output, "--json", "--resume")
     assert again.code == 0
     assert stages(job.output) == before
     assert again.err.count("done before, kept") >= len(before)
     assert "started" not in again.err
     assert again.json["stages"] == compiled.json["stages"]
-    assert again.json["engines"] == compiled.json["engines"]
+    assert again.json == compiled.json
+    assert job.bundle.read_bytes() == bytes_before, "the same version has the same hash"
+    del files[job.output / "plan.toml"], files[job.output / "stages" / ".lock"]
+    assert {path: path.stat().st_mtime_ns for path in files} == files, "nothing is written anew"
+
+
+def test_a_bundle_that_was_added_to_is_kept_and_a_lost_one_comes_back(job: Job, compiled: Ran, tmp_path: Path) -> None:
+    """Siblings: a page that was changed, a bundle that is damaged or gone, one of another name."""
+    shutil.copytree(job.output, tmp_path / "out")
+    bundle, page = tmp_path / "out" / "shapes.edgemae", tmp_path / "out" / "report.md"
+    first = bundle.read_bytes()
+    work = ("compile", *job.work, "--target", job.target, "--output", tmp_path / "out")
+    amend_bundle(bundle, {"profiles/box.json": b"{}"})
+    added = bundle.read_bytes()
+    page.unlink()
+    assert edgemae(*work).code == 0
+    assert bundle.read_bytes() == added
+    assert page.is_file()
+    bundle.write_bytes(first[:-1])
+    assert edgemae(*work).code == 0
+    assert bundle.read_bytes() == first
+    bundle.unlink()
+    assert edgemae(*work, "--workers", 1).code == 0, "how images are read decides nothing"
+    assert bundle.read_bytes() == first
+    before = stages(tmp_path / "out")
+    assert edgemae(*work, "--set", "version=2").code == 0
+    assert made(before, stages(tmp_path / "out")) == {"bundle-box"}
+    assert open_bundle(bundle).manifest.version == 2
 
 
 def test_a_changed_number_and_a_changed_file_redo_only_what_follows(job: Job, compiled: Ran, tmp_path: Path) -> None:
@@ -113,7 +146,7 @@ def test_a_changed_number_and_a_changed_file_redo_only_what_follows(job: Job, co
     assert ran.code == 0
     assert "scores-student: its files have changed, made again" in ran.err
     assert made(before, stages(tmp_path / "out")) == {
-        "scores-student", "int8-ort-static", "int8-ort-dynamic", "int8-openvino-static",
+        "scores-student", "bundle-box", "int8-ort-static", "int8-ort-dynamic", "int8-openvino-static",
         # Dynamic int8 and OpenVINO's ranges do not depend on the percentile: same bytes, so their scores stand.
         *(name for name in ("scores-onnxruntime-int8-ort-static", "latency-box")),
     }  # fmt: skip
@@ -128,6 +161,7 @@ def test_a_changed_number_and_a_changed_file_redo_only_what_follows(job: Job, co
         (("--max-latency-ms", 1e4, "--max-size-mib", 100, "--max-drop", 99), 0, set()),
         (("--max-size-mib", 0.001, "--max-drop", 99), 4, {"size_mib"}),
         (("--max_latency_ms", 1e-6, "--max-drop", 1e-6), 3, {"p90_ms", "max_drop_pts"}),
+        (("--max-latency-ms", 0, "--max-drop", 0, "--max-size-mib", 0), 3, {"p90_ms", "max_drop_pts", "size_mib"}),
     ],
 )
 def test_gates(job: Job, compiled: Ran, limits: tuple[Any, ...], code: int, missed: set[str], tmp_path: Path) -> None:
@@ -138,7 +172,7 @@ def test_gates(job: Job, compiled: Ran, limits: tuple[Any, ...], code: int, miss
     before = stages(output)
     ran = edgemae("compile", *job.work, "--target", job.target, "--output", output, *limits)
     assert ran.code == code, ran.err
-    assert stages(output) == before
+    assert made(before, stages(output)) == {"bundle-box"}, "judged anew, and nothing measured"
     manifest = open_bundle(output / "shapes.edgemae").manifest
     assert manifest.status == ("failed" if missed else "passed")
     assert {gate.gate for gate in manifest.gates if not gate.passed} == missed
@@ -310,6 +344,31 @@ def test_what_cannot_work_is_refused_before_anything_is_trained(
     assert message in ran.err
     assert "started" not in ran.err
     assert stages(tmp_path / "out") == {}
+
+
+@pytest.mark.parametrize("limit", ["--max-drop", "--max-latency-ms", "--max-size-mib"])
+@pytest.mark.parametrize("value", ["-1", "nan", "inf", "-0.5"])
+def test_a_limit_that_is_no_limit_is_refused(limit: str, value: str, job: Job, tmp_path: Path) -> None:
+    work = ("compile", *job.work, "--target", job.target, "--output", tmp_path / "out")
+    ran = edgemae(*work, f"{limit}={value}")
+    assert ran.code == 2, ran.err
+    assert "gates." in ran.err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_student_larger_than_its_teacher_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    """The default student beside the teacher that is committed: 292 against 244 M. Siblings: smaller, equal, a part."""
+    small = Teacher(ViT(ViTShape.uniform(image_px=96, patch_px=12, width=192, depth=8, heads=6, head_dim=32)), PIXEL)
+    check_recipe(load_plan(), small)
+    (said,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert "292 M" in said
+    assert "244.4 M" in said
+    caplog.clear()
+    check_recipe(load_plan(None, ("student.patch_px=16",)), small)
+    same = Teacher(ViT(ViTShape.uniform(image_px=96, patch_px=8, width=192, depth=4, heads=3, head_dim=64)), PIXEL)
+    check_recipe(load_plan(), same)
+    check_recipe(load_plan(None, ("elastic.on=true", "elastic.depths=[2,4]", "elastic.shape=[2,3,768,96]")), small)
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]
 
 
 def test_labels_must_be_the_students(job: Job, compiled: Ran, tmp_path: Path) -> None:

@@ -527,6 +527,11 @@ def test_a_timeline_without_a_place_is_refused_before_any_work(tmp_path: Path) -
     with pytest.raises(InputError):  # the place is fine, and nothing is left in it
         profile(tmp_path / "x", trace=tmp_path / "new" / "trace.json", engine="none", scenario="wrong")
     assert not (tmp_path / "new" / "trace.json").exists()
+    (tmp_path / "b.edgemae").write_bytes(b"bundle")
+    for source in ({"source": tmp_path / "b.edgemae"}, {"source": "other", "baseline": tmp_path / "b.edgemae"}):
+        with pytest.raises(InputError, match="read here"):
+            profile(**source, trace=tmp_path / "b.edgemae")
+    assert (tmp_path / "b.edgemae").read_bytes() == b"bundle"
 
 
 def test_a_timeline_that_cannot_be_written_in_the_end_leaves_the_profile(

@@ -142,3 +142,17 @@ def test_headers_that_lie_are_refused(tmp_path: Path, gallery: Gallery, model: M
     (tmp_path / "c.gallery").write_bytes(first + b"\n" + hashlib.sha256(first + b"\n").hexdigest().encode() + b"\n")
     with pytest.raises(GalleryError, match="corrupt"):
         Gallery.load(tmp_path / "c.gallery", model)
+
+
+def test_a_file_of_another_kind_is_not_written_over(gallery: Gallery, model: Model, tmp_path: Path) -> None:
+    """From Python too: the bundle itself, an image. Its own kind, an empty file and a new one are written."""
+    file, bundle = tmp_path / "a.gallery", Path(model.path).read_bytes()
+    for data in (bundle, b"\x89PNG\r\n", b"x"):
+        file.write_bytes(data)
+        with pytest.raises(GalleryError, match="is there already"):
+            gallery.save(file)
+        assert file.read_bytes() == data
+    file.write_bytes(b"")
+    gallery.save(file)
+    gallery.save(file)
+    assert len(Gallery.load(file, model)) == len(gallery)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from edgemae.profiling.records import writable
 from edgemae.spec import atomic_file
 from edgemae.spec.atomic_file import replace_file, write_atomic, write_folder_atomic
 from edgemae.spec.errors import StorageError
@@ -73,6 +74,19 @@ def test_a_private_file_is_its_owners_only(tmp_path: Path) -> None:
     assert stat.S_IMODE((tmp_path / "new").stat().st_mode) == 0o700
     replace_file(tmp_path / "shared", [b"a"])
     assert stat.S_IMODE((tmp_path / "shared").stat().st_mode) == 0o666 & ~_umask()
+
+
+def test_a_pipe_or_a_device_is_not_replaced_by_a_file(tmp_path: Path) -> None:
+    """Siblings: /dev/null and /dev/stdout, which a process of root would take away, also through a link."""
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to("/dev/null")
+    for name in ("pipe", "link"):
+        with pytest.raises(StorageError, match="not a file"):
+            write_atomic(tmp_path / name, b"x")
+        with pytest.raises(StorageError, match="not a file"):
+            writable(tmp_path / name)
+    assert stat.S_ISFIFO((tmp_path / "pipe").stat().st_mode)
+    assert (tmp_path / "link").is_symlink()
 
 
 def _umask() -> int:

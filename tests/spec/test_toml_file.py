@@ -28,7 +28,8 @@ CONTENTS = [
     b"[a" + b".a" * 100_000 + b"]", b"a" + b".a" * 100 + b" = 1", b"x = [{a" + b".a" * 100_000 + b" = 1}]",
     b"seed = inf", b"seed = -inf", b"[distill]\nlr = nan", b"[data]\nmean = [nan]",
     b"seed = 99999999999999999999", b"seed = 0x" + b"f" * 9999, b"seed = " + b"9" * 100_000, b'name = "\\u0000"',
-    b"\xff\xfes\x00", b"\0" * 10, b"#" * (MAX_BYTES + 1),
+    b"\xff\xfes\x00", b"\0" * 10, b"k" * 200_000 + b" = 1", b'preset = "' + b"x" * 200_000 + b'"',
+    b"#" * (MAX_BYTES + 1),
 ]  # fmt: skip
 
 
@@ -50,11 +51,9 @@ OVERRIDES = ["name=" + "[" * 100_000, "name={a" + ".a" * 60_000 + "=1}", "a" + "
 
 @pytest.mark.parametrize("text", OVERRIDES, ids=range(len(OVERRIDES)))
 def test_overrides_are_read_by_the_same_rules(text: str) -> None:
-    if text.startswith("name"):
-        assert load_plan(overrides=(text,)).name == text.partition("=")[2]  # a bare word, which check_plan refuses
-        return
-    with pytest.raises(PlanError):
+    with pytest.raises(PlanError) as error:
         load_plan(overrides=(text,))
+    assert len(str(error.value)) < 1000
 
 
 def test_what_is_no_regular_file_is_not_waited_for(tmp_path: Path) -> None:

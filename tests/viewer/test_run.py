@@ -17,6 +17,7 @@ import pytest
 
 from edgemae.device.model import Result
 from edgemae.device.stream_result import StreamResult
+from edgemae.spec.errors import InputError
 from edgemae.viewer import run
 from tests.support.tiny_job import Job, Ran, edgemae, parts
 from tests.viewer.samples import clip
@@ -48,6 +49,11 @@ def test_a_signal_ends_it_with_its_counts_and_a_whole_video(
     capture = cv2.VideoCapture(str(out))
     assert len(rows) <= capture.get(cv2.CAP_PROP_FRAME_COUNT) <= len(rows) + 1
     capture.release()
+
+
+def test_a_limit_below_zero_is_not_no_limit(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="-1"):
+        run.run(tmp_path / "b.edgemae", "0", run.ViewerOptions(limit=-1))
 
 
 def test_a_terminal_gets_the_live_view(job: Job, compiled: Ran, tmp_path: Path) -> None:

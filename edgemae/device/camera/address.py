@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from urllib.parse import SplitResult, urlsplit
 
@@ -25,6 +26,11 @@ def redact(source: object) -> str:
     if not _ADDRESS.search(text):
         return text
     return _SECRET.sub(r"\1***", _LOGIN.sub(r"\1***@", text))
+
+
+def is_camera_number(source: str) -> bool:
+    """Tell whether a text numbers a camera: up to four digits, and no file or folder here has that name."""
+    return source.isdecimal() and len(source) < 5 and not os.path.lexists(source)
 
 
 def split(address: str) -> SplitResult:

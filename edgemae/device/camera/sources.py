@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgemae.device.camera import csi
-from edgemae.device.camera.address import redact, split
+from edgemae.device.camera.address import is_camera_number, redact, split
 from edgemae.device.camera.frame_source import CapturedFrame, Source
 from edgemae.device.camera.image_header import IMAGE_SUFFIXES, declared_px
 from edgemae.device.camera.isolated import IsolatedSource
@@ -36,8 +36,14 @@ def kind_of(source: AnySource) -> str:
     if not isinstance(source, int | str | Path) or isinstance(source, bool):
         return _kind_of_arrays(source)
     text = str(source)
-    if text.isdecimal() and len(text) < 5:
+    if isinstance(source, int) or is_camera_number(text):
         return "camera"
+    if text.isdecimal() and os.path.exists(f"/dev/video{text}"):
+        raise InputError(
+            f"'{text}' is a camera of this machine, and a file or folder here",
+            expected="a source that means one thing",
+            fix=f"./{text} for what is here, /dev/video{text} for the camera",
+        )
     if "://" in text:
         scheme = split(text).scheme.lower()
         if scheme == "csi":
@@ -88,6 +94,8 @@ def make_source(
     text = str(source)
     if kind == "images":
         return Images(text, pixel)
+    if kind == "video" and text.isdecimal():
+        text = os.path.join(".", text)  # OpenCV takes digits alone for a camera
     if isolated:
         return IsolatedSource(text, kind, timeouts_ms, again)
     return Video(text, kind, timeouts_ms, again)

@@ -72,6 +72,23 @@ def test_kinds(tmp_path: Path) -> None:
         kind_of("9" * 20)
 
 
+def test_a_folder_or_file_named_by_digits_is_no_camera(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "2024").mkdir()
+    (tmp_path / "2024" / "a.png").write_bytes(cv2.imencode(".png", np.zeros((4, 4, 3), np.uint8))[1].tobytes())
+    (tmp_path / "7").touch()
+    assert [kind_of(s) for s in ("2024", Path("2024"), "./2024", 2024, "2025", "7", 7)] == [
+        "images", "images", "images", "camera", "camera", "video", "camera",
+    ]  # fmt: skip
+    with Camera("2024") as camera:
+        assert [frame.array_bgr.shape for frame in camera] == [(4, 4, 3)]
+    there = os.path.exists
+    monkeypatch.setattr("os.path.exists", lambda path: path == "/dev/video2024" or there(path))
+    with pytest.raises(InputError, match="'2024' is a camera"):
+        kind_of("2024")
+    assert kind_of("./2024") == "images"
+
+
 def test_arrays_of_the_program_are_frames_of_their_own() -> None:
     own = np.full((5, 6, 3), 7, np.uint8)
     wide = np.arange(2 * 5 * 6 * 3, dtype=np.uint8).reshape(5, 12, 3)
