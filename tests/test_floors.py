@@ -18,8 +18,8 @@ PACKAGE = Path(__file__).resolve().parent.parent / "edgemae"
 
 # Bottom first. A room imports itself and the floors below it. `door` is edgemae/__init__.py.
 FLOORS: tuple[tuple[str, ...], ...] = (
-    ("spec", "terminal", "version"),
-    ("device",),
+    ("spec", "version"),
+    ("device", "terminal"),
     ("model", "data", "profiling", "doctor"),
     ("train",),
     ("distill", "prune", "export", "quantize", "evaluation", "retrieval"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import sys
@@ -14,6 +15,7 @@ import typer.core
 
 from edgemae.cli.output import SILENT, write_json
 from edgemae.spec.errors import EdgemaeError, InputError, InternalError, MachineError, StorageError, nearest
+from edgemae.spec.printable import PrintableStream, printable_line
 
 INTERRUPTED = 130
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
@@ -51,8 +53,19 @@ class Verbs(typer.core.TyperGroup):
 
 def run_app(app: typer.Typer) -> int:
     """Run the command line; return its exit code. No traceback reaches a user for a mistake of theirs."""
-    if SILENT:
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (as long as the process)
+    before = sys.stdout, sys.stderr
+    out = open(os.devnull, "w") if SILENT else before[0]  # noqa: SIM115 (as long as the process)
+    error = before[1] or open(os.devnull, "w")  # noqa: SIM115 (closed: nobody wants to read it)
+    sys.stdout, sys.stderr = PrintableStream(out or error), PrintableStream(error)
+    try:
+        if out is None:
+            return _fail(StorageError("stdout is closed", expected="somewhere to print to", fix="leave `>&-` out"))
+        return _run(app)
+    finally:
+        sys.stdout, sys.stderr = before
+
+
+def _run(app: typer.Typer) -> int:
     try:
         code = app(standalone_mode=False)
         sys.stdout.flush()
@@ -82,14 +95,26 @@ def _interrupted() -> int:
 
 def _closed() -> int:
     """The reader has seen enough, as in `edgemae run ... | head`. Python would complain when it closes stdout."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    _leave_stdout()
     return 0
+
+
+def _leave_stdout() -> None:
+    """Send what is left for stdout nowhere, so that Python does not complain about it at its end."""
+    with contextlib.suppress(OSError, ValueError):  # ValueError: a stream without a descriptor
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _fail(error: EdgemaeError) -> int:
     if "--json" in sys.argv:
-        write_json({"error": error.row})
-    sys.stderr.write(f"error: {error}\n")
+        try:
+            write_json({"error": error.row})
+            sys.stdout.flush()
+        except OSError:  # a full disk may be what the error is about
+            _leave_stdout()
+    what, expected, fix = map(printable_line, (error.what, error.expected, error.fix))
+    with contextlib.suppress(OSError):
+        sys.stderr.write(f"error: {what}\n  expected: {expected}\n  fix: {fix}\n")
     return error.exit_code
 
 
@@ -113,7 +138,7 @@ def _usage(error: typer.TyperException) -> int:
 def _storage(error: OSError) -> int:
     return _fail(
         StorageError(
-            f"'{error.filename or 'a file'}' cannot be read or written: {error.strerror}",
+            f"'{error.filename or 'stdout or a file'}' cannot be read or written: {error.strerror}",
             expected="folders that may be read, a writable --output, free space there and in the temporary folder",
             fix="free some space, mend the permissions or choose another --output; finished stages are kept",
         )

@@ -14,6 +14,7 @@ import msgspec
 import typer
 
 from edgemae.spec.errors import StorageError
+from edgemae.spec.printable import printable_line
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -27,12 +28,19 @@ SILENT = os.environ.get("RANK", "0") != "0"  # one of several processes of a tra
 WIDTH = 132  # of tables in a file or a pipe, where nothing says how wide the reader's window is
 
 
+class _LineFormatter(logging.Formatter):
+    """Keep a message to its own line, whatever name of a file stands in it."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging names it so
+        record.message = printable_line(record.message)
+        return super().formatMessage(record)
+
+
 def start_logging(verbose: bool) -> None:
     """Send log lines with a time of day to stderr."""
-    logging.basicConfig(
-        level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr,
-        force=True,
-    )  # fmt: skip
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_LineFormatter("%(asctime)s %(levelname)s %(message)s", "%H:%M:%S"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
     quiet = logging.ERROR if SILENT else logging.INFO
     logging.getLogger("edgemae").setLevel(logging.DEBUG if verbose else quiet)
     if SILENT:  # what the first process does not see
@@ -45,14 +53,16 @@ def to_builtins(value: Any) -> Any:
 
 
 def write_json(value: Any) -> None:
-    sys.stdout.write(json_library.dumps(to_builtins(value), indent=1) + "\n")
+    # JSON's own escapes cover all that a terminal would act on, but DEL.
+    text = json_library.dumps(to_builtins(value), indent=1).replace("\x7f", "\\u007f")
+    sys.stdout.write(text + "\n")
 
 
 def screen() -> Console:
-    from rich.console import Console
+    from edgemae.terminal.console import PrintableConsole
 
     wide = None if sys.stdout.isatty() or "COLUMNS" in os.environ else WIDTH
-    return Console(width=wide, file=sys.stdout)
+    return PrintableConsole(width=wide, file=sys.stdout)
 
 
 def print_compiled(compiled: Sequence[CompileResult], *, json: bool) -> None:
@@ -123,7 +133,7 @@ def _text(value: Any) -> str:
         return "  ".join(f"{k} {_text(v)}" for k, v in value.items() if v not in (None, "")) or "-"
     if isinstance(value, (list, tuple)):
         return ", ".join(map(_text, value)) or "-"
-    return str(value)
+    return printable_line(value)
 
 
 def print_profile(found: Profile, html: Path | None = None, *, json: bool) -> None:

@@ -17,7 +17,6 @@ import msgspec
 from edgemae.data.decode_worker import read_image
 from edgemae.data.image_set import ImageSet
 from edgemae.data.shards import images_at
-from edgemae.device.camera.address import printable
 from edgemae.device.camera.image_header import IMAGE_SUFFIXES
 from edgemae.device.model import Model, load
 from edgemae.device.preprocess import ImageBGR
@@ -25,6 +24,7 @@ from edgemae.retrieval.anomaly import AnomalyDetector
 from edgemae.retrieval.gallery import Gallery
 from edgemae.retrieval.heatmap import overlay
 from edgemae.spec.atomic_file import write_atomic
+from edgemae.spec.printable import printable_line
 from edgemae.spec.user_paths import require_apart, require_outside
 from edgemae.terminal.progress import progress
 
@@ -119,7 +119,7 @@ def _frames(label: str, images: ImageSet, model: Model) -> Iterator[ImageBGR]:
 def _name(images: ImageSet, i: int) -> str:
     """Return the path of an image below its folder."""
     path = Path(images.paths[i])
-    return printable(path.relative_to(images.folder) if path.is_relative_to(images.folder) else path.name)
+    return printable_line(path.relative_to(images.folder) if path.is_relative_to(images.folder) else path.name)
 
 
 def _draw(path: Path, image_bgr: ImageBGR) -> Path:

@@ -27,6 +27,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
+from edgemae.spec.printable import printable_line
+
 
 class EdgemaeError(Exception):
     """Describe a failure in three parts: what happened, what was expected, what to do.
@@ -42,7 +44,8 @@ class EdgemaeError(Exception):
         self.what, self.expected, self.fix = what, expected, fix
 
     def __str__(self) -> str:
-        return f"{self.what}\n  expected: {self.expected}\n  fix: {self.fix}"
+        what, expected, fix = map(printable_line, (self.what, self.expected, self.fix))
+        return f"{what}\n  expected: {expected}\n  fix: {fix}"
 
     @property
     def row(self) -> dict[str, str]:

@@ -54,18 +54,19 @@ class Progress:
 
     def _open_bar(self) -> Bar:
         # rich is imported only where there is a terminal.
-        from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
         from rich.progress import Progress as Bar
 
+        from edgemae.terminal.console import PrintableConsole
+
         columns = (
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[figures]}"),
+            TextColumn("{task.fields[figures]}", markup=False),
         )
-        bar = Bar(*columns, console=Console(stderr=True), transient=True)
+        bar = Bar(*columns, console=PrintableConsole(stderr=True), transient=True)
         self._task = bar.add_task(self.label, total=self.total, completed=self.done, figures="")
         bar.start()
         return bar

@@ -14,6 +14,7 @@ from rich.text import Text
 
 from edgemae.device.model import Result
 from edgemae.device.stream_result import StreamResult
+from edgemae.terminal.console import PrintableConsole
 from edgemae.viewer.live_stats import AT_LEAST, ROWS, LiveStats, StatsCollector
 
 REDRAWS_PER_S = 4
@@ -28,7 +29,7 @@ class Terminal:
 
     def __init__(self, stats: StatsCollector, console: Console | None = None) -> None:
         self._stats = stats
-        self._console = console or Console()
+        self._console = console or PrintableConsole()
         self._live = Live(
             get_renderable=lambda: render(stats.now()), console=self._console, refresh_per_second=REDRAWS_PER_S,
             redirect_stdout=False,
@@ -43,7 +44,9 @@ class Terminal:
         # Log lines go above the panel instead of through it. rich has put itself in the place of sys.stderr.
         if self._console.is_terminal:
             found = [h for h in logging.getLogger().handlers if isinstance(h, logging.StreamHandler)]
-            self._handlers = [h for h in found if h.stream is sys.__stderr__ and sys.__stderr__.isatty()]
+            self._handlers = [
+                h for h in found if sys.__stderr__ and stream_of(h) is sys.__stderr__ and sys.__stderr__.isatty()
+            ]
         self._send_to(sys.stderr)
         return self
 
@@ -54,6 +57,11 @@ class Terminal:
     def _send_to(self, stream: object) -> None:
         for handler in self._handlers:
             handler.setStream(stream)
+
+
+def stream_of(handler: logging.StreamHandler) -> object:
+    """Return where a handler writes in the end."""
+    return getattr(handler.stream, "rich_proxied_file", handler.stream)
 
 
 def render(stats: LiveStats) -> RenderableType:

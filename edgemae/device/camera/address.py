@@ -7,25 +7,28 @@ import re
 from urllib.parse import SplitResult, urlsplit
 
 from edgemae.spec.errors import InputError
+from edgemae.spec.printable import printable_line
 
 _ADDRESS = re.compile(r"\w\w+:/")
 # Up to the last "@": passwords hold "@", "/", "#" and spaces, which people forget to encode.
 _LOGIN = re.compile(r"(\w\w+:/+).*@", re.DOTALL)
 # Many cameras take the login in their path or query: /user=admin&password=x&channel=1, ?usr=admin&pwd=x.
 _SECRET = re.compile(r"(?i)([a-z_-]*(?:user|usr|login|pass|pwd|psw|token|key|secret|auth)[a-z_-]*=)[^&\s'\"]*")
-
-
-def printable(source: object) -> str:
-    """Return text that can be printed and stored: names of files need not be UTF-8."""
-    return str(source).encode("utf-8", "replace").decode()
+# A name that nobody thought of may hold a secret too (?pw=, ?code=): of a query only the names are shown, and the
+# settings of a CSI camera.
+_QUERY = re.compile(
+    r"([?&;](?!(?:width|height|fps|flip)=\d{1,4}(?:[&;#\s'\"]|$))[^=&;#?\s'\"]*=)[^&;#\s'\"]*"
+)  # fmt: skip
+_FRAGMENT = re.compile(r"#[^\s'\"]*")
 
 
 def redact(source: object) -> str:
-    """Return a source, or a message about one, as printable text without user name and password."""
-    text = printable(source)
+    """Return a source, or a message about one, as printable text without its login and the values of its query."""
+    text = printable_line(source)
     if not _ADDRESS.search(text):
         return text
-    return _SECRET.sub(r"\1***", _LOGIN.sub(r"\1***@", text))
+    text = _QUERY.sub(r"\1***", _SECRET.sub(r"\1***", _LOGIN.sub(r"\1***@", text)))
+    return _FRAGMENT.sub("#***", text)
 
 
 def is_camera_number(source: str) -> bool:

@@ -24,14 +24,20 @@ SECRETS = ("s3cret", "adm1n")
         ("rtsp://adm1n:a#s3cret?@cam/live", "rtsp://***@cam/live"),
         ("rtsp:/adm1n:s3cret@cam/live", "rtsp:/***@cam/live"),
         ("http://cam/video?usr=adm1n&pwd=s3cret&fps=5", "http://cam/video?usr=***&pwd=***&fps=5"),
-        ("rtsp://cam/user=adm1n&password=s3cret&channel=1", "rtsp://cam/user=***&password=***&channel=1"),
+        ("rtsp://cam/user=adm1n&password=s3cret&channel=1", "rtsp://cam/user=***&password=***&channel=***"),
         ("rtsp://cam/user=adm1n_password=s3cret_stream=0.sdp", "rtsp://cam/user=***"),
         ("http://cam/x?access_token=s3cret'", "http://cam/x?access_token=***'"),
         ("it said 'rtsp://adm1n:s3cret@cam' is away", "it said 'rtsp://***@cam' is away"),
         ("rtsp://cam:554/live?fps=5", "rtsp://cam:554/live?fps=5"),
+        ("http://cam/x?pw=s3cret&code=adm1n;s=s3cret", "http://cam/x?pw=***&code=***;s=***"),
+        ("http://cam/x?fps=s3cret&width=12345678", "http://cam/x?fps=***&width=***"),
+        ("http://cam/x#s3cret", "http://cam/x#***"),
+        ("http://cam/x?next=/a?b=s3cret 'gone'", "http://cam/x?next=*** 'gone'"),
+        ("csi://0?width=1280&fps=30", "csi://0?width=1280&fps=30"),
+        ("rtsp://cam/\x1b[2J\u202e", r"rtsp://cam/\x1b[2J\u202e"),
         ("/data/a@b/user=1.mp4", "/data/a@b/user=1.mp4"),
         ("C:/data/a@b.mp4", "C:/data/a@b.mp4"),
-        ("\udce9t\udce9.mp4", "?t?.mp4"),  # a name of a file that is no UTF-8, as Python gives it
+        ("\udce9t\udce9.mp4", r"\xe9t\xe9.mp4"),  # a name of a file that is no UTF-8, as Python gives it
     ],
 )
 def test_an_address_is_shown_without_its_login(given: str, shown: str) -> None:
