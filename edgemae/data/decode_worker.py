@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from edgemae.data.augment import Augment, view
 from edgemae.data.image_bytes import content, read_ahead, shown
 from edgemae.data.image_check import ends_early
+from edgemae.device.camera.image_header import FORMATS, why_refused
 from edgemae.device.preprocess import ImageBGR
 from edgemae.device.preprocess import decode as decode_bytes
 from edgemae.spec.errors import DataError
@@ -102,9 +103,10 @@ def _frame(reference: str, pixel: PixelContract) -> ImageBGR | None:
 
 
 def _unreadable(reference: str) -> DataError:
+    why = why_refused(content(reference))
     return DataError(
-        f"{shown(reference)} is not a readable image",
-        expected="a whole jpg, png, webp or bmp image",
+        f"{shown(reference)} is not a readable image{f': {why}' if why else ''}",
+        expected=f"a whole {FORMATS}",
         fix="remove or replace it",
     )
 

@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 
 from edgemae.data.image_bytes import content
+from edgemae.device.camera.image_header import why_refused
 
 
 class ImageCheck(NamedTuple):
@@ -28,9 +29,9 @@ def check(reference: str) -> ImageCheck:
         data = content(reference)
     except OSError as error:
         return ImageCheck("", f"cannot be read ({error.strerror})")
-    if not data:
-        return ImageCheck("", "empty file")
-    digest = hashlib.sha256(data).hexdigest()
+    digest = hashlib.sha256(data).hexdigest() if data else ""
+    if why := why_refused(data):
+        return ImageCheck(digest, why)
     if ends_early(data):
         return ImageCheck(digest, "truncated: the end of the JPEG is missing")
     # An eighth of the size decodes several times faster and meets the same headers and streams, but OpenCV makes

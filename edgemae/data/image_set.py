@@ -22,12 +22,16 @@ from numpy.typing import NDArray
 
 from edgemae.data.image_bytes import key_of_file
 from edgemae.data.image_check import ImageCheck, check
-from edgemae.device.camera.image_header import IMAGE_SUFFIXES
+from edgemae.device.camera.image_header import FORMATS, OTHER_SUFFIXES, is_image
 from edgemae.device.opencv_log import quiet_opencv
 from edgemae.spec.errors import DataError
 
 CHOICE_MOST = 200_000  # images that a sample is drawn from, themselves drawn at random: millions take too long
-SPLITS = {"train", "val", "valid", "validation", "test", "eval", "unlabelled", "unlabeled"}
+SPLITS = {"train", "training", "val", "valid", "validation", "test", "testing", "eval", "evaluation", "dev",
+          "unlabelled", "unlabeled"}  # fmt: skip
+# Folders that systems leave behind: thumbnails of a NAS, recycle bins, resource forks of an unpacked archive.
+LEFTOVERS = {"@eadir", "#recycle", "$recycle.bin", "recycler", "system volume information", "__macosx", "lost+found",
+             "thumbs", "__pycache__"}  # fmt: skip
 log = logging.getLogger("edgemae.data")
 
 
@@ -129,7 +133,7 @@ def scan(folder: str | Path) -> ImageSet:
             expected="a folder with one sub-folder a class, or a flat folder of images",
             fix=only_local(str(folder)) or "check the path",
         )
-    loose, by_class = _list(root)
+    loose, by_class, left_out = _list(root)
     _refuse_layout(root, loose, by_class)
     classes = tuple(sorted(by_class))
     rows = [(path, -1) for path in loose]
@@ -137,7 +141,10 @@ def scan(folder: str | Path) -> ImageSet:
     paths, labels = tuple(path for path, _ in rows), tuple(label for _, label in rows)
     found = _checked(paths)
     images = ImageSet(str(root), paths, tuple(c.digest for c in found), labels if classes else None, classes)
-    return _valid_only(images, found)
+    _refuse_lost_classes(images, found, left_out if classes else {})
+    valid = _valid_only(images, found)
+    others = tuple((path, f"it is no {FORMATS}") for paths in left_out.values() for path in paths)
+    return replace(valid, skipped=(*valid.skipped, *others))
 
 
 def sift(images: ImageSet) -> ImageSet:
@@ -164,36 +171,48 @@ def _valid_only(images: ImageSet, found: list[ImageCheck]) -> ImageSet:
         raise DataError(
             f"no readable image in '{images.folder}' ({len(skipped)} corrupt file{'s' if len(skipped) > 1 else ''})"
             if skipped else f"no image in '{images.folder}'",
-            expected=f"files ending in {', '.join(IMAGE_SUFFIXES)}",
+            expected=f"{FORMATS} files",
             fix="check the path and the files",
         )  # fmt: skip
     return replace(images.pick(good), skipped=skipped, sides_px=tuple(found[i].side_px for i in good))
 
 
-def _list(root: Path) -> tuple[list[str], dict[str, list[str]]]:
-    """Return (loose images, images by top-level sub-folder), both sorted; links to folders are followed once."""
+def _list(root: Path) -> tuple[list[str], dict[str, list[str]], dict[str, list[str]]]:
+    """Return loose images, images by top-level sub-folder, and images of other formats by it ("": loose), all sorted.
+
+    Links to folders are followed once.
+    """
     loose: list[str] = []
+    left_out: dict[str, list[str]] = {}
     by_class: dict[str, list[str]] = {}
     others: Counter[str] = Counter()
     seen: set[str] = set()
     for where, folders, files in os.walk(root, onerror=_unreadable, followlinks=True):
         seen.add(os.path.realpath(where))
+        real = {name: os.path.realpath(os.path.join(where, name)) for name in folders}
         folders[:] = sorted(
             name for name in folders
-            if not name.startswith(".") and os.path.realpath(os.path.join(where, name)) not in seen
+            if not name.startswith(".") and name.lower() not in LEFTOVERS and real[name] not in seen
         )  # fmt: skip
         shown = sorted(name for name in files if not name.startswith("."))
-        found = [name for name in shown if name.lower().endswith(IMAGE_SUFFIXES)]
-        others.update(Path(name).suffix.lower() or name for name in shown if not name.lower().endswith(IMAGE_SUFFIXES))
+        found = [name for name in shown if is_image(os.path.join(where, name))]
+        rest = sorted(set(shown) - set(found))
+        others.update(Path(name).suffix.lower() or name for name in rest)
+        part = Path(where).relative_to(root).parts
+        lost = [os.path.join(where, name) for name in rest if name.lower().endswith(OTHER_SUFFIXES)]
+        if lost:
+            left_out.setdefault(part[0] if part else "", []).extend(lost)
         if not found:
             continue
-        part = Path(where).relative_to(root).parts
         rows = by_class.setdefault(part[0], []) if part else loose
         rows.extend(os.path.join(where, name) for name in found)
     if others:
         named = ", ".join(f"{ending} ({count})" for ending, count in others.most_common(5))
-        log.info("%d files in %s are no images by their endings: %s", others.total(), root, named)
-    return loose, by_class
+        log.info("%d files in %s are no %s: %s", others.total(), root, FORMATS, named)
+    for name, paths in left_out.items():
+        log.warning("left out of %s: %d images that are no %s, such as %s", f"class '{name}'" if name else root,
+                    len(paths), FORMATS, paths[0])  # fmt: skip
+    return loose, by_class, left_out
 
 
 def _unreadable(error: OSError) -> None:
@@ -211,12 +230,33 @@ def _refuse_layout(root: Path, loose: list[str], by_class: dict[str, list[str]])
             expected="either one sub-folder a class, or only loose images",
             fix="move the loose images into a class folder, or into a folder of their own for unlabelled data",
         )
-    if "train" in by_class and SPLITS.issuperset(by_class):
+    trains = max(by_class, key=lambda name: name.lower().startswith("train"), default="")
+    if len(by_class) > 1 and SPLITS.issuperset(map(str.lower, by_class)):
         raise DataError(
             f"'{root}' holds {', '.join(sorted(by_class))}: parts of a data set, not classes",
             expected="one sub-folder a class",
-            fix=f"pass '{root / 'train'}', and the other parts with options of their own",
+            fix=f"pass '{root / trains}', and the other parts with options of their own",
         )
+
+
+def _refuse_lost_classes(images: ImageSet, found: list[ImageCheck], left_out: dict[str, list[str]]) -> None:
+    """Refuse a class that loses most of its images: what is left would not be what its folder holds."""
+    kept: Counter[str] = Counter()
+    lost = Counter({name: len(paths) for name, paths in left_out.items() if name})
+    for label, checked in zip(images.labels or (), found, strict=False):
+        (lost if checked.why else kept)[images.classes[label]] += 1
+    for name, count in sorted(lost.items()):
+        if count > kept[name]:
+            example = next(iter(left_out.get(name, ())), "") or next(
+                path for path, label, checked in zip(images.paths, images.labels or (), found, strict=True)
+                if checked.why and images.classes[label] == name
+            )  # fmt: skip
+            raise DataError(
+                f"class '{name}' of '{images.folder}' would lose {count} of its {count + kept[name]} images, such as "
+                f"'{example}'",
+                expected=f"most images of every class as whole {FORMATS} files",
+                fix="convert them to PNG or JPEG, or move them out of the folder",
+            )
 
 
 # ---------------------------------------------------------------- splits

@@ -12,6 +12,7 @@ its own, so that another number of processes gives other batches. Here a step's 
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import re
 from array import array
@@ -31,6 +32,8 @@ from edgemae.data.shard_index import Index, indexes
 from edgemae.device.camera.image_header import IMAGE_SUFFIXES
 from edgemae.spec.errors import DataError
 
+MOST_SHARDS = 1_000_000  # of a pattern: counted before it is expanded
+_RANGE = re.compile(r"\{(\d{1,18})\.\.(\d{1,18})\}")
 LANES_MOST = 64  # shards that are read side by side
 WINDOW = 4096  # samples of a lane that are shuffled among themselves: 0.5 GB of a shard at ImageNet's size
 PACKED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
@@ -175,6 +178,13 @@ def shards_at(where: str) -> list[str] | None:
     _refuse_packed([where])
     if not where.endswith(".tar"):
         return None
+    count = math.prod(max(0, int(last) - int(first) + 1) for first, last in _RANGE.findall(where))
+    if not 0 < count <= MOST_SHARDS:
+        raise DataError(
+            f"the pattern '{where[:200]}' stands for {_count(count)} shards",
+            expected=f"1 to {MOST_SHARDS}",
+            fix="correct its ranges",
+        )
     paths = list(_expanded(where))
     missing = [path for path in paths if not os.path.isfile(path)]
     if missing:
@@ -216,9 +226,14 @@ def _refuse_packed(paths: list[str]) -> None:
         )
 
 
+def _count(count: int) -> str:
+    """Return a number for a message; one of thousands of digits has no text in Python."""
+    return f"{count:,}" if count < 10**30 else f"about 2^{count.bit_length()}"
+
+
 def _expanded(pattern: str) -> Iterator[str]:
     """Yield the paths of a pattern with ranges such as {000..146}; a bound that begins with 0 keeps its width."""
-    found = re.search(r"\{(\d+)\.\.(\d+)\}", pattern)
+    found = _RANGE.search(pattern)
     if found is None:
         yield pattern
         return

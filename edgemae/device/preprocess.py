@@ -12,6 +12,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from edgemae.device.camera.image_header import why_refused
 from edgemae.spec.errors import InputError
 from edgemae.spec.graph import PixelContract
 
@@ -34,8 +35,11 @@ _TO_BGR: dict[str, int | None] = {
 
 
 def decode(data: bytes, pixel: PixelContract) -> ImageBGR | None:
-    """Return encoded image bytes as a BGR (H, W, 3) uint8 frame with EXIF applied, or None when they are no image."""
-    if not data:
+    """Return encoded image bytes as a BGR (H, W, 3) uint8 frame with EXIF applied, or None when they are no image.
+
+    None too for what `why_refused` names: another format, or more pixels than memory should be taken for.
+    """
+    if why_refused(data):
         return None
     flags = cv2.IMREAD_COLOR
     if pixel.exif == "ignore":

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from edgemae.device.camera.address import is_camera_number, redact
-from edgemae.device.camera.image_header import IMAGE_SUFFIXES
+from edgemae.device.camera.image_header import is_image
 from edgemae.doctor.board import is_jetson
 from edgemae.doctor.cameras import GROUP_FIX, SHARE_FIX, devices
 from edgemae.doctor.finding import Finding
@@ -106,7 +106,7 @@ def _file(path: Path) -> Finding | None:
         return _bad(text, f"does not exist{'.' if message else ''}{message}", fix)
     if not os.access(text, os.R_OK):
         return _bad(text, "this user may not read it", f"chmod a+r '{text}', or run as its owner")
-    if not path.is_file() or path.suffix.lower() in IMAGE_SUFFIXES:
+    if not path.is_file() or is_image(path):
         return None  # of a named pipe a look at its head would take it away, or wait for ever
     with path.open("rb") as file:
         head = file.read(HEAD_BYTES)

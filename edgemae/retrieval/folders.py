@@ -17,7 +17,7 @@ import msgspec
 from edgemae.data.decode_worker import read_image
 from edgemae.data.image_set import ImageSet
 from edgemae.data.shards import images_at
-from edgemae.device.camera.image_header import IMAGE_SUFFIXES
+from edgemae.device.camera.image_header import is_image
 from edgemae.device.model import Model, load
 from edgemae.device.preprocess import ImageBGR
 from edgemae.retrieval.anomaly import AnomalyDetector
@@ -92,7 +92,7 @@ def score(
         require_outside(save, source)
     with load(bundle, **load_options) as model:
         detector = AnomalyDetector.load(reference, model)
-        if source.lower().endswith(IMAGE_SUFFIXES) and not Path(source).is_dir():
+        if not Path(source).is_dir() and is_image(source):
             images = ImageSet(str(Path(source).parent), (source,), (source,), None)
         else:
             images = images_at(source, checked=True)

@@ -221,3 +221,14 @@ def test_only_local_places_are_read(where: str) -> None:
     with pytest.raises(DataError, match="does not exist") as caught:
         images_at(where)
     assert "only local paths are read" in caught.value.fix
+
+
+@pytest.mark.parametrize(
+    ("pattern", "count"),
+    [("{0..9999}{0..9999}{0..9999}.tar", "1,000,000,000,000"), ("x-{0..999999999999}.tar", "1,000,000,000,000"),
+     ("{0..99999999}.tar", "100,000,000"), ("x-{5..1}.tar", "0"), ("{0..999999999}" * 9 + ".tar", "2^")],
+)  # fmt: skip
+def test_a_pattern_is_counted_before_it_is_expanded(pattern: str, count: str) -> None:
+    with pytest.raises(DataError) as caught:
+        images_at(pattern)
+    assert count in caught.value.what

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from edgemae.device.camera import csi
 from edgemae.device.camera.address import is_camera_number, redact, split
 from edgemae.device.camera.frame_source import CapturedFrame, Source
-from edgemae.device.camera.image_header import IMAGE_SUFFIXES, declared_px
+from edgemae.device.camera.image_header import FORMATS, MAX_PX, is_image, read_regular, why_refused
 from edgemae.device.camera.isolated import IsolatedSource
 from edgemae.device.camera.opencv import Video
 from edgemae.device.preprocess import as_bgr, decode
@@ -27,7 +27,6 @@ URL_SCHEMES = ("rtsp", "rtsps", "http", "https")
 KINDS = ("camera", "csi", "url", "video", "images", "arrays")
 LIVE_KINDS = ("camera", "csi", "url")
 ISOLATED_KINDS = ("camera", "csi", "url", "video")  # what OpenCV reads
-MAX_PX = 2**27  # of an image: 400 MB as BGR; of larger ones OpenCV may take several GB
 REFUSED_RUN = 300  # arrays in a row that are no images, after which a source is given up: it may have no end
 
 
@@ -68,7 +67,7 @@ def kind_of(source: AnySource) -> str:
             "('shots/*.jpg'), an rtsp/http address, arrays",
             fix="check the path; for a camera, see that it is plugged in (`ls /dev/video*`)",
         )
-    if path.is_dir() or path.suffix.lower() in IMAGE_SUFFIXES:
+    if path.is_dir() or is_image(path):
         return "images"
     return "camera" if path.is_char_device() else "video"
 
@@ -116,11 +115,11 @@ class Images:
             self._paths = iter([path])
             return
         inside = path.rglob("*") if path.is_dir() else map(Path, glob.glob(self._source, recursive=True))
-        paths = sorted(found for found in inside if found.suffix.lower() in IMAGE_SUFFIXES and found.is_file())
+        paths = sorted(found for found in inside if found.is_file() and is_image(found))
         if not paths:
             raise CameraError(
                 f"{'folder' if path.is_dir() else 'pattern'} '{self._source}' holds no images",
-                expected=f"files ending in {', '.join(IMAGE_SUFFIXES)}",
+                expected=f"files in the format {FORMATS}",
                 fix="pass the folder that holds the images",
             )
         self._paths = iter(paths)
@@ -130,12 +129,11 @@ class Images:
         if path is None:
             return None
         try:
-            data = path.read_bytes()
+            data = read_regular(path)
         except OSError:
             data = b""
         name, t_capture_ns = redact(path), time.monotonic_ns()
-        if (size := declared_px(data)) > MAX_PX:
-            why = f"it has {size >> 20} Mpx, at most {MAX_PX >> 20} are taken"
+        if why := why_refused(data):
             return CapturedFrame(None, t_capture_ns, None, name, reason=why)
         return CapturedFrame(decode(data, self._pixel), t_capture_ns, None, name)
 

@@ -157,7 +157,7 @@ def test_an_image_that_would_fill_the_memory_is_not_decoded(tmp_path: Path) -> N
     with Camera(tmp_path) as camera:
         assert [frame.array_bgr.shape for frame in camera] == [(5, 7, 3)]
     assert camera.counters.corrupt == 1
-    assert camera.last_error.endswith("a.png: it has 256 Mpx, at most 128 are taken")
+    assert camera.last_error.endswith("a.png: it has 16384 x 16384 px, at most 128 Mpx and 65536 px a side are taken")
 
 
 def test_a_name_that_is_no_utf8_can_be_told(tmp_path: Path) -> None:
@@ -165,7 +165,7 @@ def test_a_name_that_is_no_utf8_can_be_told(tmp_path: Path) -> None:
     Path(os.fsdecode(path)).write_bytes(cv2.imencode(".png", np.zeros((5, 7, 3), np.uint8))[1].tobytes())
     with Camera(Path(os.fsdecode(path))) as camera:
         (frame,) = list(camera)
-    assert frame.name.encode().endswith(b"/caf?.png")
+    assert frame.name.encode().endswith(rb"/caf\xe9.png")
     assert camera.source == frame.name
 
 
