@@ -9,6 +9,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from edgemae.spec.telemetry import disable_telemetry
 from edgemae.version import __version__
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ __all__ = [
     "overlay",
     "profile",
 ]
+disable_telemetry()  # before any engine is imported
 _ROOMS = {
     "Anomaly": "edgemae.retrieval.anomaly",
     "AnomalyDetector": "edgemae.retrieval.anomaly",

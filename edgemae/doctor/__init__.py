@@ -12,7 +12,7 @@ from edgemae.device.hardware.fingerprint import fingerprint
 from edgemae.doctor.cameras import devices, examine_cameras
 from edgemae.doctor.finding import Finding, combined_state
 from edgemae.doctor.machine import examine_machine
-from edgemae.doctor.software import examine_build, examine_engines, examine_opencv, opencv
+from edgemae.doctor.software import examine_build, examine_engines, examine_opencv, examine_telemetry, opencv
 from edgemae.doctor.source import examine_source
 from edgemae.doctor.storage import examine_cache
 
@@ -31,7 +31,8 @@ def diagnose(source: str | None = None, root: Path = Path("/")) -> dict[str, Any
     cameras = devices(root)
     version, video, _ = opencv()
     findings = [
-        *first, *examine_machine(root), *of_engines, *examine_opencv(root), *examine_cameras(root, cameras), *of_cache,
+        *first, *examine_machine(root), *of_engines, examine_telemetry(), *examine_opencv(root),
+        *examine_cameras(root, cameras), *of_cache,
         of_build,
     ]  # fmt: skip
     return {

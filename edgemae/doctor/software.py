@@ -16,6 +16,7 @@ from edgemae.device.session import library
 from edgemae.doctor.board import is_jetson
 from edgemae.doctor.finding import Finding
 from edgemae.spec.errors import EngineMissingError
+from edgemae.spec.telemetry import telemetry_left_on
 
 # What compiling needs: module -> distribution. Two engines are among them because int8 is made and checked with them.
 BUILD = {
@@ -48,6 +49,14 @@ def examine_engines(root: Path) -> tuple[dict[str, Any], list[Finding]]:
     if not any(finding.state == "green" for finding in findings):
         findings.append(Finding("engines", "any", "red", "none can run here: no bundle can be loaded", _advice(root)))
     return facts, findings
+
+
+def examine_telemetry() -> Finding:
+    """Return whether a library below edgemae would report to its maker."""
+    if left := telemetry_left_on():
+        return Finding("engines", "telemetry", "yellow", f"left on: {', '.join(left)}",
+                       "unset it, and import edgemae first")  # fmt: skip
+    return Finding("engines", "telemetry", "green", "off in ONNX Runtime, OpenVINO, NNCF and Hugging Face's hub")
 
 
 def _engine(engine: Engine, facts: Mapping[str, str | None]) -> Finding:

@@ -17,7 +17,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from edgemae.device.engines.openvino import shared_core, silence_telemetry
+from edgemae.device.engines.openvino import shared_core
 from edgemae.profiling.layers.module_names import module_of
 from edgemae.quantize.qdq_linear import find_linears
 from edgemae.spec.errors import EngineMissingError
@@ -27,8 +27,7 @@ Floats = NDArray[np.float32]
 
 
 def load_openvino() -> tuple[ModuleType, ModuleType]:
-    """Return the modules (openvino, nncf) with their telemetry cut off: NNCF sends through OpenVINO's package."""
-    silence_telemetry()
+    """Return the modules (openvino, nncf)."""
     try:
         openvino, nncf = import_module("openvino"), import_module("nncf")
     except ImportError as error:

@@ -8,7 +8,6 @@ flipped bits (18 of 24 trials); ours go through `edgemae.device.engine_cache`.
 from __future__ import annotations
 
 import io
-import sys
 from collections.abc import Mapping
 from functools import cache
 from types import ModuleType
@@ -36,17 +35,8 @@ MODULES = ("openvino",)
 NEEDS = "pip install 'edgemae[openvino]'"
 
 
-def silence_telemetry() -> None:
-    """Keep `import openvino` from sending an event and writing an id below the home folder.
-
-    A None in sys.modules makes OpenVINO take its own empty stand-in for the package that does so.
-    """
-    sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
-
-
 def version() -> str | None:
     """Return the version of OpenVINO, or None when it cannot be imported."""
-    silence_telemetry()
     return library_version(NAME, MODULES, NEEDS)
 
 
@@ -57,7 +47,6 @@ def shared_core() -> Any:
     that live at once, the one that goes last puts back the stack of the other, which is freed by then: the next signal
     with a handler, Ctrl-C among them, would end the process with a segmentation fault.
     """
-    silence_telemetry()
     return _core_of(library(NAME, MODULES, NEEDS))
 
 
