@@ -41,6 +41,7 @@ def main(argv: list[str] | None = None) -> int:
     chosen = [case for case in CASES if asked.only in f"{case.area}: {case.name}"]
     with tempfile.TemporaryDirectory(prefix="edgemae-release-") as name:
         folder = Path(name)
+        folder.chmod(0o755)  # some cases run as another user
         python = installed(asked.wheel, folder)
         bench = Workbench(python, folder, (asked.demo or folder / "demo").resolve())
         if asked.demo is None and (made := bench.edgemae("demo", "--output", bench.demo, killed_s=1200.0)).code:

@@ -52,7 +52,11 @@ def send(message: dict[str, Any]) -> None:
 def folder() -> Path:
     """Return the one place that is written to; it follows the rule of edgemae's caches."""
     own = os.environ.get("EDGEMAE_CACHE_DIR")
-    caches = Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "edgemae"
+    caches = (
+        Path(own)
+        if own
+        else Path(os.environ.get("XDG_CACHE_HOME") or Path(os.path.expanduser("~")) / ".cache") / "edgemae"
+    )
     return caches / "remote"
 
 

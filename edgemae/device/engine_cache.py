@@ -10,6 +10,7 @@ import hashlib
 import logging
 import os
 import stat
+import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -28,10 +29,18 @@ _warned: set[str] = set()
 
 
 def cache_folder() -> Path:
-    """Return the folder of edgemae's caches: EDGEMAE_CACHE_DIR, or `edgemae` below the XDG cache folder."""
+    """Return the folder of edgemae's caches: EDGEMAE_CACHE_DIR, or `edgemae` below the XDG cache folder.
+
+    A user without a home, as in a container that runs under a number, gets one below the folder of temporary files.
+    """
     if own := os.environ.get("EDGEMAE_CACHE_DIR"):
         return Path(own)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "edgemae"
+    if below := os.environ.get("XDG_CACHE_HOME"):
+        return Path(below) / "edgemae"
+    home = os.path.expanduser("~")  # returned as it is when nothing names a home
+    if home == "~":
+        return Path(tempfile.gettempdir()) / f"edgemae-{os.getuid()}"
+    return Path(home) / ".cache" / "edgemae"
 
 
 def cache_key(engine: Engine, files: Mapping[str, bytes], target: Target) -> str:

@@ -20,6 +20,7 @@ from edgemae.device.hardware.cpu_affinity import checked_cores
 from edgemae.device.hardware.heap import trim_heap
 from edgemae.device.outputs import top_classes
 from edgemae.device.preprocess import as_bgr, preprocess
+from edgemae.device.process_end import MODEL, CallGate, close_at_exit
 from edgemae.device.selfcheck import Check, check
 from edgemae.device.session import Session
 from edgemae.device.stream_result import MAX_FAILURES, StreamResult
@@ -68,6 +69,8 @@ class Model:
         self.provenance = provenance_of(bundle.manifest, variant)
         self._dtype = bundle.manifest.io.dtype
         self.skipped: tuple[tuple[str, str], ...] = ()  # (variant id, reason), in their order
+        self._gate = CallGate()
+        close_at_exit(MODEL, self)
         self._turn = threading.Lock()  # a session reuses its buffers: two threads in it would mix their frames up
 
     def __call__(self, frame_bgr: NDArray[np.uint8], color: str = "BGR", top: int = 5) -> Result:
@@ -75,6 +78,10 @@ class Model:
 
         Raises InputError for what is no frame, EngineRuntimeError when the engine fails or computes what is no number.
         """
+        with self._gate:
+            return self._call(frame_bgr, color, top)
+
+    def _call(self, frame_bgr: NDArray[np.uint8], color: str, top: int) -> Result:
         start = time.perf_counter_ns()
         pixels = preprocess(as_bgr(frame_bgr, color), self.pixel, self._dtype)
         before = time.perf_counter_ns()
@@ -144,9 +151,15 @@ class Model:
         }
 
     def close(self) -> None:
-        """Free the engine, after the call that another thread is in; a second call does nothing."""
+        """Free the engine, after the call that another thread is in; a second call does nothing, nor one in a fork."""
+        if self._gate.is_forked:
+            return
         with self._turn:
             self.session.close()
+
+    def end(self) -> None:
+        """Close at the end of the interpreter."""
+        self._gate.end(self.close)
 
     def __enter__(self) -> Model:
         return self

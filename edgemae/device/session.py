@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from edgemae.device.hardware.cpu_affinity import on_cores
 from edgemae.device.operators import Operator
+from edgemae.device.process_end import keep_in_child
 from edgemae.spec.errors import EdgemaeError, EngineMissingError, EngineRuntimeError
 from edgemae.spec.target import Target
 
@@ -32,6 +33,7 @@ class Session:
         self.engine, self.cores = engine, tuple[int, ...]()
         self._run: Callable[[NDArray[Any]], Tensors] | None = run
         self._release = release
+        keep_in_child(run)
 
     def __call__(self, pixels: NDArray[Any]) -> Tensors:
         if self._run is None:

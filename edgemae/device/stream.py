@@ -17,6 +17,7 @@ from typing import Any, Generic
 
 from edgemae.device.camera.camera import Camera, Frame
 from edgemae.device.camera.multi_camera import MultiCameraReader, Sources, close_all, open_cameras
+from edgemae.device.process_end import STREAM, close_at_exit
 from edgemae.device.stream_result import MAX_FAILURES, R, StreamCounters, StreamOptions, StreamResult, too_many
 from edgemae.spec.errors import EdgemaeError, InputError
 
@@ -50,6 +51,7 @@ class Stream(Generic[R]):
         self._counts = dict.fromkeys(StreamCounters.__slots__, 0)
         self._in_a_row = {"failed": 0, "sink_failed": 0}
         self._worker: threading.Thread | None = None
+        close_at_exit(STREAM, self)
 
     @property
     def counters(self) -> StreamCounters:
@@ -177,6 +179,8 @@ class Stream(Generic[R]):
             self._worker.join(CLOSE_TIMEOUT_S)
             if self._worker.is_alive():
                 log.warning("an inference or a callback does not return and was left behind")
+
+    end = close  # of the interpreter
 
     def __enter__(self) -> Stream[R]:
         return self

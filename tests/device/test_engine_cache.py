@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import logging
+import os
+import pwd
 import random
 import stat
+import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -269,3 +272,12 @@ def test_no_engine_sees_a_blob_with_a_flipped_bit(
         path.write_bytes(data)
         open_session("openvino", files, box)
         assert (seen[-1] == good, len(built)) == (True, count), f"bit {bit} of {path.suffix} was believed"
+
+
+def test_a_user_without_a_home_has_a_cache_all_the_same(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """As in a container that runs under a number: no HOME, and no entry in passwd."""
+    for name in ("HOME", "XDG_CACHE_HOME", "EDGEMAE_CACHE_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(pwd, "getpwuid", lambda uid: (_ for _ in ()).throw(KeyError(uid)))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    assert cache_folder() == tmp_path / f"edgemae-{os.getuid()}"

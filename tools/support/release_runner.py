@@ -96,6 +96,7 @@ class Workbench:
         bench.scratch = self.folder / "cases" / re.sub(r"\W+", "-", name)[:80]
         shutil.rmtree(bench.scratch, ignore_errors=True)
         bench.scratch.mkdir(parents=True)
+        bench.scratch.chmod(0o777)  # some cases run as another user
         return bench
 
     def edgemae(self, *arguments: object, **how: Any) -> Outcome:

@@ -18,6 +18,7 @@ from edgemae.device.camera.mailbox import Counters, Frame, Mailbox
 from edgemae.device.camera.sources import ISOLATED_KINDS, LIVE_KINDS, AnySource, kind_of, make_source
 from edgemae.device.camera.supervisor import ReconnectPolicy, Supervisor
 from edgemae.device.preprocess import ROTATIONS_DEG
+from edgemae.device.process_end import CAMERA, close_at_exit
 from edgemae.spec.errors import CameraError, InputError, nearest
 from edgemae.spec.graph import PixelContract
 
@@ -83,6 +84,7 @@ class Camera:
             self._mailbox,
         )  # fmt: skip
         self._reader = self._supervisor.thread
+        close_at_exit(CAMERA, self)
         if not (wait and self.live):
             try:
                 self._await_first()
@@ -130,6 +132,8 @@ class Camera:
         """Stop the reader and free the source, within 1.5 s even when the source hangs. May be called twice."""
         if self._mailbox.close():
             self._supervisor.close()
+
+    end = close  # of the interpreter
 
     def __iter__(self) -> Iterator[Frame]:
         while (frame := self.read()) is not None:
