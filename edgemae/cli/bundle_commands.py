@@ -105,12 +105,11 @@ def inspect(
 @app.command()
 @unfold
 def verify(flags: LoadFlags, bundle: BundlePath, json: Json = False) -> None:
-    """Check every hash, then the golden frames on this machine's engine."""
-    from edgemae import load
+    """Check every hash, then the golden frames on this machine's engine, in a process of its own under limits."""
+    from edgemae.deploy.first_run import first_run
 
     start_logging(False)
-    with load(bundle, **flags.loading()) as model:
-        print_rows("verified", {"bundle": str(bundle), **model.info}, json=json)
+    print_rows("verified", {"bundle": str(bundle), **first_run(bundle, **flags.loading())}, json=json)
 
 
 @app.command()

@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from edgemae.device.model import load
+from edgemae.deploy.first_run import first_run
 from edgemae.profiling.bundle_profile import keep
 from edgemae.profiling.profiler import profile
 from edgemae.spec.bundle import open_bundle
@@ -27,9 +27,9 @@ def finalize(path: Path, target: str | None, *, measure: bool = True) -> dict[st
     first = ""
     for engine in dict.fromkeys(variant.engine for variant in open_bundle(path).manifest.variants):
         try:
-            with load(path, target, engine) as model:
-                variants.append({"engine": engine, "variant": model.variant.id, "ready": True, **model.info["check"]})
-                first = first or engine
+            info = first_run(path, target=target, engine=engine)
+            variants.append({"engine": engine, "variant": info["variant"], "ready": True, **info["check"]})
+            first = first or engine
         except (EngineMissingError, EngineRuntimeError) as error:
             variants.append({"engine": engine, "ready": False, "reason": error.what})
             errors.append(error)

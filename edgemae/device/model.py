@@ -137,6 +137,7 @@ class Model:
             "status": self.manifest.status,
             "sha256": self.sha256,
             "target": self.target.name,
+            "variant": self.variant.id,
             "engine": self.variant.engine,
             "engine_version": ENGINES[self.variant.engine].version(),
             "precision": self.variant.precision,

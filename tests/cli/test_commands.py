@@ -60,7 +60,9 @@ def test_mistake_2_one_class_only(job: Job, tmp_path: Path) -> None:
     refused(edgemae(*work, "--target", job.target), 2, "has one class only (circle)")
 
 
-@pytest.mark.parametrize(("content", "why"), [(b"", "empty file"), (b"I am no image", "not a readable image")])
+@pytest.mark.parametrize(
+    ("content", "why"), [(b"", "empty file"), (b"I am no image", "it is no JPEG, PNG, WebP or BMP")]
+)
 def test_mistakes_3_and_4_files_that_are_no_images(content: bytes, why: str, job: Job, tmp_path: Path) -> None:
     """Beside good images they are skipped, named and counted; alone they are an error."""
     (tmp_path / "alone").mkdir()
@@ -121,10 +123,18 @@ def test_mistake_10_one_flipped_bit(place: float, broken_bundle: Callable[[Calla
     refused(edgemae("run", broken_bundle(flip), "nowhere"), 2)
 
 
+def uninstall(module: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a module be missing, in this process and in its children."""
+    (folder / "gone").mkdir(exist_ok=True)
+    (folder / "gone" / f"{module}.py").write_text(f"raise ModuleNotFoundError('No module', name='{module}')\n")
+    monkeypatch.setenv("PYTHONPATH", str(folder / "gone"))
+    monkeypatch.setitem(sys.modules, module, None)
+
+
 def test_mistake_11_an_engine_that_is_not_installed(
     job: Job, compiled: Ran, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(sys.modules, "openvino", None)
+    uninstall("openvino", tmp_path, monkeypatch)
     fix = "pip install 'edgemae[openvino]'"
     refused(edgemae("verify", job.bundle, "--engine", "openvino"), 5, "'openvino' is not installed", fix)
     assert edgemae("verify", job.bundle).code == 0, "auto takes the next variant"
@@ -446,11 +456,11 @@ def test_finalize_goes_on_without_an_engine_and_not_without_all(
     job: Job, compiled: Ran, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bundle = copied(job.bundle, tmp_path)
-    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    uninstall("onnxruntime", tmp_path, monkeypatch)
     ready = edgemae("finalize", bundle, "--json").json
     assert ready["engine"] == "openvino"
     assert [row["ready"] for row in ready["engines"]] == [False, True]
-    monkeypatch.setitem(sys.modules, "openvino", None)
+    uninstall("openvino", tmp_path, monkeypatch)
     refused(edgemae("finalize", bundle), 5, "is not installed")
 
 

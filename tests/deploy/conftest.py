@@ -10,7 +10,10 @@ import numpy as np
 import pytest
 
 from edgemae.deploy.ssh import RemoteHost, parse_address
+from tests.support.bundles import block_onnx, box, make_bundle
 from tests.support.sshd import Server
+
+__all__ = ["block_onnx", "box", "make_bundle"]
 
 
 @pytest.fixture
