@@ -15,7 +15,7 @@ from typing import Any, Protocol
 from edgemae.device.model import Model, Result, load
 from edgemae.device.stream import Stream
 from edgemae.device.stream_result import StreamResult
-from edgemae.spec.errors import InputError
+from edgemae.spec.errors import EngineRuntimeError, InputError
 from edgemae.viewer.line_output import Lines, as_json, as_text
 from edgemae.viewer.live_stats import StatsCollector, counts_of
 
@@ -60,8 +60,8 @@ class EndedError(KeyboardInterrupt):
 def run(bundle: Path, source: str, options: ViewerOptions) -> int:
     """Run a bundle on a source and show its results; counts go to stderr at the end, however it comes.
 
-    Returns the exit code: 0, or 128 and the number of the signal that ended it. Raises CameraError, EngineRuntimeError,
-    MachineError, StorageError, InputError.
+    Returns the exit code: 0, or 128 and the number of the signal that ended it. Raises CameraError, EngineRuntimeError
+    (also where every inference failed), MachineError, StorageError, InputError.
     """
     if options.limit < 0:
         raise InputError(
@@ -95,6 +95,13 @@ def _show_results(model: Model, source: str, options: ViewerOptions, got: Sequen
                     break
     finally:
         sys.stderr.write(_counts(results) + "\n")
+    counters = results.counters
+    if counters.failed and not counters.inferred:
+        raise EngineRuntimeError(
+            f"every inference failed: {counters.failed} of {counters.failed}",
+            expected="results of some frames",
+            fix="see the warnings above, and check the bundle with `edgemae verify`",
+        )
 
 
 def _views(results: Stream[Result], stats: StatsCollector, options: ViewerOptions) -> Iterator[View]:

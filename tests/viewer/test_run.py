@@ -15,9 +15,9 @@ from pathlib import Path
 import cv2
 import pytest
 
-from edgemae.device.model import Result
+from edgemae.device.model import Model, Result
 from edgemae.device.stream_result import StreamResult
-from edgemae.spec.errors import InputError
+from edgemae.spec.errors import EngineRuntimeError, InputError
 from edgemae.viewer import run
 from tests.support.tiny_job import Job, Ran, edgemae, parts
 from tests.viewer.samples import clip
@@ -106,3 +106,19 @@ def test_a_signal_that_python_swallowed_ends_it_all_the_same(
     ran = edgemae("run", job.bundle, job.val / "circle")
     assert (ran.code, ran.out) == (143, "said\n")
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def test_a_run_in_which_every_inference_failed_is_no_success(
+    job: Job, compiled: Ran, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also below the five failures in a row that end a stream; one result among failures is a success."""
+    for name in ("0.png", "1.png"):
+        (tmp_path / name).write_bytes(next(job.val.rglob("*.png")).read_bytes())
+
+    def broken(self: Model, *_: object) -> Result:
+        raise EngineRuntimeError("the engine is away", expected="", fix="")
+
+    monkeypatch.setattr(Model, "__call__", broken)
+    ran = edgemae("run", job.bundle, tmp_path)
+    assert ran.code == 5
+    assert "2 of 2" in ran.err

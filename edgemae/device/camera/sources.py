@@ -27,6 +27,8 @@ URL_SCHEMES = ("rtsp", "rtsps", "http", "https")
 KINDS = ("camera", "csi", "url", "video", "images", "arrays")
 LIVE_KINDS = ("camera", "csi", "url")
 ISOLATED_KINDS = ("camera", "csi", "url", "video")  # what OpenCV reads
+# How playlists and descriptions begin that FFmpeg follows: HLS, ffconcat, SDP, DASH and other XML, PLS, ASX.
+LISTS = (b"#extm3u", b"ffconcat", b"v=0", b"<?xml", b"<mpd", b"[playlist]", b"<asx")
 REFUSED_RUN = 300  # arrays in a row that are no images, after which a source is given up: it may have no end
 
 
@@ -69,7 +71,24 @@ def kind_of(source: AnySource) -> str:
         )
     if path.is_dir() or is_image(path):
         return "images"
-    return "camera" if path.is_char_device() else "video"
+    if path.is_char_device():
+        return "camera"
+    _refuse_list(path)
+    return "video"
+
+
+def _refuse_list(path: Path) -> None:
+    """Refuse a file that names others: FFmpeg would open them, whatever they are and wherever they lie."""
+    try:
+        head = read_regular(path, 64).lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    except OSError:
+        return  # opening it says what is wrong, and a pipe may hold a video
+    if head.startswith(LISTS):
+        raise InputError(
+            f"'{redact(path)}' is a playlist, which names other files and addresses",
+            expected="a video file, or the address of a stream",
+            fix="pass the file or the address that it names",
+        )
 
 
 def _kind_of_arrays(source: object) -> str:

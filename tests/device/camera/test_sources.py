@@ -220,3 +220,15 @@ def test_a_pattern_gives_its_images_in_order(tmp_path: Path) -> None:
         assert [int(frame.array_bgr[0, 0, 0]) for frame in camera] == [0, 1, 2]
     with pytest.raises(CameraError, match=r"none\*\.jpg"):
         Camera(str(tmp_path / "none*.jpg"))
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [("a.m3u8", "#EXTM3U\n#EXTINF:1,\n/etc/passwd\n"), ("a.mp4", "#EXTM3U\n/etc/passwd"),
+     ("a.ffconcat", "ffconcat version 1.0\nfile '/etc/passwd'\n"), ("a.sdp", "v=0\nm=video 0 RTP/AVP 96\n"),
+     ("a.mpd", "\ufeff<?xml version='1.0'?><MPD/>"), ("a.pls", "[playlist]\nFile1=/etc/passwd\n")],
+)  # fmt: skip
+def test_a_file_that_names_others_is_no_video(name: str, text: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text(text, encoding="utf-8")
+    with pytest.raises(InputError, match="playlist"):
+        kind_of(tmp_path / name)
