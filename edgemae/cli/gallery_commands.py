@@ -46,7 +46,7 @@ def build(
     ] = False,
     held_out: Annotated[str | None, typer.Option(help="Images for the threshold; default: half of DIR.")] = None,
     false_alarm_rate: Annotated[float, typer.Option(help="Share of normal images that may be alarms.")] = 0.01,
-    limit_kib: Annotated[int, typer.Option(help="Size of what a reference set remembers.")] = 512,
+    limit_kib: Annotated[int, typer.Option(help="Size of what a reference set remembers, 1 or more.")] = 512,
     seed: Annotated[int, typer.Option(help="Of the split and of what is remembered.")] = 0,
     json: Json = False, verbose: Verbose = False,
 ) -> None:  # fmt: skip
@@ -68,7 +68,7 @@ def search(
     bundle: BundlePath,
     gallery: Annotated[Path, typer.Argument(help="What `gallery build` wrote.", metavar="GALLERY")],
     image: Annotated[str, typer.Argument(help="An image.", metavar="IMAGE")],
-    top: Annotated[int, typer.Option(help="How many of the nearest.")] = 5,
+    top: Annotated[int, typer.Option(help="How many of the nearest, 1 or more.")] = 5,
     json: Json = False,
 ) -> None:  # fmt: skip
     """Show the images of a gallery that are nearest to one."""

@@ -31,6 +31,7 @@ from edgemae.spec.provenance import Provenance
 SCHEMA = "edgemae.reference/1"
 MIN_FRAMES = 4  # to remember, and as many to hold out
 LIMIT_KIB = 512  # of fp16 core-set: 1,365 patches of 192 values; scoring holds them as fp32, 1 MiB
+MOST_KIB = 1 << 20
 CONFIDENCE = 0.95  # of `rate_high`
 Floats = NDArray[np.float32]
 log = logging.getLogger("edgemae.device")
@@ -118,11 +119,15 @@ class AnomalyDetector:
         Without `held_out` a random half of `normal` is held out: right for single images. Neighbours in a video are
         near copies of each other, so pass frames of another recording, or the threshold is too low. While it works it
         holds the tokens of all frames, 32 KiB each at 64 patches of 128. Raises InputError for too few frames or
-        another rate than 0..0.5, GalleryError for a model without tokens.
+        another rate than 0..0.5 or another size than 1 KiB to 1 GiB, GalleryError for a model without tokens.
         """
         if not 0 < false_alarm_rate <= 0.5:
             raise InputError(
                 f"a false-alarm rate of {false_alarm_rate}", expected="above 0, up to 0.5", fix="pass 0.01 for 1 %"
+            )
+        if not 1 <= limit_kib <= MOST_KIB:
+            raise InputError(
+                f"a reference set of {limit_kib} KiB", expected=f"1 to {MOST_KIB}", fix=f"pass {LIMIT_KIB}, the default"
             )
         kept, others = _parted(model, normal, held_out, seed)
         if min(len(kept), len(others)) < MIN_FRAMES:

@@ -88,7 +88,12 @@ class Gallery:
         return entry.id
 
     def search(self, seen: Result | NDArray[Any], top: int = 5, *, provenance: Provenance | None = None) -> list[Match]:
-        """Return the `top` nearest entries, the nearest first; fewer when the gallery is smaller. Raises as `add`."""
+        """Return the `top` nearest entries, the nearest first; fewer when the gallery is smaller.
+
+        Raises as `add`, and InputError for a `top` below 1.
+        """
+        if top < 1:
+            raise InputError(f"top is {top}", expected="1 or more", fix="correct the number")
         vector = self._vector_of(seen, provenance)
         with self._lock:
             if self._stacked is None and self._entries:
@@ -98,7 +103,7 @@ class Gallery:
             return []
         entries, matrix = stacked
         scores = matrix @ vector
-        best = np.argsort(-scores, kind="stable")[: max(top, 1)]
+        best = np.argsort(-scores, kind="stable")[:top]
         return [Match(entries[i].label, float(scores[i]), entries[i].id, dict(entries[i].metadata)) for i in best]
 
     def remove(self, entry: int | str) -> int:

@@ -227,3 +227,9 @@ def test_a_feature_file_with_other_arrays_is_refused(
     feature_file.write(tmp_path / "a.normal", SCHEMA, facts, change(arrays))
     with pytest.raises(GalleryError, match=message):
         AnomalyDetector.load(tmp_path / "a.normal", model)
+
+
+@pytest.mark.parametrize("limit_kib", [0, -1, (1 << 20) + 1])
+def test_a_size_that_is_none_is_refused(limit_kib: int) -> None:
+    with pytest.raises(InputError, match=str(limit_kib)):
+        AnomalyDetector.fit(None, [], limit_kib=limit_kib)  # type: ignore[arg-type]

@@ -30,7 +30,9 @@ def test_what_is_in_it_is_found_first(gallery: Gallery, model: Model) -> None:
     assert gallery.search(seen) == gallery.search(FRAMES[1])
     assert gallery.search(seen.embedding * 7, provenance=seen.provenance)[0].id == 1
     assert len(gallery.search(seen, top=99)) == 6
-    assert len(gallery.search(seen, top=0)) == 1
+    for top in (0, -1):
+        with pytest.raises(InputError, match=f"top is {top}"):
+            gallery.search(seen, top=top)
     assert Gallery(model).search(seen) == []
 
 
