@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import ClassVar
+from unicodedata import normalize
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +26,7 @@ from edgemae.data.image_check import ImageCheck, check
 from edgemae.device.camera.image_header import FORMATS, OTHER_SUFFIXES, is_image
 from edgemae.device.opencv_log import quiet_opencv
 from edgemae.spec.errors import DataError
+from edgemae.spec.printable import printable_line
 
 CHOICE_MOST = 200_000  # images that a sample is drawn from, themselves drawn at random: millions take too long
 SPLITS = {"train", "training", "val", "valid", "validation", "test", "testing", "eval", "evaluation", "dev",
@@ -136,6 +138,7 @@ def scan(folder: str | Path) -> ImageSet:
     loose, by_class, left_out = _list(root)
     _refuse_layout(root, loose, by_class)
     classes = tuple(sorted(by_class))
+    _refuse_names(root, classes)
     rows = [(path, -1) for path in loose]
     rows += [(path, label) for label, name in enumerate(classes) for path in by_class[name]]
     paths, labels = tuple(path for path, _ in rows), tuple(label for _, label in rows)
@@ -237,6 +240,25 @@ def _refuse_layout(root: Path, loose: list[str], by_class: dict[str, list[str]])
             expected="one sub-folder a class",
             fix=f"pass '{root / trains}', and the other parts with options of their own",
         )
+
+
+def _refuse_names(root: Path, classes: tuple[str, ...]) -> None:
+    """Refuse names of classes that cannot be written into a report, and two that look alike, before hours of work."""
+    by_form: dict[str, str] = {}
+    for name in classes:
+        alike = by_form.setdefault(normalize("NFC", name), name)
+        if printable_line(name) != name:
+            raise DataError(
+                f"class folder {name!a} of '{root}' has a name that cannot be printed",
+                expected="names in UTF-8 without control characters",
+                fix="rename the folder",
+            )
+        if alike != name:
+            raise DataError(
+                f"'{root}' has two class folders '{name}', spelt {alike!a} and {name!a}",
+                expected="one folder per class: Unicode writes some letters in two ways, which look alike",
+                fix="move the images of one into the other",
+            )
 
 
 def _refuse_lost_classes(images: ImageSet, found: list[ImageCheck], left_out: dict[str, list[str]]) -> None:

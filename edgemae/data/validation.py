@@ -7,6 +7,7 @@ import logging
 from collections import Counter
 from collections.abc import Hashable
 from dataclasses import replace
+from unicodedata import normalize
 
 import numpy as np
 
@@ -170,10 +171,12 @@ def _renumbered(images: ImageSet, classes: tuple[str, ...], who_lacks_it: str) -
     assert images.labels is not None
     unknown = sorted(set(images.classes) - set(classes))
     if unknown:
+        alike = [name for name in classes if normalize("NFC", name) == normalize("NFC", unknown[0])]
+        spelled = f" (spelt {unknown[0]!a} here and {alike[0]!a} there)" if alike else ""
         raise DataError(
-            f"'{images.folder}' has the class '{unknown[0]}', which {who_lacks_it}",
+            f"'{images.folder}' has the class '{unknown[0]}'{spelled}, which {who_lacks_it}",
             expected=f"class folders among {', '.join(classes)}",
-            fix="rename or remove that folder",
+            fix="rename that folder" if alike else "rename or remove that folder",
         )
     number = [classes.index(name) for name in images.classes]
     return replace(images, labels=tuple(number[label] for label in images.labels), classes=classes)

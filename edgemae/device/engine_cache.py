@@ -6,6 +6,7 @@ executable artefact. A key holds everything a blob depends on, so a new driver o
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import logging
 import os
@@ -131,7 +132,10 @@ def _write(path: Path, blob: bytes) -> None:
 
 
 def _bytes(path: Path) -> bytes:
-    with open(os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0)), "rb") as file:
+    flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)  # a FIFO is not waited for
+    with open(os.open(path, flags), "rb") as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise OSError(errno.EINVAL, "it is no regular file", str(path))
         return file.read()
 
 

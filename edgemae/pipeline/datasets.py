@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +15,7 @@ from edgemae.spec.errors import DataError
 from edgemae.spec.plan_schema import Plan
 
 HELD_OUT_FROM_MOST = 1_000_000
+log = logging.getLogger("edgemae")
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,8 @@ class Inputs:
         if self.evaluation.labels:
             counts = Counter(self.evaluation.labels)
             summary["evaluation"]["images of each class"] = {c: counts[i] for i, c in enumerate(self.classes)}
+            if self.labelled is not None and (missing := unjudged(self.labelled, self.evaluation)):
+                summary["evaluation"]["classes without images"] = missing
         summary["skipped"] = {
             "count": len(skipped),
             "files": [f"{path}: {why}" for path, why in sorted(skipped.items())][:50],
@@ -92,12 +96,23 @@ def gather(plan: Plan, *, labels: bool = True, reads: ViTShape | None = None) ->
     for images in (unlabelled, evaluation):
         require_size(images, read.image_px, plan.seed, read.patch_px)
     require_disjoint(unlabelled, evaluation)
+    if missing := unjudged(train, evaluation):
+        log.warning("the evaluation set has no image of %d of %d classes, which nothing judges: %s", len(missing),
+                    len(train.classes), ", ".join(missing[:10]))  # fmt: skip
     return Inputs(
         unlabelled=unlabelled,
         labelled=train if train.labels is not None else None,
         evaluation=evaluation,
         calibration=calibration_of(plan, train, evaluation),
     )
+
+
+def unjudged(train: ImageSet, evaluation: ImageSet) -> list[str]:
+    """Return the classes of the training set of which the evaluation set has no image."""
+    if train.labels is None or evaluation.labels is None:
+        return []
+    judged = {evaluation.classes[label] for label in set(evaluation.labels)}
+    return [name for name in train.classes if name not in judged]
 
 
 def calibration_of(plan: Plan, train: ImageSet, evaluation: ImageSet | None) -> ImageSet:

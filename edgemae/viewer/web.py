@@ -6,6 +6,7 @@ that name another host are refused, so that no page of somebody else can reach i
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import secrets
 import select
@@ -16,6 +17,7 @@ from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from socketserver import BaseServer
+from typing import Any
 
 import cv2
 import msgspec
@@ -77,6 +79,7 @@ class Web:
             self.closed = True
             self._changed.notify_all()
         self._server.shutdown()
+        self._server.hang_up()
         self._server.server_close()  # waits for the browsers' threads, which see `closed`
         self._thread.join()
 
@@ -139,7 +142,22 @@ class _Server(ThreadingHTTPServer):
 
     def __init__(self, address: tuple[str, int], web: Web) -> None:
         self.web = web
+        self._browsers: set[socket.socket] = set()
         super().__init__(address, _Browser)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        self._browsers.add(request)
+        super().process_request(request, client_address)
+
+    def shutdown_request(self, request: Any) -> None:
+        self._browsers.discard(request)
+        super().shutdown_request(request)
+
+    def hang_up(self) -> None:
+        """End all connections: one that sends a byte a second would keep its thread, and us, for hours."""
+        for browser in list(self._browsers):
+            with contextlib.suppress(OSError):  # it is gone already
+                browser.shutdown(socket.SHUT_RDWR)
 
     def handle_error(self, request: object, client_address: object) -> None:
         log.debug("a browser went away: %s", sys.exc_info()[1])
@@ -157,6 +175,8 @@ class _Browser(BaseHTTPRequestHandler):
         host = self.headers.get("Host", "").rpartition(":")[0] or self.headers.get("Host", "")
         if host not in (ADDRESS, "localhost"):
             self.send_error(403, "only for this machine")
+        elif self.headers.get("Sec-Fetch-Site", "none") not in ("same-origin", "none"):  # a page of somebody else
+            self.send_error(403, "only for its own page")
         elif path == "/":
             self._send(web.page(), "text/html; charset=utf-8")
         elif path == "/stats.json":
@@ -174,6 +194,7 @@ class _Browser(BaseHTTPRequestHandler):
         self.send_header("Content-Security-Policy", self.server.web.policy())
         self.send_header("Cache-Control", "no-store")
         self.send_header("X-Content-Type-Options", "nosniff")
+        self.send_header("Cross-Origin-Resource-Policy", "same-origin")
         super().end_headers()
 
     def _send(self, body: bytes, kind: str) -> None:

@@ -379,3 +379,23 @@ def test_sample_spreads_over_the_classes(images: ImageSet, count: int, seed: int
     short = [label for label in have if got[label] < have[label]]  # classes that could have given more
     if short:
         assert max(got.values()) - min(got[label] for label in short) <= 1
+
+
+@pytest.mark.parametrize("name", [b"caf\xe9", b"a\x1b[31m", b"a\nb", "\u202egnp".encode()])
+def test_a_class_whose_name_cannot_be_printed_is_refused_before_any_work(image_folder: Make, name: bytes) -> None:
+    root = image_folder(per_class=1)
+    os.rename(os.fsencode(root / "circle"), os.fsencode(root) + b"/" + name)
+    with pytest.raises(DataError) as caught:
+        scan(root)
+    assert "cannot be printed" in caught.value.what
+    assert str(caught.value).isprintable() or str(caught.value).count("\n") == 2
+
+
+def test_two_spellings_of_one_class_are_told_apart(image_folder: Make) -> None:
+    """A Mac writes the second, most others the first: to the eye they are one name."""
+    root = image_folder(classes=("caf\u00e9", "cafe\u0301"), per_class=1)
+    with pytest.raises(DataError) as caught:
+        scan(root)
+    assert "caf\\xe9" in caught.value.what
+    assert "cafe\\u0301" in caught.value.what
+    assert scan(image_folder("fine", classes=("caf\u00e9", "cafe"), per_class=1)).classes == ("cafe", "caf\u00e9")

@@ -155,6 +155,15 @@ def test_a_link_is_not_followed(folder: Path, engine: Engine, counting: Counting
     assert counting.runs == 2
 
 
+def test_a_fifo_is_not_waited_for(folder: Path, engine: Engine, counting: Counting, box: Target) -> None:
+    compiled(engine, FILES, box)
+    for path in (next(folder.glob("*.blob")), next(folder.glob("*.sha256"))):
+        path.unlink()
+        os.mkfifo(path)
+        assert compiled(engine, FILES, box) == BLOB
+    assert counting.runs == 3
+
+
 def test_a_folder_that_others_can_write_is_not_used(
     folder: Path, engine: Engine, counting: Counting, box: Target, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -196,6 +196,7 @@ def test_the_summary_counts_names_and_fingerprints(train: Path) -> None:
     assert summary["classes"] == ["circle", "square"]
     assert summary["training"]["images"] == 32
     assert summary["evaluation"]["images of each class"] == {"circle": 4, "square": 4}
+    assert "classes without images" not in summary["evaluation"]
     assert summary["skipped"]["count"] == 2
     assert "empty.jpg" in summary["skipped"]["files"][0]
     assert summary["training"]["fingerprint"] != summary["evaluation"]["fingerprint"]
@@ -205,3 +206,11 @@ def test_one_image_cannot_be_held_out_from_itself(tmp_path: Path) -> None:
     write_shapes(tmp_path / "one", 1, seed=1, classes=("",))
     with pytest.raises(DataError, match="too few different images"):
         gather(plan(train=tmp_path / "one"))
+
+
+def test_a_class_that_nothing_judges_is_named(train: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    judged = write_shapes(tmp_path / "val", 3, seed=9)
+    shutil.rmtree(judged / "square")
+    found = gather(plan(train=train, eval=judged))
+    assert found.summary()["evaluation"]["classes without images"] == ["square"]
+    assert "1 of 2 classes, which nothing judges: square" in caplog.text

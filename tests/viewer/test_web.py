@@ -97,6 +97,32 @@ def test_only_this_machine_by_its_own_name(web: Web, host: str, status: int) -> 
         assert response.status == status
 
 
+@pytest.mark.parametrize(
+    ("site", "status"), [("same-origin", 200), ("none", 200), ("cross-site", 403), ("same-site", 403)]
+)
+def test_a_page_of_somebody_else_cannot_show_it(web: Web, site: str, status: int) -> None:
+    """Nor take the places of those who watch: an <img> of a foreign page names its site, and reads no image."""
+    for path in ("/", "/stats.json", "/live.mjpg"):
+        connection = http.client.HTTPConnection("127.0.0.1", web._server.server_port, timeout=10)
+        connection.request("GET", path, headers={"Sec-Fetch-Site": site})
+        response = connection.getresponse()
+        assert response.status == status, path
+        assert response.headers["Cross-Origin-Resource-Policy"] == "same-origin"
+        connection.close()
+
+
+def test_a_browser_that_sends_a_byte_a_second_does_not_hold_up_the_end(stats: StatsCollector) -> None:
+    with Web(0, stats) as web:
+        slow = [socket.create_connection(("127.0.0.1", web._server.server_port)) for _ in range(3)]
+        for connection in slow:
+            connection.sendall(b"GET / HTTP/1.1\r\nHo")
+        time.sleep(0.3)
+        start = time.monotonic()
+    assert time.monotonic() - start < 2.0
+    for connection in slow:
+        connection.close()
+
+
 LAG = 60
 
 
