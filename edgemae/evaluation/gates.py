@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 from edgemae.evaluation.intervals import images_for_drop, images_for_share, paired_interval, wilson
 from edgemae.profiling.stats.percentiles import runs_needed
@@ -40,6 +41,13 @@ def evaluate_gates(
         note = "graphs and golden frames, without the report"
         verdicts.append(GateVerdict(gate="size_mib", limit=limit, value=mib, passed=passed, note=note))
     return tuple(verdicts)
+
+
+def status_of(verdicts: Sequence[GateVerdict]) -> Literal["passed", "failed", "untested"]:
+    """Return the status of a bundle: nothing passes where nothing was asked for."""
+    if not verdicts:
+        return "untested"
+    return "passed" if all(verdict.passed for verdict in verdicts) else "failed"
 
 
 def exit_code(verdicts: Sequence[GateVerdict]) -> int:

@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 
 from edgemae.evaluation.accuracy import Predictions
+from edgemae.evaluation.gates import status_of
 from edgemae.evaluation.report.report import write_report
 from edgemae.model.student import Student
 from edgemae.model.teacher import Teacher
@@ -161,7 +162,7 @@ def finish(
         pruned = measured.predictions["pruned"]
         manifest = Manifest(
             name=name, version=plan.version, created=report.created, target=target, io=best.graph.io,
-            status="passed" if all(g.passed for g in gates) else "failed", pixel=student.pixel,
+            status=status_of(gates), pixel=student.pixel,
             variants=packed.variants, golden=packed.golden, labels=student.labels, history=history, gates=gates,
             latency=engines, machine=report.machine, licence=_licence(models),
             baseline_stats=baseline_stats(pruned.logits, pruned.embedding),

@@ -63,7 +63,7 @@ class Manifest(Entry, frozen=True):
     name: str
     version: Annotated[int, msgspec.Meta(ge=0)]  # rises with every release of the same name
     created: str
-    status: Literal["passed", "failed"]
+    status: Literal["passed", "failed", "untested"]  # untested: no limit was asked for
     target: Target
     io: IoContract
     pixel: PixelContract

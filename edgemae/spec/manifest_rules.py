@@ -151,6 +151,8 @@ def _status(manifest: Manifest) -> Iterator[str]:
     missed = [gate.gate for gate in manifest.gates if not gate.passed]
     if manifest.status == "passed" and missed:
         yield f"status is 'passed' beside the missed limit '{missed[0][:40]}'"
+    if manifest.status == "untested" and manifest.gates:
+        yield f"status is 'untested' beside {len(manifest.gates)} limits"
     if manifest.status == "failed" and not missed:
         yield "status is 'failed' without a missed limit"
 

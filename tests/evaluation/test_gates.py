@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from edgemae.evaluation.gates import P90_RUNS, evaluate_gates, exit_code
+from edgemae.evaluation.gates import P90_RUNS, evaluate_gates, exit_code, status_of
 from edgemae.evaluation.intervals import paired_interval
 from edgemae.spec.plan_schema import GatePlan
 from edgemae.spec.report import EngineLatency, GateVerdict, StageScore
@@ -137,3 +137,8 @@ def test_every_gate_of_the_plan_is_judged() -> None:
         GatePlan(**dict.fromkeys(limits, 1.0)), [STUDENT, moved(0, 0, 9)], [engine(p90_ms=1.0)], 1
     )
     assert {verdict.gate for verdict in verdicts} == limits
+
+
+def test_nothing_passes_where_nothing_was_asked_for() -> None:
+    met, missed = (GateVerdict(gate="p90_ms", limit=1.0, value=0.5, passed=passed) for passed in (True, False))
+    assert [status_of(verdicts) for verdicts in ((), (met,), (met, missed))] == ["untested", "passed", "failed"]

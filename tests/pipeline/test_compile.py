@@ -75,7 +75,7 @@ def test_the_pages_are_there_and_stand_alone(job: Job, compiled: Ran) -> None:
 
 def test_the_bundle_runs_on_each_engine_and_says_the_same(job: Job, compiled: Ran) -> None:
     manifest = open_bundle(job.bundle).manifest
-    assert manifest.status == "passed"
+    assert manifest.status == "untested"
     assert manifest.labels == CLASSES
     assert [step.stage for step in manifest.history] == ["pretrain", "distill", "finetune-student", "prune", "heal"]
     frame_bgr = np.full((40, 50, 3), 90, np.uint8)

@@ -68,7 +68,7 @@ def test_what_edgemae_writes_is_fine() -> None:
         ("variants.0.tolerance", Tolerance(cosine_min=0.999, max_abs=1e300)),
         ("variants.0.tolerance", Tolerance(cosine_min=math.nan, max_abs=1.0)),
         ("golden.frames", ()), ("golden.frames", ("a.png",) * 65), ("golden.frames", ("golden/frame-00.npy",)),
-        ("golden.color", "CMYK"), ("gates", (MISSED,)), ("status", "failed"),
+        ("golden.color", "CMYK"), ("gates", (MISSED,)), ("status", "failed"), ("status", "untested"),
     ],
 )  # fmt: skip
 def test_a_value_without_meaning_is_named(path: str, value: Any) -> None:
