@@ -23,6 +23,8 @@ from edgemae.spec.manifest import Golden, Variant
 
 TOKENS = "-tokens"
 PNG = b"\x89PNG\r\n\x1a\n"
+# Operators that only int8 graphs have: of ONNX, and in OpenVINO's IR the quantizers and weights in eight bits.
+INTEGER_MARKS = (b"QuantizeLinear", b"MatMulInteger", b"ConvInteger", b"QLinearMatMul", b"FakeQuantize", b'type="i8"')
 MAX_FRAME_PX = 2**24  # of a golden frame: 48 MiB as BGR; edgemae writes at most twice the input's sides
 MAX_HEADER = 1024  # bytes; NumPy writes 118
 GOLDEN_TOKENS = 8  # patches of each golden frame that are kept: 24 KB a variant at 8 frames of 96 wide
@@ -87,6 +89,7 @@ def check(session: Session, bundle: Bundle, variant: Variant) -> Check:
     """Run the golden frames through pixels and engine. Raises SelfCheckError with the figures when either moved, and
     BundleCorruptError for golden files that are not what the manifest says."""
     manifest = bundle.manifest
+    _require_precision(bundle, variant)
     shapes = {spec.name: spec.shape[1:] for spec in manifest.io.outputs}
     output = "logits" if "logits" in shapes else "embedding"
     count = len(manifest.golden.frames)
@@ -105,6 +108,18 @@ def check(session: Session, bundle: Bundle, variant: Variant) -> Check:
         name = golden_name(variant.id, TOKENS)
         _compare_tokens(np.stack(patches), _array(bundle, name, (count, patches[0].size), "float32"), variant)
     return replace(_compare(np.stack(rows), reference, variant, output), first_ms=took_ns[0] / 1e6)
+
+
+def _require_precision(bundle: Bundle, variant: Variant) -> None:
+    """Refuse an int8 graph that is listed as float, and the other way round: its figures would be another graph's."""
+    has_integers = any(word in data for data in bundle.variant_files(variant).values() for word in INTEGER_MARKS)
+    if has_integers != (variant.precision == "int8"):
+        found = "rounds to integers" if has_integers else "holds floats alone"
+        raise SelfCheckError(
+            f"the graph of {variant.id} {found}",
+            expected=f"a graph of {variant.precision}, as the manifest lists it",
+            fix="compile the bundle again",
+        )
 
 
 def _require_outputs(

@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 import numpy as np
+import onnx
 import pytest
 from numpy.typing import NDArray
 
@@ -178,3 +179,26 @@ def test_golden_files_are_the_same_every_time_and_complete() -> None:
     assert len(golden.frames) == len(golden.tensors) == 3
     with pytest.raises(InternalError, match="2 reference outputs for 'a'"):
         golden_files(frames, pixel, {"a": rows[:2]})
+
+
+@pytest.mark.parametrize("name", ["graph/fp32.onnx", "graph/int8.onnx"])
+def test_a_graph_of_another_precision_than_listed_is_refused(
+    name: str, make_bundle: Callable[..., Path], box: Target
+) -> None:
+    """Float and int8 exchanged: outputs may agree, and the latency and size that the manifest states would not."""
+
+    def edit(manifest: Manifest, files: dict[str, bytes]) -> Manifest:
+        precision = "int8" if "fp32" in name else "fp32"
+        if precision == "fp32":
+            model = onnx.load_from_string(files[manifest.variants[0].files[0]])
+            model.doc_string = "QuantizeLinear"  # the mark, in a graph that runs
+            files[manifest.variants[0].files[0]] = model.SerializeToString()
+        variants = tuple(msgspec.structs.replace(v, precision=precision) for v in manifest.variants)
+        return msgspec.structs.replace(manifest, variants=variants)
+
+    bundle = open_bundle(make_bundle(edit=edit))
+    with (
+        moved(bundle, box, lambda out: out) as session,
+        pytest.raises(SelfCheckError, match="as the manifest lists it"),
+    ):
+        check(session, bundle, bundle.manifest.variants[0])
