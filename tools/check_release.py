@@ -20,12 +20,15 @@ from pathlib import Path
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+from support import release_bundles, release_inputs
 from support.as_command import as_command
-from support.release_cases import CASES
+from support.release_case import CASES
 from support.release_runner import Workbench, installed
 
 from edgemae.device.hardware.fingerprint import fingerprint
 from edgemae.terminal.progress import progress
+
+SOURCES = (release_bundles, release_inputs)  # whose import filled CASES
 
 
 def main(argv: list[str] | None = None) -> int:
