@@ -15,7 +15,7 @@ import typer.core
 
 from edgemae.cli.output import SILENT, write_json
 from edgemae.spec.errors import EdgemaeError, InputError, InternalError, MachineError, StorageError, nearest
-from edgemae.spec.printable import PrintableStream, printable_line
+from edgemae.spec.printable import PrintableStream
 
 INTERRUPTED = 130
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
@@ -112,9 +112,8 @@ def _fail(error: EdgemaeError) -> int:
             sys.stdout.flush()
         except OSError:  # a full disk may be what the error is about
             _leave_stdout()
-    what, expected, fix = map(printable_line, (error.what, error.expected, error.fix))
     with contextlib.suppress(OSError):
-        sys.stderr.write(f"error: {what}\n  expected: {expected}\n  fix: {fix}\n")
+        sys.stderr.write(f"error: {error}\n")
     return error.exit_code
 
 

@@ -72,25 +72,28 @@ def decode(request: Request) -> Views:
     read_ahead(request.paths)
     for row, (path, key) in enumerate(zip(request.paths, request.keys, strict=True)):
         frame = _frame(path, pixel)
-        if frame is not None:
+        if not isinstance(frame, DataError):
             images[row] = view(frame, pixel, request.augment, np.random.default_rng(key))
         elif request.go_on:
             corrupt.append(row)
         else:
-            raise _unreadable(path)
+            raise frame
     return Views(images, tuple(corrupt))
 
 
 def read_image(reference: str, pixel: PixelContract) -> ImageBGR:
     """Return an image, a file or a member of a shard, as a BGR frame. Raises DataError."""
     frame = _frame(reference, pixel)
-    if frame is None:
-        raise _unreadable(reference)
+    if isinstance(frame, DataError):
+        raise frame
     return frame
 
 
-def _frame(reference: str, pixel: PixelContract) -> ImageBGR | None:
-    """Return an image as a BGR frame; None for a corrupt one, also one whose rest OpenCV would make up in gray."""
+def _frame(reference: str, pixel: PixelContract) -> ImageBGR | DataError:
+    """Return an image as a BGR frame, or what is wrong with it: also one whose rest OpenCV would make up in gray.
+
+    Raises DataError for a file that cannot be read any more.
+    """
     try:
         data = content(reference)
     except OSError as error:
@@ -99,11 +102,10 @@ def _frame(reference: str, pixel: PixelContract) -> ImageBGR | None:
             expected="every image where it was when the folder was scanned",
             fix="put it back and run the same command again, or leave it out and start anew",
         ) from error
-    return None if ends_early(data) else decode_bytes(data, pixel)
-
-
-def _unreadable(reference: str) -> DataError:
-    why = why_refused(content(reference))
+    frame = None if ends_early(data) else decode_bytes(data, pixel)
+    if frame is not None:
+        return frame
+    why = why_refused(data)
     return DataError(
         f"{shown(reference)} is not a readable image{f': {why}' if why else ''}",
         expected=f"a whole {FORMATS}",

@@ -9,8 +9,9 @@ from collections.abc import Iterable
 from functools import lru_cache
 from typing import NamedTuple
 
-from edgemae.device.camera.image_header import read_regular
+from edgemae.device.camera.image_header import MAX_FILE_BYTES
 from edgemae.spec.errors import DataError
+from edgemae.spec.regular_file import open_regular, read_regular
 
 # Of one process. An epoch reads 64 shards at a time at most, and the ones that follow them push the finished out.
 OPEN_MOST = 128
@@ -73,7 +74,7 @@ def content(reference: str) -> bytes:
     """Return the bytes of an image. Raises OSError, and DataError for a shard that has become shorter."""
     part = part_of(reference)
     if part is None:
-        return read_regular(reference)
+        return read_regular(reference, MAX_FILE_BYTES + 1)
     data = _opened(part.shard).read(part.size, part.start)
     if len(data) < part.size:
         raise DataError(
@@ -120,7 +121,7 @@ def content_key(size: int, head: bytes, tail: bytes) -> int:
 
 def key_of_file(path: str) -> int:
     """Return the `content_key` of a file. Raises OSError."""
-    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
+    with open_regular(path) as file:
         size = os.fstat(file.fileno()).st_size
         head = file.read(BLOCK)
         file.seek(max(0, (size - 1) // BLOCK) * BLOCK)

@@ -1,4 +1,4 @@
-"""How many images a place holds: names only, nothing is read but the index of shards."""
+"""How many images a place holds: only the index of shards and the beginnings of files of unknown endings are read."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 
 from edgemae.data.shard_index import indexes
 from edgemae.data.shards import shards_at
-from edgemae.device.camera.image_header import IMAGE_SUFFIXES
+from edgemae.device.camera.image_header import is_image
 
 
 def count_images(where: str) -> int:
@@ -14,5 +14,5 @@ def count_images(where: str) -> int:
     shards = shards_at(where)
     if shards is not None:
         return sum(len(index.starts) for index in indexes(shards))
-    names = (name for _, _, files in os.walk(where) for name in files)
-    return sum(name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".") for name in names)
+    found = ((folder, name) for folder, _, files in os.walk(where) for name in files if not name.startswith("."))
+    return sum(is_image(os.path.join(folder, name)) for folder, name in found)

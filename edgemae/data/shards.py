@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from edgemae.data.image_bytes import Part, shown
 from edgemae.data.image_set import ImageSet, only_local, scan, sift
 from edgemae.data.shard_index import Index, indexes
-from edgemae.device.camera.image_header import IMAGE_SUFFIXES
+from edgemae.device.camera.image_header import is_image
 from edgemae.spec.errors import DataError
 
 MOST_SHARDS = 1_000_000  # of a pattern: counted before it is expanded
@@ -206,7 +206,7 @@ def _shards_in(root: Path) -> list[str] | None:
     shards = [str(root / name) for name in names if name.endswith(".tar")]
     if not shards:
         return None
-    loose = [name for _, _, files in os.walk(root) for name in files if name.lower().endswith(IMAGE_SUFFIXES)]
+    loose = [name for folder, _, files in os.walk(root) for name in files if is_image(os.path.join(folder, name))]
     if loose:
         raise DataError(
             f"'{root}' mixes {len(shards)} tar files with {len(loose)} images",

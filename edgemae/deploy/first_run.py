@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from edgemae.device.child_process import JsonLinesProcess, claim_stdout
+from edgemae.device.engines import ENGINES
 from edgemae.profiling.child_process import command, environment
 from edgemae.spec.bundle import open_bundle
 from edgemae.spec.errors import EdgemaeError, EngineRuntimeError, error_of
@@ -37,7 +38,11 @@ def first_run(path: Path, **loading: Any) -> dict[str, Any]:
     """
     bundle = open_bundle(path)
     mib = MEMORY_MIB + MEMORY_TIMES * sum(file.size for file in bundle.manifest.files.values()) // 2**20
-    builds = any(variant.engine == "tensorrt" for variant in bundle.manifest.variants)
+    # A stranger gets the long limit only where TensorRT would really build: it is listed, installed and may be taken.
+    listed = any(variant.engine == "tensorrt" for variant in bundle.manifest.variants)
+    builds = (
+        listed and loading.get("engine") in (None, "auto", "tensorrt") and ENGINES["tensorrt"].version() is not None
+    )
     limit_s = BUILD_LIMIT_S if builds else TIME_LIMIT_S
     child = JsonLinesProcess(command("edgemae.deploy.first_run"), env=environment())
     try:

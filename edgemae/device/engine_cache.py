@@ -6,7 +6,6 @@ executable artefact. A key holds everything a blob depends on, so a new driver o
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import logging
 import os
@@ -21,6 +20,7 @@ from edgemae.device.hardware.cpu_features import machine_facts
 from edgemae.device.session import Engine
 from edgemae.spec.atomic_file import replace_file
 from edgemae.spec.errors import EngineMissingError
+from edgemae.spec.regular_file import read_regular
 from edgemae.spec.target import Target
 
 KEEP = 24  # blobs; the oldest go first, so that years of updates do not fill a device's flash
@@ -132,11 +132,7 @@ def _write(path: Path, blob: bytes) -> None:
 
 
 def _bytes(path: Path) -> bytes:
-    flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)  # a FIFO is not waited for
-    with open(os.open(path, flags), "rb") as file:
-        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            raise OSError(errno.EINVAL, "it is no regular file", str(path))
-        return file.read()
+    return read_regular(path, follow=False)
 
 
 def _digest_line(path: Path, blob: bytes) -> bytes:

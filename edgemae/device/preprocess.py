@@ -24,7 +24,6 @@ _ROTATE: dict[int, int] = {
     180: cv2.ROTATE_180,
     270: cv2.ROTATE_90_COUNTERCLOCKWISE,
 }
-ROTATIONS_DEG = (0, *_ROTATE)
 _TO_BGR: dict[str, int | None] = {
     "BGR": None,
     "RGB": cv2.COLOR_RGB2BGR,

@@ -81,7 +81,8 @@ class CallGate:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         with self._changed:
             self._inside -= 1
-            self._changed.notify_all()
+            if self._ended:
+                self._changed.notify_all()
 
     @property
     def is_forked(self) -> bool:

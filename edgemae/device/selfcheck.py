@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgemae.device.camera.image_header import declared_px
+from edgemae.device.engines._external_data import operators_of
 from edgemae.device.preprocess import ImageBGR, as_bgr, decode, preprocess
 from edgemae.device.session import Session
 from edgemae.spec.bundle import Bundle
@@ -23,8 +24,10 @@ from edgemae.spec.manifest import Golden, Variant
 
 TOKENS = "-tokens"
 PNG = b"\x89PNG\r\n\x1a\n"
-# Operators that only int8 graphs have: of ONNX, and in OpenVINO's IR the quantizers and weights in eight bits.
-INTEGER_MARKS = (b"QuantizeLinear", b"MatMulInteger", b"ConvInteger", b"QLinearMatMul", b"FakeQuantize", b'type="i8"')
+# What only int8 graphs have: operators of ONNX, and in OpenVINO's IR the quantizers and weights in eight bits.
+INTEGER_OPERATORS = {"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "MatMulInteger",
+                     "MatMulIntegerToFloat", "ConvInteger", "QLinearMatMul", "QLinearConv", "QGemm"}  # fmt: skip
+INTEGER_MARKS = (b"FakeQuantize", b'element_type="i8"')
 MAX_FRAME_PX = 2**24  # of a golden frame: 48 MiB as BGR; edgemae writes at most twice the input's sides
 MAX_HEADER = 1024  # bytes; NumPy writes 118
 GOLDEN_TOKENS = 8  # patches of each golden frame that are kept: 24 KB a variant at 8 frames of 96 wide
@@ -112,7 +115,7 @@ def check(session: Session, bundle: Bundle, variant: Variant) -> Check:
 
 def _require_precision(bundle: Bundle, variant: Variant) -> None:
     """Refuse an int8 graph that is listed as float, and the other way round: its figures would be another graph's."""
-    has_integers = any(word in data for data in bundle.variant_files(variant).values() for word in INTEGER_MARKS)
+    has_integers = any(_has_integers(name, data) for name, data in bundle.variant_files(variant).items())
     if has_integers != (variant.precision == "int8"):
         found = "rounds to integers" if has_integers else "holds floats alone"
         raise SelfCheckError(
@@ -120,6 +123,18 @@ def _require_precision(bundle: Bundle, variant: Variant) -> None:
             expected=f"a graph of {variant.precision}, as the manifest lists it",
             fix="compile the bundle again",
         )
+
+
+def _has_integers(name: str, data: bytes) -> bool:
+    """Tell whether a graph file computes in eight bits; weights are not searched, they may be gigabytes."""
+    if name.endswith(".xml"):
+        return any(mark in data for mark in INTEGER_MARKS)
+    if not name.endswith(".onnx"):
+        return False
+    try:
+        return not INTEGER_OPERATORS.isdisjoint(operators_of(data))
+    except (ValueError, IndexError):
+        return False  # no engine takes it, and says so
 
 
 def _require_outputs(

@@ -11,7 +11,7 @@ from edgemae.distill.masking import masking
 from edgemae.distill.recipes import RECIPES
 from edgemae.prune import CRITERIA
 from edgemae.spec.errors import PlanError, check_named
-from edgemae.spec.graph import KERNELS
+from edgemae.spec.graph import KERNELS, RESIZES
 from edgemae.spec.names import require_file_name
 from edgemae.spec.plan_schema import Plan, ShapePlan
 
@@ -23,7 +23,7 @@ def check_plan(plan: Plan) -> None:
         ("pretrain.loss", plan.pretrain.loss, ("norm-pixel", "pixel", "bce")),
         ("prune.criterion", plan.prune.criterion, CRITERIA),
         ("quantize.qat_when", plan.quantize.qat_when, ("on_accuracy_loss", "always")),
-        ("data.resize", plan.data.resize, ("short-side", "stretch")),
+        ("data.resize", plan.data.resize, RESIZES),
         ("data.kernel", plan.data.kernel or KERNELS[0], KERNELS),
         ("graph_input", plan.graph_input, ("float32", "uint8")),
     )

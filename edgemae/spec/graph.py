@@ -13,6 +13,10 @@ import msgspec
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+COLORS = {3: ("RGB", "BGR"), 1: ("GRAY",)}  # channels -> their orders
+RESIZES = ("short-side", "stretch")
+EXIF = ("apply", "ignore")
+ROTATIONS_DEG = (0, 90, 180, 270)
 KERNELS = ("area-linear", "halve-linear", "linear", "cubic", "area")
 
 

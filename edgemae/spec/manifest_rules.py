@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterator
 from datetime import datetime
 
 from edgemae.spec.errors import TargetError
-from edgemae.spec.graph import KERNELS, IoContract, PixelContract, TensorSpec
+from edgemae.spec.graph import COLORS, EXIF, KERNELS, RESIZES, ROTATIONS_DEG, IoContract, PixelContract, TensorSpec
 from edgemae.spec.manifest import Manifest, Variant
 from edgemae.spec.names import FORM, is_file_name
 from edgemae.spec.target import PRECISIONS, Target, check_target
@@ -25,10 +25,6 @@ VARIANTS = (1, 64)
 COSINE_MIN = (0.95, 1.0)  # int8 on another machine than the one it was made on is held to 0.98
 MAX_ABS = (0.0, 1e4)  # of logits
 LONGEST = {"reason": 2000, "licence": 4000, "label": 1000}  # characters
-PIXELS_A_CHANNEL = {3: ("RGB", "BGR"), 1: ("GRAY",)}
-RESIZES = ("short-side", "stretch")
-EXIF = ("apply", "ignore")
-ROTATIONS_DEG = (0, 90, 180, 270)
 DTYPES = ("float32", "uint8")  # of the input
 OUTPUTS = {"logits": 2, "embedding": 2, "tokens": 3}  # name -> number of axes
 ENDINGS = {"openvino": ({".onnx"}, {".xml", ".bin"}), "onnxruntime": ({".onnx"},), "tensorrt": ({".onnx"},)}
@@ -71,8 +67,8 @@ def _target(target: Target) -> Iterator[str]:
 
 def _pixel(pixel: PixelContract) -> Iterator[str]:
     yield from _within("pixel.image_px", pixel.image_px, IMAGE_PX)
-    yield from _among("pixel.channels", pixel.channels, PIXELS_A_CHANNEL)
-    yield from _among("pixel.color", pixel.color, PIXELS_A_CHANNEL.get(pixel.channels, ()))
+    yield from _among("pixel.channels", pixel.channels, COLORS)
+    yield from _among("pixel.color", pixel.color, COLORS.get(pixel.channels, ()))
     yield from _among("pixel.resize", pixel.resize, RESIZES)
     yield from _among("pixel.kernel", pixel.kernel, KERNELS)
     yield from _among("pixel.exif", pixel.exif, EXIF)

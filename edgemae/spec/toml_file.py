@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import codecs
 import math
-import os
-import stat
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from edgemae.spec.errors import InputError
+from edgemae.spec.regular_file import read_regular
 
 MAX_BYTES = 256 << 10  # a resolved plan takes 8 KiB
 MAX_TEXT = 4096  # letters of a text: as many as a path has on Linux
@@ -90,18 +89,9 @@ def check_tree(tree: dict[str, Any], where: str, error: type[InputError]) -> Non
 
 
 def _read(path: Path, what: str, error: type[InputError]) -> bytes:
-    """Return the bytes of a regular file. Opening does not wait for a writer, as it would for a FIFO."""
+    """Return the bytes of a regular file."""
     try:
-        file = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
-        try:
-            if not stat.S_ISREG(os.fstat(file).st_mode):
-                raise error(
-                    f"{what} '{path}' is no regular file", expected="a TOML file", fix="write its contents to a file"
-                )
-            with open(file, "rb", closefd=False) as opened:
-                raw = opened.read(MAX_BYTES + 1)
-        finally:
-            os.close(file)
+        raw = read_regular(path, MAX_BYTES + 1)
     except (OSError, ValueError) as refused:  # ValueError: a NUL in the path
         raise error(
             f"{what} '{path}' cannot be read: {getattr(refused, 'strerror', None) or refused}",

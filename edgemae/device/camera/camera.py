@@ -17,10 +17,9 @@ from edgemae.device.camera.frame_source import silence_error
 from edgemae.device.camera.mailbox import Counters, Frame, Mailbox
 from edgemae.device.camera.sources import ISOLATED_KINDS, LIVE_KINDS, AnySource, kind_of, make_source
 from edgemae.device.camera.supervisor import ReconnectPolicy, Supervisor
-from edgemae.device.preprocess import ROTATIONS_DEG
 from edgemae.device.process_end import CAMERA, close_at_exit
 from edgemae.spec.errors import CameraError, InputError, nearest
-from edgemae.spec.graph import PixelContract
+from edgemae.spec.graph import ROTATIONS_DEG, PixelContract
 
 __all__ = ["Camera", "Counters", "Frame"]
 POLICIES = ("latest", "every", "staleness:200ms")

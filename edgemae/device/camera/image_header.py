@@ -8,10 +8,10 @@ PNG 1.2 section 11.2.2 (IHDR), Windows BITMAPINFOHEADER, JPEG (ITU T.81, annex B
 
 from __future__ import annotations
 
-import errno
 import os
-import stat
 from pathlib import Path
+
+from edgemae.spec.regular_file import read_regular
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp")  # of images, lower case
 # Images of other formats: they are named where they are left out. OpenCV reads some of them, on some systems.
@@ -22,6 +22,7 @@ OTHER_SUFFIXES = (
 FORMATS = "JPEG, PNG, WebP or BMP"
 MAX_PX = 2**27  # of an image: 400 MB as BGR
 MAX_SIDE_PX = 2**16  # a strip of 1 x 1,000,000 px makes OpenCV fail, or grows to gigabytes in a resize
+SNIFFED = 18  # bytes that tell the format
 MAX_FILE_BYTES = 512 << 20  # of an image file
 _FRAME_MARKERS = set(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # start of frame; the three are tables
 _WITHOUT_LENGTH = {0x01, *range(0xD0, 0xD9)}
@@ -33,22 +34,9 @@ def is_image(path: str | Path) -> bool:
     if ending in IMAGE_SUFFIXES or ending in OTHER_SUFFIXES:
         return ending in IMAGE_SUFFIXES
     try:
-        return _format(read_regular(path, 16)) != "" and os.path.getsize(path) > 16
+        return _format(read_regular(path, SNIFFED)) != ""
     except OSError:
         return False
-
-
-def read_regular(path: str | Path, most_bytes: int = MAX_FILE_BYTES + 1) -> bytes:
-    """Return the first bytes of a regular file, by default all. Raises OSError, also for a FIFO or a device: neither is
-    waited for."""
-    file = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
-    try:
-        if not stat.S_ISREG(os.fstat(file).st_mode):
-            raise OSError(errno.EINVAL, "it is no regular file", str(path))
-        with open(file, "rb", closefd=False) as opened:
-            return opened.read(most_bytes)
-    finally:
-        os.close(file)
 
 
 def why_refused(data: bytes) -> str:
@@ -81,6 +69,8 @@ def declared_size(data: bytes) -> tuple[int, int]:
 def _format(data: bytes) -> str:
     if data.startswith(b"RIFF") and data[8:12] == b"WEBP":
         return "webp"
+    if data.startswith(b"BM"):  # as any text may: the size of the second header tells
+        return "bmp" if int.from_bytes(data[14:18], "little") in _BMP_HEADERS else ""
     return next((kind for kind, magic in _MAGIC.items() if data.startswith(magic)), "")
 
 
@@ -124,5 +114,6 @@ def _sides(width: bytes, height: bytes) -> tuple[int, int]:
     return int.from_bytes(width, "big"), int.from_bytes(height, "big")
 
 
-_MAGIC = {"png": b"\x89PNG\r\n\x1a\n", "jpeg": b"\xff\xd8\xff", "bmp": b"BM"}
+_MAGIC = {"png": b"\x89PNG\r\n\x1a\n", "jpeg": b"\xff\xd8\xff"}
+_BMP_HEADERS = (12, 16, 40, 52, 56, 64, 108, 124)  # bytes, of the versions of the format
 _READERS = {"png": _png, "jpeg": _jpeg, "bmp": _bmp, "webp": _webp}

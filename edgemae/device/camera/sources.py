@@ -15,12 +15,13 @@ from numpy.typing import NDArray
 from edgemae.device.camera import csi
 from edgemae.device.camera.address import is_camera_number, redact, split
 from edgemae.device.camera.frame_source import CapturedFrame, Source
-from edgemae.device.camera.image_header import FORMATS, MAX_PX, is_image, read_regular, why_refused
+from edgemae.device.camera.image_header import FORMATS, MAX_FILE_BYTES, MAX_PX, is_image, why_refused
 from edgemae.device.camera.isolated import IsolatedSource
 from edgemae.device.camera.opencv import Video
 from edgemae.device.preprocess import as_bgr, decode
 from edgemae.spec.errors import CameraError, InputError
 from edgemae.spec.graph import PixelContract
+from edgemae.spec.regular_file import read_regular
 
 AnySource = int | str | Path | Iterable[NDArray[Any]]
 URL_SCHEMES = ("rtsp", "rtsps", "http", "https")
@@ -148,7 +149,7 @@ class Images:
         if path is None:
             return None
         try:
-            data = read_regular(path)
+            data = read_regular(path, MAX_FILE_BYTES + 1)
         except OSError:
             data = b""
         name, t_capture_ns = redact(path), time.monotonic_ns()

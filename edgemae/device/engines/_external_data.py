@@ -20,6 +20,7 @@ _SIZES = {FIXED64: 8, FIXED32: 4}
 _MAX_DEPTH = 40
 _TAG_BITS = 32
 _EXTERNAL_DATA, _DATA_LOCATION = 13, 14
+_GRAPH, _NODE, _OP_TYPE = 7, 1, 4
 
 # Message -> {field number: (wire type, repeated, message inside)}, from onnx.proto of ONNX 1.22. Messages that can hold
 # no tensor are not entered.
@@ -79,6 +80,19 @@ def refuse_external_data(onnx: bytes) -> None:
         raise EngineRuntimeError(
             "the ONNX graph keeps weights in another file", expected="all weights inside the graph", fix="do not use it"
         )
+
+
+def operators_of(onnx: bytes) -> set[str]:
+    """Return the types of the operators in a model's graph. Raises ValueError or IndexError for what is no ONNX."""
+    found: set[str] = set()
+    for number, _, graph in _values(memoryview(onnx)):
+        if number == _GRAPH and isinstance(graph, memoryview):
+            nodes = (node for field, _, node in _values(graph) if field == _NODE and isinstance(node, memoryview))
+            found |= {
+                bytes(kind).decode("utf-8", "replace") for node in nodes for field, _, kind in _values(node)
+                if field == _OP_TYPE and isinstance(kind, memoryview)
+            }  # fmt: skip
+    return found
 
 
 @contextmanager

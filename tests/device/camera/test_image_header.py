@@ -65,7 +65,8 @@ def stated_png(width: int, height: int) -> bytes:
         (b"", "empty"), (b"GIF89a" + b"\xff" * 40, "no JPEG"), (b"P4 60000 60000\n" + bytes(40), "no JPEG"),
         (b"II*\0" + bytes(40), "no JPEG"), (stated_png(20000, 20000), "20000 x 20000"), (stated_png(0, 5), "damaged"),
         (stated_png(1, MAX_SIDE_PX + 1), f"1 x {MAX_SIDE_PX + 1}"), (stated_png(2**31, 2**31), "2147483648"),
-        (b"\xff\xd8\xff\xd9" + bytes(20), "damaged"), (b"BM" + bytes(10), "damaged"),
+        (b"\xff\xd8\xff\xd9" + bytes(20), "damaged"), (b"BM" + bytes(20), "no JPEG"),
+        (b"BM" + bytes(12) + b"\x28" + bytes(20), "damaged"),
     ],
 )  # fmt: skip
 def test_what_would_take_the_memory_is_named_before_it_is_decoded(data: bytes, why: str) -> None:
